@@ -1,0 +1,369 @@
+"""Run configuration: frozen dataclasses, read from YAML, checked key by key.
+
+Each key is declared once, here, with its type, default and meaning; `neojax inspect --keys` prints them.
+A wrong key, type or value raises `NeojaxError` with one line that names the key.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neojax.errors import NeojaxError, suggest
+
+ATTENTION_TYPES = ("global", "local")
+
+
+def _key(default: Any, doc: str, *, choices: Iterable[str] = (), least: float | None = None) -> Any:
+    """Declares a key: its default, its meaning, and what values it takes."""
+    meta = {"doc": doc, "choices": tuple(choices), "least": least}
+    return dataclasses.field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the Transformer, in gpt-neo's terms."""
+
+    n_layer: int = _key(12, "number of blocks", least=1)
+    n_embd: int = _key(768, "width of the residual stream", least=1)
+    n_head: int = _key(12, "attention heads; must divide n_embd", least=1)
+    n_ctx: int = _key(2048, "context length in tokens", least=1)
+    n_vocab: int = _key(
+        50257, "number of token ids; padded internally so that a mesh axis can split it", least=2
+    )
+    n_inner: int | None = _key(None, "width of the MLP; null means 4 * n_embd", least=1)
+    attention_types: tuple = _key(
+        ("global", "local"),
+        "a pattern repeated to n_layer ([global, local]) or gpt-neo's form ([[[global, local], 6]])",
+    )
+    window_size: int = _key(256, "keys a local layer sees, the token itself included", least=1)
+    activation_function: str = _key(
+        "gelu_new", "MLP non-linearity", choices=("gelu_new", "gelu", "relu", "silu")
+    )
+    layer_norm_epsilon: float = _key(1e-5, "added to the variance in layer normalisation", least=0)
+    embed_dropout: float = _key(0.0, "dropout rate on the sum of token and position embedding", least=0)
+    attn_dropout: float = _key(0.0, "dropout rate on attention probabilities (global layers only)", least=0)
+    res_dropout: float = _key(0.0, "dropout rate on the output of each attention and MLP branch", least=0)
+    scale_by_depth: bool = _key(False, "initialise the MLP's output projection smaller by sqrt(n_layer)")
+    scale_by_in: bool = _key(False, "initialise MLP weights smaller by sqrt of their inputs")
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def mlp_dim(self) -> int:
+        return self.n_inner or 4 * self.n_embd
+
+    @property
+    def attention_layers(self) -> tuple[str, ...]:
+        """The attention type of every layer, `n_layer` of them."""
+        return expand_attention_types(self.attention_types, self.n_layer)
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """The device mesh and which named dimensions its axes split."""
+
+    shape: str = _key(
+        "data:-1", 'axes and their sizes, "data:4, model:2"; -1 takes the devices that are left'
+    )
+    layout: str = _key(
+        "batch:data",
+        'where computation lives: "batch:data, heads:model, mlp:model"; a+b splits over two axes',
+    )
+    param_layout: str = _key(
+        "", 'where parameters and optimizer state are stored, on top of layout: "embd:data" is FSDP'
+    )
+    dcn_shape: str = _key("", 'part of each axis that spans slices joined by a data-center network: "data:2"')
+    cpu_devices: int = _key(
+        0, "run on this many fake CPU devices instead of real accelerators; 0 for real ones", least=0
+    )
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One token store of the training mixture."""
+
+    path: str = _key(
+        "", "a token store: PREFIX of PREFIX.bin and PREFIX.idx, or a folder that `neojax prepare` wrote"
+    )
+    weight: float = _key(1.0, "share of the mixture, relative to the other sources", least=0)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Token stores and tokenizer."""
+
+    train: tuple[SourceConfig, ...] = _key((), "the training mixture: a path, or a list of {path, weight}")
+    validation: tuple[SourceConfig, ...] = _key(
+        (), "held-out stores, each read once in order at every evaluation"
+    )
+    tokenizer: str = _key("", "tokenizer.json; default: the one beside the first training source")
+    prefetch: int = _key(8, "batches read ahead of the training step", least=1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    run_dir: str = _key(
+        "", "where config.yml, metrics.jsonl, tensorboard/, checkpoints/ and the tokenizer go"
+    )
+    batch_size: int = _key(8, "sequences in one optimizer step, over all devices", least=1)
+    steps: int = _key(1000, "optimizer steps in the whole run", least=1)
+    microbatch: int = _key(
+        0, "sequences in one forward and backward pass, over all devices; 0: batch_size", least=0
+    )
+    precision: str = _key(
+        "auto",
+        "compute type; auto is bfloat16 on TPU and GPU, float32 on CPU",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    remat: str = _key(
+        "none",
+        "what the backward pass recomputes: none; full: whole blocks; names: all but named matmul outputs",
+        choices=("none", "full", "names"),
+    )
+    scan_layers: bool = _key(
+        True, "scan over layer groups (compile time independent of depth) instead of unrolling"
+    )
+    optimizer: str = _key("adamw", "update rule", choices=("adamw", "adafactor"))
+    learning_rate: float = _key(6e-4, "peak learning rate", least=0)
+    warmup_steps: int = _key(100, "steps of linear warmup from zero", least=0)
+    schedule: str = _key(
+        "cosine", "decay after warmup", choices=("cosine", "linear", "constant", "inverse_sqrt")
+    )
+    decay_steps: int | None = _key(
+        None, "step at which cosine and linear decay reach their floor; null: steps", least=1
+    )
+    min_lr_ratio: float = _key(
+        0.1, "floor of the cosine and linear schedules, as a share of the peak", least=0
+    )
+    weight_decay: float = _key(0.1, "decoupled weight decay, times the learning rate", least=0)
+    no_decay: tuple[str, ...] = _key(
+        ("ndim<2",),
+        'parameters without weight decay: "ndim<2", a dimension name (vocab), or a name pattern (*norm*)',
+    )
+    beta1: float = _key(0.9, "decay of AdamW's first moment", least=0)
+    beta2: float = _key(0.95, "decay of AdamW's second moment", least=0)
+    epsilon: float = _key(1e-8, "added to AdamW's denominator", least=0)
+    clip_norm: float = _key(1.0, "largest global gradient norm; 0: no clipping", least=0)
+    z_loss: float = _key(0.0, "weight of the squared log-partition added to the loss", least=0)
+    seed: int = _key(0, "seed of initial weights, data order and dropout", least=0)
+    log_every: int = _key(10, "steps between lines of metrics.jsonl", least=1)
+    eval_every: int = _key(0, "steps between evaluations on data.validation; 0: only at the end", least=0)
+    eval_batches: int = _key(0, "batches of each validation store to evaluate; 0: all", least=0)
+    checkpoint_every: int = _key(1000, "steps between checkpoints; one is always written at the end", least=1)
+    keep: int = _key(3, "newest checkpoints to keep", least=1)
+    tensorboard: bool = _key(True, "write TensorBoard event files")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run: `model`, `mesh`, `data`, `train`."""
+
+    model: ModelConfig = _key(ModelConfig(), "the model")
+    mesh: MeshConfig = _key(MeshConfig(), "the device mesh")
+    data: DataConfig = _key(DataConfig(), "the data")
+    train: TrainConfig = _key(TrainConfig(), "the training run")
+
+
+def expand_attention_types(spec: tuple, n_layer: int) -> tuple[str, ...]:
+    """Expands `[[[types], n], ...]` or a repeating pattern of names to `n_layer` names.
+
+    Source: `attention_types` of gpt-neo's and Hugging Face's configs.
+    """
+    where = "model.attention_types"
+    if all(isinstance(entry, str) for entry in spec):
+        names = list(spec)
+        if names and n_layer % len(names) == 0:
+            names *= n_layer // len(names)
+    else:
+        names = []
+        for entry in spec:
+            match entry:
+                case [[*pattern], int(repeats)]:
+                    names += pattern * repeats
+                case _:
+                    raise NeojaxError(f"{where}: expected [[types], count] or a list of names, got {entry!r}")
+    for name in names:
+        if name not in ATTENTION_TYPES:
+            raise NeojaxError(
+                f"{where}: unknown attention type {name!r}{suggest(str(name), ATTENTION_TYPES)}"
+            )
+    if len(names) != n_layer:
+        raise NeojaxError(
+            f"{where}: {spec} gives {len(names)} layers but model.n_layer is {n_layer}; "
+            "make the pattern divide n_layer or the counts add up to it"
+        )
+    return tuple(names)
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Reads a YAML config and applies `section.key=value` overrides. Raises `NeojaxError`."""
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise NeojaxError(f"cannot read config {path}: {e.strerror or e}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise NeojaxError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from None
+    return from_dict({} if raw is None else raw, overrides, source=str(path))
+
+
+def from_dict(raw: Any, overrides: Iterable[str] = (), source: str = "config") -> Config:
+    """Builds a `Config` from nested dictionaries (as YAML gives them), applies overrides and checks it."""
+    if not isinstance(raw, Mapping):
+        raise NeojaxError(f"{source}: expected sections model, mesh, data, train; got {type(raw).__name__}")
+    raw = {k: dict(v) if isinstance(v, Mapping) else v for k, v in raw.items()}
+    for override in overrides:
+        _apply(override, raw)
+    config = _build(Config, raw, "", source)
+    check(config)
+    return config
+
+
+def _apply(override: str, raw: dict) -> None:
+    name, equals, text = override.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not equals or not dot:
+        raise NeojaxError(f"override {override!r}: expected section.key=value, such as train.steps=100")
+    sections = [f.name for f in dataclasses.fields(Config)]
+    if section not in sections:
+        raise NeojaxError(f"override {override!r}: unknown section {section!r}{suggest(section, sections)}")
+    try:
+        value = yaml.safe_load(text) if text.strip() else ""
+    except yaml.YAMLError:
+        raise NeojaxError(f"override {override!r}: the value is not valid YAML") from None
+    target = raw.get(section)
+    raw[section] = target = dict(target) if isinstance(target, Mapping) else {}
+    target[key] = value
+
+
+def _build(cls: type, raw: Any, prefix: str, source: str) -> Any:
+    """Builds dataclass `cls` from a mapping; `prefix` is the dotted path for error messages."""
+    if raw is None:
+        raw = {}
+    if not isinstance(raw, Mapping):
+        raise NeojaxError(f"{source}: {prefix.rstrip('.')}: expected keys and values, got {raw!r}")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    values = {}
+    for name, value in raw.items():
+        if name not in fields:
+            near = suggest(str(name), fields)
+            if "did you mean" in near and prefix:
+                near = near.replace("did you mean ", f"did you mean {prefix}")
+            raise NeojaxError(f"{source}: unknown key {prefix}{name}{near}")
+        values[name] = _convert(value, hints[name], fields[name].metadata, f"{prefix}{name}", source)
+    return cls(**values)
+
+
+def _convert(value: Any, hint: Any, meta: Mapping, name: str, source: str) -> Any:
+    def wrong(expected: str) -> NeojaxError:
+        return NeojaxError(f"{source}: {name}: expected {expected}, got {value!r}")
+
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(t for t in typing.get_args(hint) if t is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return _build(typing.cast(type, hint), value, f"{name}.", source)
+    if hint == tuple[SourceConfig, ...]:
+        entries = [value] if isinstance(value, str | Mapping) else value
+        if not isinstance(entries, list | tuple):
+            raise wrong("a path or a list of {path, weight}")
+        entries = [{"path": e} if isinstance(e, str) else e for e in entries]
+        return tuple(_build(SourceConfig, e, f"{name}[{i}].", source) for i, e in enumerate(entries))
+    if hint == tuple[str, ...]:
+        entries = [value] if isinstance(value, str) else value
+        if not isinstance(entries, list | tuple) or not all(isinstance(e, str) for e in entries):
+            raise wrong("a list of texts")
+        return tuple(entries)
+    if hint is tuple:
+        entries = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        if not isinstance(entries, list | tuple):
+            raise wrong("a list")
+        return _freeze(entries)
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise wrong("true or false")
+        return value
+    if hint in (int, float):
+        kind = "a whole number" if hint is int else "a number"
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            raise wrong(kind)
+        try:
+            number = float(value)
+            whole = int(number)
+        except (ValueError, OverflowError):
+            raise wrong(kind) from None
+        if hint is int:
+            if number != whole:
+                raise wrong(kind)
+            number = int(value) if isinstance(value, int) else whole
+        if meta["least"] is not None and number < meta["least"]:
+            raise wrong(f"{kind}, at least {meta['least']}")
+        return number
+    if not isinstance(value, str):
+        raise wrong("a text")
+    if meta["choices"] and value not in meta["choices"]:
+        raise NeojaxError(
+            f"{source}: {name}: {value!r} is not one of its values{suggest(value, meta['choices'])}"
+        )
+    return value
+
+
+def _freeze(value: Any) -> Any:
+    """Lists as tuples, all the way down, so that a config can be hashed."""
+    return tuple(_freeze(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def check(config: Config) -> None:
+    """Checks what spans several keys. Raises `NeojaxError`; the mesh is checked by `neojax.mesh`."""
+    model, train = config.model, config.train
+    if model.n_embd % model.n_head:
+        raise NeojaxError(
+            f"model.n_embd={model.n_embd} is not a multiple of model.n_head={model.n_head}; change one of them"
+        )
+    _ = model.attention_layers  # raises where the pattern does not fit n_layer
+    for name in ("embed_dropout", "attn_dropout", "res_dropout"):
+        if getattr(model, name) >= 1:
+            raise NeojaxError(f"model.{name}={getattr(model, name)} must be below 1")
+    if train.microbatch and train.batch_size % train.microbatch:
+        raise NeojaxError(
+            f"train.microbatch={train.microbatch} does not divide train.batch_size={train.batch_size}"
+        )
+    if train.schedule in ("cosine", "linear") and train.warmup_steps >= (train.decay_steps or train.steps):
+        raise NeojaxError(
+            f"train.warmup_steps={train.warmup_steps} leaves nothing of the {train.decay_steps or train.steps} "
+            "steps to decay over; lower it or raise train.steps"
+        )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain nested dictionaries."""
+    return dataclasses.asdict(config)
+
+
+def dump(config: Config) -> str:
+    """The fully resolved config as YAML; `load` gives the same config back."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def describe() -> list[tuple[str, str, Any, str]]:
+    """Every key as (dotted name, type, default, meaning), in order of declaration."""
+    rows = []
+    for section in dataclasses.fields(Config):
+        cls = typing.get_type_hints(Config)[section.name]
+        for f in dataclasses.fields(cls):
+            hint = typing.get_type_hints(cls)[f.name]
+            kind = " | ".join(f.metadata["choices"]) or getattr(hint, "__name__", str(hint))
+            rows.append((f"{section.name}.{f.name}", kind, f.default, f.metadata["doc"]))
+    return rows

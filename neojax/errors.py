@@ -1,0 +1,20 @@
+"""The one exception for what the user can mend."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class NeojaxError(Exception):
+    """Bad input: one line that names the thing, what was expected and what to do.
+
+    The command line prints it as ``error: ...`` and exits with status 2; Python callers catch it.
+    """
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """The clause ``"; did you mean X?"`` for the known word nearest to `word`, or the list of known words."""
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return "; known: " + ", ".join(known) if known else ""
