@@ -1,0 +1,140 @@
+"""The deterministic stream of batches, through Grain.
+
+A store's tokens are cut into windows of n_ctx + 1 tokens, one every n_ctx, so that each token but the first is
+a target exactly once. Training windows are shuffled anew every epoch, mixed by weight, and repeated for ever:
+Grain computes which window stands where by index, so that any batch is found at once and nothing is
+remembered between batches.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import grain
+import numpy as np
+
+from neojax.config import DataConfig, SourceConfig
+from neojax.data.store import TokenStore, resolve
+from neojax.errors import NeojaxError
+
+NOT_SCORED = -1  # target of a position that holds no token
+_THREADS = 2  # a batch is a few copies from the page cache: more threads only wait for each other
+
+Batch = dict[str, np.ndarray]
+
+
+class Windows:
+    """The windows of a store in order, as a Grain source: window i is tokens [i * n_ctx, (i + 1) * n_ctx], both
+    ends included; the last may be shorter. Raises `NeojaxError` where the store has no token to predict."""
+
+    def __init__(self, store: TokenStore, n_ctx: int):
+        if store.n_tokens < 2:
+            raise NeojaxError(
+                f"token store {store.prefix} holds {store.n_tokens} tokens; training and evaluation need at least 2"
+            )
+        self._store = store
+        self._n_ctx = n_ctx
+
+    def __len__(self) -> int:
+        return -(-(self._store.n_tokens - 1) // self._n_ctx)
+
+    def __getitem__(self, i) -> np.ndarray:
+        start = int(i) * self._n_ctx
+        return self._store.read(start, start + self._n_ctx + 1)
+
+    def __repr__(self) -> str:
+        return f"Windows({self._store.prefix.name}, n_ctx={self._n_ctx})"
+
+
+def _stack(windows: Sequence[np.ndarray], n_rows: int, n_ctx: int) -> Batch:
+    """Windows as a batch {"inputs", "targets"}, each int32 [n_rows, n_ctx]; what they leave is not scored."""
+    inputs = np.zeros((n_rows, n_ctx), np.int32)
+    targets = np.full((n_rows, n_ctx), NOT_SCORED, np.int32)
+    for row, window in enumerate(windows):
+        n = len(window) - 1
+        inputs[row, :n] = window[:-1]
+        targets[row, :n] = window[1:]
+    return {"inputs": inputs, "targets": targets}
+
+
+def _rows(batch_size: int, shard: tuple[int, int]) -> int:
+    index, count = shard
+    if not 0 <= index < count:
+        raise NeojaxError(f"shard {index} of {count}: expected an index below the count")
+    if batch_size % count:
+        raise NeojaxError(
+            f"batch_size={batch_size} does not divide over {count} data-loading hosts; make it a multiple of {count}"
+        )
+    return batch_size // count
+
+
+def train_batches(
+    data: DataConfig,
+    n_ctx: int,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    *,
+    shard: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """The batches of a run from `start_step` on, without end; `data.prefetch` are read ahead by threads.
+
+    Yields {"inputs", "targets"}, each int32 [batch_size / count, n_ctx] for shard (index, count): rows
+    [index * batch_size / count, ...) of the batch that all shards make together. That whole batch depends only on
+    (data, seed, step). A target is -1 where there is no token to score. Raises `NeojaxError`.
+    """
+    if not data.train:
+        raise NeojaxError("data.train is empty; name at least one token store")
+    rows = _rows(batch_size, shard)
+    mixture, weights = [], []
+    for i, source in enumerate(data.train):
+        if source.weight > 0:
+            windows = Windows(TokenStore(resolve(source.path, "train")), n_ctx)
+            # Grain shuffles epoch e with seed + e, so seeds that differ by little would share whole epochs.
+            source_seed = int(np.random.SeedSequence((seed, i)).generate_state(1)[0])
+            mixture.append(grain.MapDataset.source(windows).shuffle(seed=source_seed).repeat())
+            weights.append(source.weight)
+    if not mixture:
+        raise NeojaxError("data.train: every source has weight 0; give one a positive weight")
+    if len(mixture) > 1:
+        # Grain scales the smallest weight to 100 and cuts off the rest of the fraction; round instead.
+        proportions = [round(100 * w / min(weights)) for w in weights]
+        stream = grain.MapDataset.mix(mixture, proportions)
+    else:
+        stream = mixture[0]
+    batches = stream.batch(rows, batch_fn=lambda windows: _stack(windows, rows, n_ctx))
+    index, count = shard
+    mine = batches[start_step * count + index :: count]
+    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=data.prefetch)
+    return iter(mine.to_iter_dataset(options))
+
+
+def validation_batches(
+    source: SourceConfig, n_ctx: int, batch_size: int, *, shard: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
+    """One pass over a store in order, every token but the first a target once.
+
+    Yields as `train_batches`. The last batch is filled up with rows of which nothing is scored, so that every
+    shard yields the same number of batches of the same shape. Raises `NeojaxError`.
+    """
+    rows = _rows(batch_size, shard)
+    windows = Windows(TokenStore(resolve(source.path, "validation")), n_ctx)
+
+    def batches() -> Iterator[Batch]:
+        for first in range(shard[0] * rows, shard[0] * rows + len(windows), batch_size):
+            mine = range(first, min(first + rows, len(windows)))
+            yield _stack([windows[i] for i in mine], rows, n_ctx)
+
+    # Not a generator itself: a wrong path is an error at the call, not at the first batch.
+    return batches()
+
+
+def check_ids(stores: Iterable[TokenStore], n_vocab: int) -> None:
+    """Raises `NeojaxError` where a store holds an id that is not in [0, n_vocab). Reads each store once."""
+    for store in stores:
+        smallest, largest = store.extremes
+        if smallest < 0:
+            raise NeojaxError(f"token store {store.prefix} holds the negative id {smallest}; ids start at 0")
+        if largest >= n_vocab:
+            raise NeojaxError(
+                f"token store {store.prefix} holds id {largest}, but model.n_vocab={n_vocab} allows ids below it; "
+                f"set model.n_vocab to at least {largest + 1} or prepare the text with this model's tokenizer"
+            )
