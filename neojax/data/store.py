@@ -179,7 +179,7 @@ class StoreWriter:
         self._open = 0
         self._partial = {s: _beside(self.prefix, s + ".partial") for s in (".bin", ".idx")}
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
-        self._bin = open(self._partial[".bin"], "wb")
+        self._bin = open(self._partial[".bin"], "wb")  # noqa: SIM115 - closed by close or discard
 
     def append(self, tokens: np.ndarray) -> None:
         """Adds tokens [length] to the document being written."""

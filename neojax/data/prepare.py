@@ -1,0 +1,361 @@
+"""`neojax prepare`: text in any usual container to a folder of token stores.
+
+The folder holds `train` and `validation` stores, `tokenizer.json`, and `prepared.json`, written last, which says
+what they hold. All is written inside `OUT/unfinished` first, so that an interrupted run leaves nothing that
+looks finished.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neojax.errors import NeojaxError
+from neojax.version import __version__
+
+if TYPE_CHECKING:
+    from neojax.data.encode import Encoded, Piece
+    from neojax.data.readers import Record, Skip
+    from neojax.data.store import StoreWriter
+
+VALIDATION = 0.01
+TRAINING_TEXT = 4 << 30  # bytes of training text a new tokenizer is made from; more hardly changes it
+_TASK = 1 << 19  # bytes encoded by one process at a time
+_LONG = 1 << 22  # bytes from which on a document is cut and encoded by several processes
+
+
+@dataclass
+class Part:
+    """What one store holds; `bytes` are of UTF-8 text."""
+
+    documents: int = 0
+    tokens: int = 0
+    bytes: int = 0
+
+
+@dataclass
+class Counts:
+    """What `prepare` wrote, and what it passed over: reason -> how many, reason -> the first of them."""
+
+    train: Part = field(default_factory=Part)
+    validation: Part = field(default_factory=Part)
+    skipped: dict[str, int] = field(default_factory=dict)
+    first_skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def documents(self) -> int:
+        return self.train.documents + self.validation.documents
+
+    @property
+    def tokens(self) -> int:
+        return self.train.tokens + self.validation.tokens
+
+    @property
+    def bytes(self) -> int:
+        return self.train.bytes + self.validation.bytes
+
+    def skip(self, skip: "Skip") -> None:
+        self.skipped[skip.reason] = self.skipped.get(skip.reason, 0) + 1
+        self.first_skipped.setdefault(skip.reason, skip.where)
+
+    def lines(self) -> list[str]:
+        """The counts for a reader, a line each."""
+        rows = [
+            f"{name:<10}  {part.documents:>12,} documents  {part.tokens:>15,} tokens  {part.bytes:>16,} bytes"
+            for name, part in (("train", self.train), ("validation", self.validation))
+        ]
+        rows += [
+            f"skipped     {n:>12,} {reason} (the first: {self.first_skipped[reason]})"
+            for reason, n in self.skipped.items()
+        ]
+        return rows
+
+
+def prepare(
+    inputs: Sequence[str | Path],
+    out: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    train_tokenizer: int | None = None,
+    validation: float = VALIDATION,
+    workers: int | None = None,
+    text_key: str = "text",
+    eod: str | None = None,
+    force: bool = False,
+    progress: bool = False,
+) -> Counts:
+    """Encodes all documents of `inputs` (files, folders, globs) into the folder `out`.
+
+    Give either `tokenizer`, a tokenizer.json, or `train_tokenizer`, the vocabulary size of a byte-level BPE to
+    train on the training documents. Documents keep the order of the inputs; each ends with the end-of-document
+    token (`eod`, or the tokenizer's usual one); a share `validation` of them, chosen by a hash of their text, is
+    held out. Nothing of the result depends on `workers`, the number of encoding processes (default: one for
+    each core). Raises `NeojaxError`; a finished `out` is only replaced with `force`.
+    """
+    from neojax.data import readers
+
+    if (tokenizer is None) == (train_tokenizer is None):
+        raise NeojaxError("give either --tokenizer tokenizer.json or --train-tokenizer VOCAB_SIZE")
+    if not 0 <= validation < 1:
+        raise NeojaxError(f"--validation {validation}: expected a share of the documents, from 0 to below 1")
+    if workers is not None and workers < 1:
+        raise NeojaxError(f"--workers {workers}: expected at least 1")
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise NeojaxError(f"--out {out} is a file; expected a folder")
+    if (out / "prepared.json").exists() and not force:
+        raise NeojaxError(f"--out {out} holds prepared data already; choose another folder or add --force")
+    inside = out.resolve()
+    files = [f for f in readers.expand(inputs) if inside not in f.resolve().parents]
+    if not files:
+        raise NeojaxError(f"every input lies in --out {out}; choose another folder")
+    staging = out / "unfinished"
+    try:
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+    except OSError as e:
+        raise NeojaxError(f"--out {out}: cannot write there: {e.strerror}") from None
+    try:
+        run = _Run(files, staging, validation, text_key, workers or _cores(), progress)
+        counts = run.write(tokenizer, train_tokenizer, eod, [str(i) for i in inputs])
+        # Last out, first in: while any part is replaced, the folder does not count as prepared.
+        names = [f"{split}{suffix}" for suffix in (".idx", ".bin") for split in ("train", "validation")]
+        names = ["prepared.json", *names, "tokenizer.json"]
+        for name in names:
+            (out / name).unlink(missing_ok=True)
+        for name in reversed(names):
+            os.replace(staging / name, out / name)
+    except OSError as e:
+        raise NeojaxError(f"--out {out}: {e.strerror or e}: {e.filename or 'while writing'}") from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            out.rmdir()  # only succeeds where nothing is left of an unfinished run
+    return counts
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass
+class _Run:
+    """One preparation: its files are read once for a new tokenizer, and once for the tokens."""
+
+    files: list[Path]
+    folder: Path
+    validation: float
+    text_key: str
+    workers: int
+    progress: bool
+
+    def write(
+        self, tokenizer_path: str | Path | None, n_vocab: int | None, eod: str | None, inputs: list[str]
+    ) -> Counts:
+        from neojax.data import tokenizer as tokenizers_
+        from neojax.data.encode import Settings
+        from neojax.data.store import SPLITS, StoreWriter
+        from neojax.data.workers import Pool
+
+        if n_vocab is not None:
+            tokenizer = tokenizers_.train(self._training_texts(), n_vocab)
+        else:
+            assert tokenizer_path is not None
+            tokenizer = tokenizers_.load(tokenizer_path)
+        end, end_id = tokenizers_.end_of_document(tokenizer, eod)
+        n_ids = tokenizers_.n_ids(tokenizer)
+        settings = Settings(tokenizer.to_str(), end_id, self.validation, self.text_key)
+        long = _LONG if tokenizers_.is_splittable(tokenizer) else None
+        counts = Counts()
+        with contextlib.ExitStack() as stack:
+            writers = {s: stack.enter_context(StoreWriter(self.folder / s, n_ids)) for s in SPLITS}
+            pool = stack.enter_context(Pool(self.workers, settings))
+            for encoded in pool.map(self._tasks("encoding", counts, long)):
+                _write(encoded, writers, counts)
+            if not counts.train.documents:
+                raise NeojaxError(_nothing(counts))
+        tokenizer.save(str(self.folder / "tokenizer.json"))
+        about: dict[str, Any] = {
+            "neojax": __version__,
+            "inputs": inputs,
+            "files": len(self.files),
+            "validation_fraction": self.validation,
+            "tokenizer": {
+                "source": "trained" if tokenizer_path is None else str(tokenizer_path),
+                "n_vocab": n_ids,
+                "end_of_document": end,
+                "end_of_document_id": end_id,
+            },
+            **dataclasses.asdict(counts),
+        }
+        text = json.dumps(about, indent=2, ensure_ascii=False)
+        (self.folder / "prepared.json").write_bytes(text.encode("utf-8", "backslashreplace"))
+        return counts
+
+    def _training_texts(self) -> Iterator[str]:
+        """The training documents, up to `TRAINING_TEXT` bytes of them."""
+        from neojax.data.encode import decode, split_of, to_bytes
+        from neojax.data.readers import Skip
+
+        total = 0
+        for record in self._read("training the tokenizer"):
+            text = record if isinstance(record, Skip) else decode(record, self.text_key)
+            if not isinstance(text, Skip):
+                text, raw = to_bytes(text)
+                if split_of(raw, self.validation) == "train":
+                    yield text
+                    total += len(raw)
+                    if total > TRAINING_TEXT:
+                        return
+
+    def _tasks(self, title: str, counts: Counts, long: int | None) -> Iterator["list[Record] | Piece"]:
+        """Records in groups of about `_TASK` bytes; documents of over `long` bytes in pieces."""
+        from neojax.data.encode import Piece, decode, split_of
+        from neojax.data.readers import Skip
+        from neojax.data.tokenizer import split
+
+        task: list[Record] = []
+        size = 0
+        for record in self._read(title):
+            if isinstance(record, Skip):
+                counts.skip(record)
+                continue
+            is_long = long is not None and len(record.data) > long and not record.is_json
+            if is_long and isinstance(text := decode(record, self.text_key), str):
+                if task:
+                    yield task
+                    task, size = [], 0
+                side = split_of(record.data, self.validation)
+                pieces = split(text, _TASK)
+                piece = next(pieces)
+                for following in pieces:
+                    yield Piece(piece, side, is_last=False)
+                    piece = following
+                yield Piece(piece, side, is_last=True)
+                continue
+            task.append(record)
+            size += len(record.data)
+            if size >= _TASK:
+                yield task
+                task, size = [], 0
+        if task:
+            yield task
+
+    def _read(self, title: str) -> "Iterator[Record | Skip]":
+        """The records of all files, with a progress bar over their bytes."""
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import TransferSpeedColumn as Speed
+
+        from neojax.data import readers
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            Speed(),
+            TimeRemainingColumn(),
+        )
+        console = Console(stderr=True)
+        with Progress(*columns, console=console, disable=not self.progress) as bar:
+            shown = bar.add_task(title, total=sum(f.stat().st_size for f in self.files))
+            for file in self.files:
+                yield from readers.read(file, self.text_key, lambda n: bar.advance(shown, n))
+
+
+def _write(encoded: "Encoded", writers: "dict[str, StoreWriter]", counts: Counts) -> None:
+    for skip in encoded.skipped:
+        counts.skip(skip)
+    for split, tokens in encoded.tokens.items():
+        part: Part = getattr(counts, split)
+        part.tokens += len(tokens)
+        part.bytes += encoded.n_bytes[split]
+        if split in encoded.sizes:
+            writers[split].add(tokens, encoded.sizes[split])
+            part.documents += len(encoded.sizes[split])
+        else:
+            writers[split].append(tokens)
+            if not encoded.is_open:
+                writers[split].end_document()
+                part.documents += 1
+
+
+def _nothing(counts: Counts) -> str:
+    if counts.validation.documents:
+        return f"all {counts.validation.documents} documents fell into validation; lower --validation or give more"
+    reasons = "; ".join(f"{n} {reason}" for reason, n in list(counts.skipped.items())[:4])
+    return f"no documents in the inputs ({reasons or 'they hold no records'}); see --text-key for other names"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The options of `neojax prepare`."""
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="files, folders or globs: text files (.txt .md .py ..., a document each), .jsonl, .parquet, "
+        "compressed (.gz .xz .zst .bz2) or archived (.tar .zip)",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json")
+    which.add_argument(
+        "--train-tokenizer",
+        type=int,
+        metavar="VOCAB_SIZE",
+        help="train a byte-level BPE of that many ids on the training documents (their first "
+        f"{TRAINING_TEXT >> 30} GiB)",
+    )
+    parser.add_argument(
+        "--validation",
+        type=float,
+        default=VALIDATION,
+        metavar="FRACTION",
+        help="share of the documents to hold out, chosen by a hash of their text (default %(default)s)",
+    )
+    parser.add_argument(
+        "--text-key", default="text", metavar="NAME", help="field or column of the text (default text)"
+    )
+    parser.add_argument(
+        "--eod", metavar="TOKEN", help="end-of-document token (default: the tokenizer's usual one)"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="encoding processes (default: one for each core)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace what DIR holds already")
+
+
+def run(args: Namespace) -> None:
+    """Runs `neojax prepare` with parsed arguments and prints the counts. Raises `NeojaxError`."""
+
+    def terminate(*_: object) -> None:
+        raise SystemExit(128 + signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGTERM, terminate)  # so that it cleans up, as after Ctrl-C
+    try:
+        options = {k: v for k, v in vars(args).items() if k in _OPTIONS}
+        counts = prepare(args.inputs, args.out, **options, progress=True)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    print("\n".join(counts.lines()))
+    if not counts.validation.documents and args.validation:
+        print("note: no document fell into validation; give more documents or a larger --validation")
+    print(f"written to {args.out}: train with data.train={args.out} data.validation={args.out}")
+
+
+_OPTIONS: Iterable[str] = (
+    "tokenizer",
+    "train_tokenizer",
+    "validation",
+    "workers",
+    "text_key",
+    "eod",
+    "force",
+)
