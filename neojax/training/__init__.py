@@ -1,0 +1,1 @@
+"""Training: learning-rate schedule, optimizer, checkpoints, metrics, the step and the loop."""

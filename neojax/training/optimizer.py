@@ -1,0 +1,85 @@
+"""The optimizer: clipping, AdamW or Adafactor, and decoupled weight decay by dimension or name.
+
+Optimizer state is made from the parameters by `init`: on an Explicit mesh each moment is stored as its parameter is,
+a factored moment as its parameter is without the reduced dimension.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from neojax.config import TrainConfig
+from neojax.errors import NeojaxError, suggest
+from neojax.training.adafactor import scale_by_adafactor
+from neojax.training.schedule import learning_rate
+
+Dims = Mapping[str, tuple[str, ...]]
+Params = dict[str, jax.Array]
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """An optax transformation after clipping by the global norm. Call both methods under `jax.jit`."""
+
+    transform: optax.GradientTransformation
+    clip_norm: float
+
+    def init(self, params: Params) -> Any:
+        """The optimizer state before the first step, stored as the parameters are."""
+        return self.transform.init(params)
+
+    def update(self, grads: Params, opt_state: Any, params: Params) -> tuple[Params, Any, jax.Array]:
+        """One step: (new parameters, new state, float32 global norm of `grads` before clipping)."""
+        norm = optax.tree.norm(grads)
+        if self.clip_norm:
+            scale = jnp.minimum(1.0, self.clip_norm / norm)
+            grads = {name: g * scale for name, g in grads.items()}
+        updates, opt_state = self.transform.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, norm
+
+
+def make_optimizer(train: TrainConfig, dims: Dims) -> Optimizer:
+    """The optimizer that `train` asks for, for parameters with these dimension names.
+
+    Weight decay is decoupled and multiplied by the scheduled learning rate (Loshchilov and Hutter 2019). Adafactor's
+    learning rate is relative to the RMS of each parameter, so its natural size is about 1e-2.
+    Raises `NeojaxError` for an entry of `train.no_decay` that matches no parameter.
+    """
+    if train.optimizer == "adamw":
+        scale = optax.scale_by_adam(b1=train.beta1, b2=train.beta2, eps=train.epsilon)
+    else:
+        scale = scale_by_adafactor(dict(dims))
+    transform = optax.chain(
+        scale,
+        optax.add_decayed_weights(train.weight_decay, mask=decay_mask(train.no_decay, dims)),
+        optax.scale_by_learning_rate(learning_rate(train)),
+    )
+    return Optimizer(transform, train.clip_norm)
+
+
+def decay_mask(no_decay: tuple[str, ...], dims: Dims) -> dict[str, bool]:
+    """Which parameters decay: those that no entry of `no_decay` matches.
+
+    An entry is "ndim<2" (below two dimensions, the stacked `layers` not counted), the name of a dimension, or a
+    shell-style pattern of parameter names. Raises `NeojaxError` for an entry that matches nothing.
+    """
+    mask = dict.fromkeys(dims, True)
+    for entry in no_decay:
+        matched = [name for name in dims if _matches(entry, name, dims[name])]
+        # A model may have no vectors; every other entry is there because somebody expected a match.
+        if not matched and entry != "ndim<2":
+            known = sorted({d for ds in dims.values() for d in ds} | {"ndim<2"} | set(dims))
+            raise NeojaxError(f"train.no_decay: {entry!r} matches no parameter{suggest(entry, known)}")
+        mask.update(dict.fromkeys(matched, False))
+    return mask
+
+
+def _matches(entry: str, name: str, dims: tuple[str, ...]) -> bool:
+    if entry == "ndim<2":
+        return sum(d != "layers" for d in dims) < 2
+    return entry in dims or fnmatchcase(name, entry)

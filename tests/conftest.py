@@ -1,0 +1,28 @@
+"""Tests run on eight fake CPU devices, or on the GPU where NEOJAX_TEST_GPU is set."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+ON_GPU = bool(os.environ.get("NEOJAX_TEST_GPU"))
+if not ON_GPU:
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax  # noqa: E402
+
+if not ON_GPU:
+    jax.config.update("jax_num_cpu_devices", 8)
+# Shared by xdist workers and by runs: most of the suite's time would be compilation.
+jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / "neojax-test-cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real reference data beside the repository; skips where there is none."""
+    path = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("no reference data beside the repository")
+    return path

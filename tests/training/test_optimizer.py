@@ -1,0 +1,197 @@
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from neojax.config import TrainConfig
+from neojax.errors import NeojaxError
+from neojax.training.optimizer import decay_mask, make_optimizer
+from neojax.training.schedule import learning_rate
+
+DIMS = {
+    "wte": ("vocab", "embd"),
+    "blocks.0.attn.query": ("layers", "embd", "heads", "head_dim"),
+    "blocks.0.mlp.bias": ("layers", "mlp"),
+    "blocks.0.norm.scale": ("layers", "embd"),
+    "final_norm.scale": ("embd",),
+}
+SIZES = {"vocab": 16, "embd": 8, "heads": 4, "head_dim": 2, "mlp": 32, "layers": 4}
+TRAIN = TrainConfig(learning_rate=1e-2, warmup_steps=2, steps=20)
+LAYOUTS = {
+    "fsdp and model": {"embd": "data", "heads": "model", "mlp": "model", "vocab": "model"},
+    "split layers": {"layers": "data", "vocab": "data", "mlp": "model"},
+}
+
+
+def arrays(seed, scale=1.0):
+    rng = np.random.default_rng(seed)
+    return {n: rng.normal(size=[SIZES[d] for d in ds]).astype("f4") * scale for n, ds in DIMS.items()}
+
+
+def steps(optimizer, params, count=5):
+    state = jax.jit(optimizer.init)(params)
+    update = jax.jit(optimizer.update)
+    for i in range(count):
+        grads = {n: jax.device_put(g, params[n].sharding) for n, g in arrays(i + 1, 0.1).items()}
+        params, state, norm = update(grads, state, params)
+    return params, state, norm
+
+
+def put(params, mesh, layout):
+    spec = {n: PartitionSpec(*(layout.get(d) for d in ds)) for n, ds in DIMS.items()}
+    return {n: jax.device_put(p, NamedSharding(mesh, spec[n])) for n, p in params.items()}
+
+
+def test_adamw_is_the_published_rule():
+    train = dataclasses.replace(TRAIN, clip_norm=0.5)
+    params, _, norm = steps(make_optimizer(train, DIMS), jax.tree.map(jnp.asarray, arrays(0)))
+    expected = {n: p.astype("f8") for n, p in arrays(0).items()}
+    m = {n: 0.0 for n in DIMS}
+    v = {n: 0.0 for n in DIMS}
+    for t in range(5):
+        grads = arrays(t + 1, 0.1)
+        total = math.sqrt(sum((g.astype("f8") ** 2).sum() for g in grads.values()))
+        rate = float(learning_rate(train)(t))
+        for n, g in grads.items():
+            g = g * min(1, 0.5 / total)
+            m[n] = 0.9 * m[n] + 0.1 * g
+            v[n] = 0.95 * v[n] + 0.05 * g**2
+            step = (m[n] / (1 - 0.9 ** (t + 1))) / (np.sqrt(v[n] / (1 - 0.95 ** (t + 1))) + 1e-8)
+            decay = 0.1 if n in ("wte", "blocks.0.attn.query") else 0.0
+            expected[n] = expected[n] - rate * (step + decay * expected[n])
+    assert total > 0.5  # the clip was at work
+    np.testing.assert_allclose(norm, total, rtol=1e-6)
+    for n in DIMS:
+        np.testing.assert_allclose(params[n], expected[n], atol=1e-6)
+
+
+def test_clip_bounds_the_norm_that_reaches_the_update():
+    optimizer = make_optimizer(dataclasses.replace(TRAIN, clip_norm=0.25), DIMS)
+    seen = []
+    spy = optax.GradientTransformation(lambda p: (), lambda g, s, p: (seen.append(g), (g, s))[1])
+    optimizer = dataclasses.replace(optimizer, transform=spy)
+    zeros = jax.tree.map(jnp.zeros_like, arrays(0))
+    for scale in (1e-3, 1.0, 0.0):
+        optimizer.update(jax.tree.map(jnp.asarray, arrays(1, scale)), (), zeros)
+    small, big, zero = map(optax.tree.norm, seen)
+    np.testing.assert_allclose(small, optax.tree.norm(arrays(1, 1e-3)), rtol=1e-6)
+    np.testing.assert_allclose(big, 0.25, rtol=1e-6)
+    assert zero == 0
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_a_mesh_gives_the_updates_of_one_device_and_keeps_the_layout(kind, layout):
+    optimizer = make_optimizer(dataclasses.replace(TRAIN, optimizer=kind), DIMS)
+    alone, alone_state, _ = steps(optimizer, jax.tree.map(jnp.asarray, arrays(0)))
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    with jax.set_mesh(mesh):
+        start = put(arrays(0), mesh, layout)
+        split, split_state, _ = steps(optimizer, start)
+        fresh = jax.jit(optimizer.init)(start)
+    for a, b in zip(jax.tree.leaves((alone, alone_state)), jax.tree.leaves((split, split_state))):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    for n in DIMS:
+        assert split[n].sharding == start[n].sharding
+    # State is born in the layout that the update returns it in: no recompilation, no move.
+    assert jax.tree.map(lambda x: x.sharding.spec, fresh) == jax.tree.map(
+        lambda x: x.sharding.spec, split_state
+    )
+
+
+def test_state_is_stored_as_its_parameter():
+    layout = LAYOUTS["fsdp and model"]
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    with jax.set_mesh(mesh):
+        params = put(arrays(0), mesh, layout)
+        adam = jax.jit(make_optimizer(TRAIN, DIMS).init)(params)[0]
+        factored = jax.jit(make_optimizer(dataclasses.replace(TRAIN, optimizer="adafactor"), DIMS).init)(
+            params
+        )[0]
+    for n in DIMS:
+        assert adam.mu[n].sharding == adam.nu[n].sharding == params[n].sharding
+    assert factored.v["blocks.0.mlp.bias"].sharding == params["blocks.0.mlp.bias"].sharding
+    query = "blocks.0.attn.query"
+    assert factored.row[query].shape == (4, 4, 2) and factored.row[query].sharding.spec == PartitionSpec(
+        None, "model", None
+    )
+    assert factored.col[query].shape == (4, 8, 4) and factored.col[query].sharding.spec == PartitionSpec(
+        None, "data", "model"
+    )
+    assert set(factored.row) == {"wte", query}
+
+
+def test_adafactor_treats_stacked_layers_as_separate_matrices():
+    train = dataclasses.replace(TRAIN, optimizer="adafactor", clip_norm=0.0)
+    stacked = {"w": ("layers", "embd", "mlp")}
+    rng = np.random.default_rng(0)
+    p, g = rng.normal(size=(2, 3, 8, 8)).astype("f4") * np.array([1, 5, 0.01], "f4")[:, None, None]
+    together = make_optimizer(train, stacked)
+    apart = make_optimizer(train, {"w": ("embd", "mlp")})
+    state = together.init({"w": jnp.asarray(p)})
+    got = {"w": jnp.asarray(p)}
+    for _ in range(3):
+        got, state, _ = together.update({"w": g}, state, got)
+    for layer in range(3):
+        one = {"w": jnp.asarray(p[layer])}
+        state = apart.init(one)
+        for _ in range(3):
+            one, state, _ = apart.update({"w": g[layer]}, state, one)
+        np.testing.assert_allclose(got["w"][layer], one["w"], rtol=1e-6)
+
+
+def test_adafactor_is_optax_adafactor_on_a_matrix():
+    dims = {"w": ("embd", "mlp"), "b": ("mlp",)}
+    train = dataclasses.replace(TRAIN, optimizer="adafactor", clip_norm=0.0, weight_decay=0.0)
+    theirs = optax.adafactor(learning_rate(train), min_dim_size_to_factor=2)
+    rng = np.random.default_rng(0)
+    ours = params = {"w": jnp.asarray(rng.normal(size=(6, 9)), "f4"), "b": jnp.zeros(9)}
+    optimizer = make_optimizer(train, dims)
+    state, their_state = optimizer.init(ours), theirs.init(params)
+    for _ in range(5):
+        grads = {n: jnp.asarray(rng.normal(size=p.shape), "f4") for n, p in params.items()}
+        ours, state, _ = optimizer.update(grads, state, ours)
+        updates, their_state = theirs.update(grads, their_state, params)
+        params = optax.apply_updates(params, updates)
+    for n in params:
+        np.testing.assert_allclose(ours[n], params[n], rtol=1e-5, atol=1e-7)
+
+
+def test_decay_mask():
+    assert [n for n, decays in decay_mask(("ndim<2",), DIMS).items() if decays] == [
+        "wte",
+        "blocks.0.attn.query",
+    ]
+    assert [n for n, decays in decay_mask(("vocab", "*norm*"), DIMS).items() if decays] == [
+        "blocks.0.attn.query",
+        "blocks.0.mlp.bias",
+    ]
+    assert all(decay_mask((), DIMS).values())
+    for wrong, right in (("vocabb", "vocab"), ("wtee", "wte")):
+        with pytest.raises(NeojaxError, match=rf"train.no_decay: '{wrong}' .* did you mean {right}\?"):
+            decay_mask((wrong,), DIMS)
+
+
+@pytest.mark.parametrize(
+    "schedule, at",
+    [
+        ("cosine", {0: 0, 5: 0.5, 10: 1, 60: 0.55, 110: 0.1, 200: 0.1}),
+        ("linear", {0: 0, 5: 0.5, 10: 1, 35: 0.775, 60: 0.55, 110: 0.1, 200: 0.1}),
+        ("constant", {0: 0, 5: 0.5, 10: 1, 200: 1}),
+        ("inverse_sqrt", {0: 0, 5: 0.5, 10: 1, 40: 0.5, 1000: 0.1}),
+    ],
+)
+def test_schedule(schedule, at):
+    train = TrainConfig(learning_rate=1.0, warmup_steps=10, decay_steps=110, steps=200, schedule=schedule)
+    rate = learning_rate(train)
+    for step, expected in at.items():
+        np.testing.assert_allclose(rate(step), expected, atol=1e-6)
+        np.testing.assert_allclose(jax.jit(rate)(step), expected, atol=1e-6)
+    assert rate(3).dtype == jnp.float32
+    unwarmed = learning_rate(dataclasses.replace(train, warmup_steps=0))
+    np.testing.assert_allclose(unwarmed(0), 1.0)
