@@ -16,8 +16,8 @@ _OTHER_ENDS = ("</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|eos|>", "[SEP]")
 _LEAST = 257  # every byte, and end of document
 _PIECE = 1 << 22  # characters; what encoding holds in memory is a hundred times as many bytes
 
-# A newline between two words: byte-level pre-tokenizers always end a word here.
-_BREAK = re.compile(r"(?<=\S\n)(?=\S)")
+# Before a lone blank between words: GPT-2's pattern always ends a word there, and the blank goes with the next.
+_BREAK = re.compile(r"(?<=\S)(?=[ \n]\S)")
 
 
 def load(path: str | Path) -> "Tokenizer":
@@ -75,19 +75,22 @@ def end_of_document(tokenizer: "Tokenizer", name: str | None = None) -> tuple[st
 
 
 def is_splittable(tokenizer: "Tokenizer") -> bool:
-    """Whether a text cut by `split` gives the same tokens: true of GPT-2's kind of byte-level BPE, where
-    words never run over a newline into the next one."""
+    """Whether a text cut by `split` gives the same tokens: true of byte-level BPE over GPT-2's words, unless it
+    adds tokens that take in the blanks beside them."""
     spec = json.loads(tokenizer.to_str())
     steps = spec["pre_tokenizer"] or {}
-    steps = steps.get("pretokenizers", [steps])
-    by_words = bool(steps) and steps[-1].get("type") == "ByteLevel" and steps[0].get("use_regex", False)
-    no_prefix = not any(step.get("add_prefix_space") for step in steps)
-    no_strip = not any(token["lstrip"] for token in spec["added_tokens"])
-    return by_words and no_prefix and no_strip and spec["normalizer"] in (None, {"type": "NFC"})
+    words = steps.get("type") == "ByteLevel" and steps["use_regex"] and not steps["add_prefix_space"]
+    blanks = any(
+        token["lstrip"]
+        or token["rstrip"]
+        or (len(token["content"].split()) and re.search(r"\s", token["content"]))
+        for token in spec["added_tokens"]
+    )
+    return words and not blanks and spec["normalizer"] in (None, {"type": "NFC"})
 
 
 def split(text: str, size: int = _PIECE) -> Iterator[str]:
-    """Cuts a long text into pieces of about `size` characters, at newlines between words."""
+    """Cuts a long text into pieces of about `size` characters, each but the first from a blank before a word."""
     start = 0
     while len(text) - start > size and (cut := _BREAK.search(text, start + size)):
         yield text[start : cut.start()]
