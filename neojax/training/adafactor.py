@@ -20,7 +20,7 @@ CLIP_RMS = 1.0
 class AdafactorState(NamedTuple):
     """Steps taken, and the second moments by parameter: whole in `v`, or factored in `row` and `col`."""
 
-    count: jax.Array
+    step: jax.Array
     v: dict[str, jax.Array]
     row: dict[str, jax.Array]
     col: dict[str, jax.Array]
@@ -47,7 +47,7 @@ def scale_by_adafactor(dims: dict[str, tuple[str, ...]]) -> optax.GradientTransf
         return AdafactorState(jnp.zeros([], jnp.int32), v, row, col)
 
     def update(grads, state, params):
-        decay = 1 - (state.count + 1.0) ** -DECAY_EXPONENT
+        decay = 1 - (state.step + 1.0) ** -DECAY_EXPONENT
         updates, v, row, col = {}, {}, {}, {}
         for name, g in grads.items():
             square = jnp.square(g) + EPSILON
@@ -63,7 +63,7 @@ def scale_by_adafactor(dims: dict[str, tuple[str, ...]]) -> optax.GradientTransf
             axes = tuple(i for i, d in enumerate(dims[name]) if d != "layers")
             direction /= jnp.maximum(1.0, _rms(direction, axes) / CLIP_RMS)
             updates[name] = direction * jnp.maximum(MIN_SCALE, _rms(params[name], axes))
-        return updates, AdafactorState(state.count + 1, v, row, col)
+        return updates, AdafactorState(state.step + 1, v, row, col)
 
     return optax.GradientTransformation(init, update)
 

@@ -20,7 +20,7 @@ DIMS = {
     "blocks.0.norm.scale": ("layers", "embd"),
     "final_norm.scale": ("embd",),
 }
-SIZES = {"vocab": 16, "embd": 8, "heads": 4, "head_dim": 2, "mlp": 32, "layers": 4}
+SIZES = {"vocab": 32, "embd": 16, "heads": 4, "head_dim": 8, "mlp": 64, "layers": 4}
 TRAIN = TrainConfig(learning_rate=1e-2, warmup_steps=2, steps=20)
 LAYOUTS = {
     "fsdp and model": {"embd": "data", "heads": "model", "mlp": "model", "vocab": "model"},
@@ -51,8 +51,8 @@ def test_adamw_is_the_published_rule():
     train = dataclasses.replace(TRAIN, clip_norm=0.5)
     params, _, norm = steps(make_optimizer(train, DIMS), jax.tree.map(jnp.asarray, arrays(0)))
     expected = {n: p.astype("f8") for n, p in arrays(0).items()}
-    m = {n: 0.0 for n in DIMS}
-    v = {n: 0.0 for n in DIMS}
+    m = dict.fromkeys(DIMS, 0.0)
+    v = dict.fromkeys(DIMS, 0.0)
     for t in range(5):
         grads = arrays(t + 1, 0.1)
         total = math.sqrt(sum((g.astype("f8") ** 2).sum() for g in grads.values()))
@@ -110,19 +110,15 @@ def test_state_is_stored_as_its_parameter():
     with jax.set_mesh(mesh):
         params = put(arrays(0), mesh, layout)
         adam = jax.jit(make_optimizer(TRAIN, DIMS).init)(params)[0]
-        factored = jax.jit(make_optimizer(dataclasses.replace(TRAIN, optimizer="adafactor"), DIMS).init)(
-            params
-        )[0]
+        adafactor = make_optimizer(dataclasses.replace(TRAIN, optimizer="adafactor"), DIMS)
+        factored = jax.jit(adafactor.init)(params)[0]
     for n in DIMS:
         assert adam.mu[n].sharding == adam.nu[n].sharding == params[n].sharding
     assert factored.v["blocks.0.mlp.bias"].sharding == params["blocks.0.mlp.bias"].sharding
     query = "blocks.0.attn.query"
-    assert factored.row[query].shape == (4, 4, 2) and factored.row[query].sharding.spec == PartitionSpec(
-        None, "model", None
-    )
-    assert factored.col[query].shape == (4, 8, 4) and factored.col[query].sharding.spec == PartitionSpec(
-        None, "data", "model"
-    )
+    row, col = factored.row[query], factored.col[query]
+    assert row.shape == (4, 4, 8) and row.sharding.spec == PartitionSpec(None, "model", None)
+    assert col.shape == (4, 16, 4) and col.sharding.spec == PartitionSpec(None, "data", "model")
     assert set(factored.row) == {"wte", query}
 
 
