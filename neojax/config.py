@@ -130,9 +130,6 @@ class TrainConfig:
         "what the backward pass recomputes: none; full: whole blocks; names: all but named matmul outputs",
         choices=("none", "full", "names"),
     )
-    scan_layers: bool = _key(
-        True, "scan over layer groups (compile time independent of depth) instead of unrolling"
-    )
     optimizer: str = _key("adamw", "update rule", choices=("adamw", "adafactor"))
     learning_rate: float = _key(6e-4, "peak learning rate", least=0)
     warmup_steps: int = _key(100, "steps of linear warmup from zero", least=0)

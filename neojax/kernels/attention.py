@@ -1,0 +1,136 @@
+"""Causal attention, global or within a sliding window: the reference and a blocked kernel for local layers.
+
+Every function takes unscaled scores (GPT-Neo has no 1/sqrt(head_dim)) and does the softmax in float32.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from neojax import named
+
+NEVER = float(jnp.finfo(jnp.float32).min)
+
+
+def visible(query: jax.Array, key: jax.Array, window: int | None, start: jax.Array | None) -> jax.Array:
+    """Which keys a query sees: those at or before its own time, within `window`, not before `start`.
+
+    `query` [..., sequence] and `key` [..., keys] are times, `start` [batch] is the time of a row's first token
+    (or None). Returns bool [..., sequence, keys], or [batch, ..., sequence, keys] with `start`.
+    """
+    q, k = query[..., :, None], key[..., None, :]
+    seen = (k <= q) & (k >= 0)
+    if window is not None:
+        seen &= k > q - window
+    if start is not None:
+        seen = seen & (k >= start.reshape(start.shape + (1,) * seen.ndim))
+    return seen
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    window: int | None = None,
+    start: jax.Array | None = None,
+    dropout: "named.Dropout | None" = None,
+) -> jax.Array:
+    """Causal self-attention over whole sequences.
+
+    q, k, v: [batch, sequence, heads, head_dim], laid out as those names say; `window`: keys a query sees,
+    itself included (None: all before it); `start` int32 [batch]: number of padding tokens at the left of a row.
+    Rule: a window shorter than the sequence runs blocked, unless the layout splits `sequence` or
+    `memory_length`; everything else is the reference. Returns the shape and layout of q.
+    """
+    layout = named.current_layout()
+    split = layout.axes("sequence") or layout.axes("memory_length")
+    if window is not None and window < q.shape[1] and not split and dropout is None:
+        return local(q, k, v, window=window, start=start)
+    return reference(q, k, v, window=window, start=start, dropout=dropout)
+
+
+def reference(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    window: int | None = None,
+    start: jax.Array | None = None,
+    dropout: "named.Dropout | None" = None,
+) -> jax.Array:
+    """As `attention`, by the definition: the whole matrix of scores, masked. Works under every layout."""
+    time = jnp.arange(q.shape[1])
+    seen = visible(time, time, window, start)
+    seen = seen[:, None] if start is not None else seen
+    k = named.lay(k, "batch memory_length heads head_dim")
+    v = named.lay(v, "batch memory_length heads head_dim")
+    return weigh(q, k, v, seen, "memory_length", dropout)
+
+
+def weigh(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    seen: jax.Array,
+    keys: str,
+    dropout: "named.Dropout | None" = None,
+) -> jax.Array:
+    """softmax(q k, where `seen`) v, with k and v over the dimension called `keys`.
+
+    `seen`: bool, broadcast to [batch, heads, sequence, keys].
+    """
+    scores = named.einsum(
+        f"batch sequence heads head_dim, batch {keys} heads head_dim -> batch heads sequence {keys}",
+        q,
+        k,
+        dtype=jnp.float32,
+    )
+    weights = jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=-1).astype(v.dtype)
+    if dropout is not None:
+        weights = dropout(weights, f"batch heads sequence {keys}")
+    return named.einsum(
+        f"batch heads sequence {keys}, batch {keys} heads head_dim -> batch sequence heads head_dim",
+        weights,
+        v,
+    )
+
+
+def local(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, window: int, start: jax.Array | None = None
+) -> jax.Array:
+    """As `attention` with a window, in blocks of `window` queries that look at their own and the previous
+    block of keys, so that time and memory are O(sequence * window) instead of O(sequence^2)."""
+    spec = named.sharding("batch sequence heads head_dim").spec
+    if start is None:
+        start = jnp.zeros((q.shape[0],), jnp.int32)
+    return jax.shard_map(
+        lambda *args: _local_block(*args, window),
+        mesh=named.current_layout().mesh,
+        in_specs=(spec, spec, spec, named.sharding("batch").spec),
+        out_specs=spec,
+    )(q, k, v, named.lay(start, "batch"))
+
+
+def _local_block(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, window: int) -> jax.Array:
+    batch, length, heads, head_dim = q.shape
+    blocks = -(-length // window)
+    pad = blocks * window - length
+
+    def split(x: jax.Array) -> jax.Array:  # -> [batch, heads, blocks, window, head_dim]
+        x = jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0)))
+        return x.reshape(batch, blocks, window, heads, head_dim).transpose(0, 3, 1, 2, 4)
+
+    def with_previous(x: jax.Array) -> jax.Array:  # -> [batch, heads, blocks, 2 * window, head_dim]
+        before = jnp.pad(x[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0)))
+        return jnp.concatenate([before, x], axis=3)
+
+    first = jnp.arange(blocks)[:, None] * window
+    query_time = first + jnp.arange(window)
+    key_time = first - window + jnp.arange(2 * window)
+    seen = visible(query_time, key_time, window, start)[:, None]
+    scores = jnp.einsum(
+        "bhnqd,bhnkd->bhnqk", split(q), with_previous(split(k)), preferred_element_type=jnp.float32
+    )
+    weights = jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=-1).astype(v.dtype)
+    out = jnp.einsum("bhnqk,bhnkd->bhnqd", weights, with_previous(split(v)))
+    return out.transpose(0, 2, 3, 1, 4).reshape(batch, blocks * window, heads, head_dim)[:, :length]

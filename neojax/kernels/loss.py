@@ -1,0 +1,40 @@
+"""Cross-entropy of next-token prediction against a tied output table."""
+
+import jax
+import jax.numpy as jnp
+
+from neojax import named
+
+
+def logits(hidden: jax.Array, table: jax.Array, n_vocab: int) -> jax.Array:
+    """hidden [batch, sequence, embd] times table [vocab, embd], in float32 [batch, sequence, vocab].
+
+    Rows of the table past `n_vocab` are padding; their logits are -inf, so that they never get probability.
+    """
+    out = named.einsum(
+        "batch sequence embd, vocab embd -> batch sequence vocab", hidden, table, dtype=jnp.float32
+    )
+    if table.shape[0] > n_vocab:
+        out = jnp.where(jnp.arange(table.shape[0]) < n_vocab, out, -jnp.inf)
+    return out
+
+
+def cross_entropy(
+    hidden: jax.Array, table: jax.Array, targets: jax.Array, n_vocab: int, z_loss: float = 0.0
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Sums over the scored tokens of a batch, in float32.
+
+    targets: int32 [batch, sequence]; -1 is not scored. Returns scalars (objective, negative log-likelihood in
+    nats, number of scored tokens); the objective is the likelihood term plus `z_loss` times the squared
+    log-partition (PaLM, section 5). The target's logit is picked by comparison, which works on a split vocabulary.
+    """
+    scores = logits(hidden, table, n_vocab)
+    targets = named.lay(targets, "batch sequence")
+    scored = targets >= 0
+    hit = jnp.arange(scores.shape[-1]) == targets[..., None]
+    picked = jnp.sum(jnp.where(hit, scores, 0.0), axis=-1)
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
+    log_z = top + jnp.log(jnp.sum(jnp.exp(scores - top[..., None]), axis=-1))
+    nll = jnp.sum(jnp.where(scored, log_z - picked, 0.0))
+    penalty = z_loss * jnp.sum(jnp.where(scored, log_z**2, 0.0)) if z_loss else 0.0
+    return nll + penalty, nll, jnp.sum(scored, dtype=jnp.float32)

@@ -1,0 +1,241 @@
+"""The device mesh and the layout: which named dimensions are split over which mesh axes.
+
+Both maps are written in Mesh-TensorFlow's grammar, ``"name:value, name:value"`` (separators: space , . ;):
+``mesh.shape`` gives axes their sizes, ``mesh.layout`` gives dimensions their axes, ``a+b`` meaning both.
+The resolver is strict: what cannot be laid out as written is an error, and nothing is silently replicated.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from neojax.config import MeshConfig
+from neojax.errors import NeojaxError, suggest
+
+DIMENSIONS = {
+    "batch": "sequences of a batch",
+    "sequence": "positions of the tokens that ask (queries) and of the residual stream",
+    "memory_length": "positions of the tokens that are looked at (keys and values)",
+    "slots": "entries of the key-value cache while sampling",
+    "positions": "rows of the learned position table",
+    "vocab": "token ids, padding included",
+    "embd": "width of the residual stream",
+    "heads": "attention heads",
+    "head_dim": "width of one attention head",
+    "mlp": "width of the MLP",
+    "layers": "repetitions of the layer group; scanned one after another",
+}
+UNSPLIT = ("layers", "slots")
+ALIASES = {
+    "intermediate_expanded": "mlp",
+    "features_per_head": "head_dim",
+    "embed_sequence": "positions",
+    "n_vocab": "vocab",
+}
+
+
+def parse_pairs(text: str, key: str) -> dict[str, str]:
+    """Parses ``"a:b, c:d"`` to ``{"a": "b", "c": "d"}``; `key` is the config key for error messages."""
+    pairs: dict[str, str] = {}
+    for word in re.split(r"[\s,.;]+", text.strip()):
+        if not word:
+            continue
+        name, colon, value = word.partition(":")
+        if not (name and colon and value):
+            raise NeojaxError(f'{key}="{text}": {word!r} is not name:value, as in "batch:data, heads:model"')
+        if name in pairs:
+            raise NeojaxError(f'{key}="{text}": {name} is given twice; name every one once')
+        pairs[name] = value
+    return pairs
+
+
+def parse_shape(text: str, key: str = "mesh.shape") -> dict[str, int]:
+    """Parses ``"data:4, model:2"``; one size may be -1."""
+    shape = {}
+    for axis, size in parse_pairs(text, key).items():
+        if not re.fullmatch(r"-1|[1-9][0-9]*", size):
+            raise NeojaxError(f'{key}="{text}": the size of axis {axis} is {size!r}, expected a count or -1')
+        shape[axis] = int(size)
+    if list(shape.values()).count(-1) > 1:
+        raise NeojaxError(f'{key}="{text}": only one axis can be -1 (take the devices that are left)')
+    if not shape:
+        raise NeojaxError(f'{key} is empty; name at least one axis, such as "data:-1"')
+    return shape
+
+
+def parse_layout(text: str, axes: Sequence[str], key: str) -> dict[str, tuple[str, ...]]:
+    """Parses ``"batch:data, embd:data+model"`` to dimension -> axes, checked against the mesh's axes."""
+    layout: dict[str, tuple[str, ...]] = {}
+    for written, value in parse_pairs(text, key).items():
+        dim = ALIASES.get(written, written)
+        if dim not in DIMENSIONS:
+            near = suggest(written, [*DIMENSIONS, *ALIASES])
+            raise NeojaxError(f'{key}="{text}": no dimension is called {written}{near}')
+        if dim in UNSPLIT:
+            raise NeojaxError(
+                f'{key}="{text}": {dim} cannot be split ({DIMENSIONS[dim]}); split another dimension'
+            )
+        if dim in layout:
+            raise NeojaxError(f'{key}="{text}": {written} is another name of {dim}, which is given already')
+        names = tuple(value.split("+"))
+        for axis in names:
+            if axis not in axes:
+                near = suggest(axis, axes)
+                raise NeojaxError(
+                    f'{key}="{text}": {dim} is laid over {axis}, but the mesh has no such axis{near}'
+                )
+        if len(set(names)) < len(names):
+            raise NeojaxError(f'{key}="{text}": {dim} is laid over one axis twice')
+        layout[dim] = names
+    return layout
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A device mesh with the two maps from dimension names to its axes.
+
+    `used` says where computation lives, `stored` where parameters, gradients and optimizer state are kept.
+    """
+
+    mesh: Mesh
+    used: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash((self.mesh, tuple(self.used.items()), tuple(self.stored.items())))
+
+    def axes(self, dim: str, *, stored: bool = False) -> tuple[str, ...]:
+        """The mesh axes that split `dim`, none if it is whole on every device."""
+        return tuple((self.stored if stored else self.used).get(dim, ()))
+
+    def split(self, dim: str, *, stored: bool = False) -> int:
+        """The number of parts that `dim` is split into."""
+        return math.prod(self.mesh.shape[a] for a in self.axes(dim, stored=stored))
+
+    def spec(
+        self,
+        dims: Sequence[str],
+        shape: Sequence[int] | None = None,
+        *,
+        stored: bool = False,
+        what: str = "a tensor",
+    ) -> PartitionSpec:
+        """The `PartitionSpec` of a tensor with dimensions `dims`.
+
+        Raises `NeojaxError` where two of its dimensions share an axis or an axis does not divide its size.
+        """
+        key = "mesh.param_layout" if stored else "mesh.layout"
+        owner: dict[str, str] = {}
+        for dim in dims:
+            for axis in self.axes(dim, stored=stored):
+                if axis in owner:
+                    raise NeojaxError(
+                        f"{what} [{' '.join(dims)}]: {key} splits both {owner[axis]} and {dim} over axis {axis}; "
+                        f"an axis can split one dimension of a tensor: lay {dim} or {owner[axis]} over another axis"
+                    )
+                owner[axis] = dim
+        for dim, size in zip(dims, shape or ()):
+            parts = self.split(dim, stored=stored)
+            if size % parts:
+                axes = "+".join(self.axes(dim, stored=stored))
+                raise NeojaxError(
+                    f"{what} [{' '.join(dims)}]: {key} splits {dim} over {axes} ({parts} parts), which does not "
+                    f"divide its size {size}; use a size or a mesh that divides, or leave {dim} out"
+                )
+        per_dim = [self.axes(dim, stored=stored) for dim in dims]
+        return PartitionSpec(*(axes[0] if len(axes) == 1 else axes or None for axes in per_dim))
+
+    def sharding(
+        self,
+        dims: Sequence[str],
+        shape: Sequence[int] | None = None,
+        *,
+        stored: bool = False,
+        what: str = "a tensor",
+    ) -> NamedSharding:
+        """As `spec`, with the mesh."""
+        return NamedSharding(self.mesh, self.spec(dims, shape, stored=stored, what=what))
+
+    def without(self, *dims: str) -> "Layout":
+        """The same layout with `dims` left whole where computation lives."""
+        return replace(self, used={d: axes for d, axes in self.used.items() if d not in dims})
+
+    def padded_vocab(self, n_vocab: int) -> int:
+        """Rows of the embedding table: `n_vocab` rounded up so that every axis laid over it divides it."""
+        parts = math.lcm(self.split("vocab"), self.split("vocab", stored=True))
+        return -(-n_vocab // parts) * parts
+
+
+def use_cpu_devices(count: int) -> None:
+    """Makes JAX run on `count` fake CPU devices. Raises `NeojaxError` if JAX already runs on something else."""
+    if not count:
+        return
+    try:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError:
+        pass  # the backend has started: the check below tells whether it is the one that was asked for
+    if jax.default_backend() != "cpu" or jax.device_count() < count:
+        raise NeojaxError(
+            f"mesh.cpu_devices={count}: JAX has already started on {jax.device_count()} {jax.default_backend()} "
+            "device(s); set it before JAX is first used"
+        )
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Builds the mesh of `config` over `devices` (default: all, or the first `cpu_devices`), Explicit axes."""
+    use_cpu_devices(config.cpu_devices)
+    if devices is None:
+        devices = jax.devices()[: config.cpu_devices or None]
+    shape = fill_shape(parse_shape(config.shape), len(devices), f'mesh.shape="{config.shape}"')
+    names = tuple(shape)
+    types = (AxisType.Explicit,) * len(names)
+    if not config.dcn_shape:
+        return jax.make_mesh(tuple(shape.values()), names, types, devices=devices)
+    dcn = parse_shape(config.dcn_shape, "mesh.dcn_shape")
+    for axis, size in dcn.items():
+        if axis not in shape or size < 1 or shape[axis] % size:
+            raise NeojaxError(
+                f'mesh.dcn_shape="{config.dcn_shape}": {axis}:{size} must be a factor of an axis of mesh.shape '
+                f"({', '.join(f'{a}:{s}' for a, s in shape.items())})"
+            )
+    outer = [dcn.get(axis, 1) for axis in names]
+    inner = [size // part for size, part in zip(shape.values(), outer)]
+    try:
+        array = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
+    except (ValueError, AttributeError) as e:
+        raise NeojaxError(f'mesh.dcn_shape="{config.dcn_shape}" does not fit these devices: {e}') from None
+    return Mesh(np.asarray(array), names, axis_types=types)
+
+
+def fill_shape(shape: Mapping[str, int], devices: int, what: str) -> dict[str, int]:
+    """Replaces -1 by the devices that are left. Raises `NeojaxError` unless the product is `devices`."""
+    known = math.prod(s for s in shape.values() if s != -1)
+    filled = {a: devices // known if s == -1 else s for a, s in shape.items()}
+    if math.prod(filled.values()) != devices or not all(filled.values()):
+        free = next((a for a, s in shape.items() if s == -1), next(iter(shape)))
+        raise NeojaxError(
+            f"{what} needs {'a multiple of ' if -1 in shape.values() else ''}{known} device(s) but there "
+            f"{'is' if devices == 1 else 'are'} {devices}; try mesh.shape={free}:-1, "
+            f"or mesh.cpu_devices={known} to run on fake CPU devices"
+        )
+    return filled
+
+
+def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Layout:
+    """The mesh and both maps of `config`; `param_layout` is taken on top of `layout`."""
+    mesh = make_mesh(config, devices)
+    used = parse_layout(config.layout, mesh.axis_names, "mesh.layout")
+    stored = parse_layout(config.param_layout, mesh.axis_names, "mesh.param_layout")
+    return Layout(mesh, used, {**used, **stored})
+
+
+def single_device(device: jax.Device | None = None) -> Layout:
+    """The layout of one device: nothing is split."""
+    return make_layout(MeshConfig(shape="data:1", layout=""), [device or jax.devices()[0]])

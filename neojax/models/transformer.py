@@ -1,0 +1,244 @@
+"""GPT-Neo: learned positions, repeating groups of global and local blocks, output tied to the embedding."""
+
+import zlib
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from neojax import named
+from neojax.config import ModelConfig
+from neojax.kernels import loss
+from neojax.mesh import Layout, single_device
+from neojax.models.layers import Block, KeyValues, LayerNorm, Window, residual_dropout
+from neojax.named import Normal, Param
+
+REMAT_POLICIES: dict[str, Any] = {
+    "full": None,
+    "names": jax.checkpoint_policies.save_only_these_names("query", "key", "value", "attention", "mlp_up"),
+}
+
+
+class Transformer(nnx.Module):
+    """The language model: training, scoring, prefill and decode share it.
+
+    Layers are grouped by the smallest repeating pattern of attention types; the parameters of the repetitions
+    are stacked along a first dimension `layers` and scanned. With `stacked=False` every layer has parameters
+    of its own and the layers are unrolled. A new instance is abstract: it has names, dimensions and shapes but no
+    values until `init` or `bind` gives them.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layout: Layout | None = None,
+        *,
+        dtype: Any = jnp.float32,
+        remat: str = "none",
+        stacked: bool = True,
+    ):
+        self.config = config
+        self.layout = layout = layout or single_device()
+        self.dtype = jnp.dtype(dtype)
+        self.remat = remat
+        kinds = config.attention_layers
+        group = smallest_pattern(kinds) if stacked else kinds
+        self.repeats = len(kinds) // len(group) if stacked else 0
+        sizes = {
+            "vocab": layout.padded_vocab(config.n_vocab),
+            "positions": config.n_ctx,
+            "embd": config.n_embd,
+            "heads": config.n_head,
+            "head_dim": config.head_dim,
+            "mlp": config.mlp_dim,
+        }
+        self.wte = Param("vocab embd", Normal(0.02), sizes)
+        self.wpe = Param("positions embd", Normal(0.01), sizes)
+        block_sizes = {**sizes, "layers": self.repeats} if stacked else sizes
+        self.blocks = nnx.List([Block(config, kind, block_sizes) for kind in group])
+        self.norm_f = LayerNorm(config.layer_norm_epsilon, sizes)
+
+    # Parameters in, parameters out
+
+    def named_params(self) -> Iterator[tuple[str, Param]]:
+        """Every parameter with its name, such as ``blocks.0.attn.query``, in a fixed order."""
+        for path, param in nnx.to_flat_state(nnx.state(self, nnx.Param)):
+            yield ".".join(map(str, path)), param
+
+    def params(self) -> dict[str, Any]:
+        """Name -> value (an array, or a `jax.ShapeDtypeStruct` while the model is abstract)."""
+        return {name: param.get_value() for name, param in self.named_params()}
+
+    def dims(self) -> dict[str, tuple[str, ...]]:
+        """Name -> dimension names."""
+        return {name: param.dims for name, param in self.named_params()}
+
+    def stored(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Name -> shape, type and stored layout. Raises `NeojaxError` where a parameter cannot be laid out."""
+        specs = {}
+        for name, param in self.named_params():
+            shape = param.get_value().shape
+            self.layout.spec(param.dims, shape, what=f"parameter {name}")
+            sharding = self.layout.sharding(param.dims, shape, stored=True, what=f"parameter {name}")
+            specs[name] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+        return specs
+
+    def bind(self, params: Mapping[str, Any]) -> "Transformer":
+        """The same model with the values `params`, in the order and under the names of `params()`."""
+        graphdef, state = nnx.split(self)
+        flat = [
+            (path, param.replace(params[".".join(map(str, path))]))
+            for path, param in nnx.to_flat_state(state)
+        ]
+        return nnx.merge(graphdef, nnx.from_flat_state(flat))
+
+    def init(self, seed: int = 0) -> "Transformer":
+        """The model with initial weights in float32, in the stored layout; the same for every mesh."""
+        specs = self.stored()
+
+        @partial(jax.jit, out_shardings={name: spec.sharding for name, spec in specs.items()})
+        def make(key: jax.Array) -> dict[str, jax.Array]:
+            values = {}
+            for name, param in self.named_params():
+                own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+                values[name] = param.init(own, specs[name].shape, specs[name].sharding)
+            # Rows of the embedding that only pad the vocabulary stay zero; drawing the true rows alone keeps
+            # them independent of the padding.
+            n_vocab, padded = self.config.n_vocab, specs["wte"].shape[0]
+            if padded > n_vocab:
+                own = jax.random.fold_in(key, zlib.crc32(b"wte"))
+                replicated = jax.sharding.NamedSharding(self.layout.mesh, jax.P())
+                true = self.wte.init(own, (n_vocab, self.config.n_embd), replicated)
+                values["wte"] = jax.reshard(
+                    jnp.pad(true, ((0, padded - n_vocab), (0, 0))), specs["wte"].sharding
+                )
+            return values
+
+        return self.bind(make(jax.random.key(seed)))
+
+    # Computation
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        """Logits of the next token: int32 [batch, sequence] -> float32 [batch, sequence, n_vocab]."""
+        graphdef, state = nnx.split(self)
+        return _jitted_logits(graphdef, state, jnp.asarray(tokens, jnp.int32))
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Final hidden states [batch, sequence, embd] -> float32 [batch, sequence, vocab], padding at -inf."""
+        with named.use_layout(self.layout):
+            table = named.use(self.wte, "vocab embd", self.dtype)
+            return loss.logits(hidden, table, self.config.n_vocab)
+
+    def loss(
+        self,
+        inputs: jax.Array,
+        targets: jax.Array,
+        *,
+        z_loss: float = 0.0,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Sums over a batch (objective, nats, scored tokens), see `kernels.loss.cross_entropy`.
+
+        inputs, targets: int32 [batch, sequence]; a target of -1 is not scored.
+        """
+        hidden, _ = self.hidden(inputs, dropout_key=dropout_key)
+        with named.use_layout(self.layout):
+            table = named.use(self.wte, "vocab embd", self.dtype)
+            return loss.cross_entropy(hidden, table, targets, self.config.n_vocab, z_loss)
+
+    def hidden(
+        self,
+        tokens: jax.Array,
+        where: Window | None = None,
+        caches: tuple[KeyValues, ...] | None = None,
+        *,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, tuple[KeyValues, ...] | None]:
+        """Final hidden states [batch, sequence, embd] of tokens int32 [batch, sequence], and the caches.
+
+        Without `where`, tokens are whole rows. Prefill passes `Window(start, slots=...)` and gets a cache per
+        layer; decode passes one token a row, `Window(start, time)` and the caches.
+        """
+        where = where or Window()
+        keys = [None, None] if dropout_key is None else list(jax.random.split(dropout_key))
+        with named.use_layout(self.layout):
+            x = self.embed(named.lay(tokens, "batch sequence"), where)
+            x = residual_dropout(x, self.config.embed_dropout, keys[0])
+            run = self._scan if self.repeats > 1 else self._unroll
+            x, caches = run(x, where, caches, keys[1])
+            return self.norm_f(x), caches
+
+    def embed(self, tokens: jax.Array, where: Window) -> jax.Array:
+        """Sum of token and position embedding, [batch, sequence, embd]."""
+        sharding = named.sharding("batch sequence embd")
+        wte = named.use(self.wte, "vocab embd", self.dtype)
+        wpe = named.use(self.wpe, "positions embd", self.dtype)
+        x = wte.at[tokens].get(out_sharding=sharding)
+        time = where.time + jnp.arange(tokens.shape[1])
+        if where.start is None:
+            return x + wpe.at[time].get(out_sharding=named.sharding("sequence embd"))
+        position = named.lay(jnp.maximum(time - where.start[:, None], 0), "batch sequence")
+        return x + wpe.at[position].get(out_sharding=sharding)
+
+    def _group(self, blocks, first, x, where, caches, key):
+        """One repetition of the layer group; `first` is the index of its first layer, for dropout keys."""
+        kept = []
+        for i, block in enumerate(blocks):
+            own = None if key is None else jax.random.fold_in(key, first + i)
+            x, cache = block(x, where, None if caches is None else caches[i], own)
+            kept.append(cache)
+        return named.lay(x, "batch sequence embd"), None if kept[0] is None else tuple(kept)
+
+    def _scan(self, x, where, caches, key):
+        graphdef, state = nnx.split(self.blocks)
+        group = len(self.blocks)
+
+        def body(x, inputs):
+            first, layer, cache = inputs
+            return self._group(nnx.merge(graphdef, layer), first, x, where, cache, key)
+
+        if caches is not None:  # a cache per layer -> one per block of the group, stacked over repetitions
+            caches = tuple(jax.tree.map(lambda *a: jnp.stack(a), *caches[i::group]) for i in range(group))
+        first = jnp.arange(self.repeats) * group
+        x, kept = jax.lax.scan(self._checkpointed(body), x, (first, state, caches))
+        if kept is not None:
+            kept = tuple(jax.tree.map(lambda a, r=r: a[r], c) for r in range(self.repeats) for c in kept)
+        return x, kept
+
+    def _unroll(self, x, where, caches, key):
+        graphdef, state = nnx.split(self.blocks)
+        if self.repeats:  # a single repetition: drop the stacking dimension
+            state = jax.tree.map(lambda a: a[0], state)
+
+        def body(x, inputs):
+            layer, cache = inputs
+            return self._group(nnx.merge(graphdef, layer), 0, x, where, cache, key)
+
+        return self._checkpointed(body)(x, (state, caches))
+
+    def _checkpointed(self, body):
+        if self.remat == "none":
+            return body
+        return jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=self.repeats <= 1)
+
+
+@partial(jax.jit, static_argnums=0)
+def _jitted_logits(graphdef: Any, state: Any, tokens: jax.Array) -> jax.Array:
+    model = nnx.merge(graphdef, state)
+    hidden, _ = model.hidden(tokens)
+    out = model.logits(hidden)
+    if out.shape[-1] == model.config.n_vocab:
+        return out
+    whole = model.layout.without("vocab").sharding(("batch", "sequence", "vocab"))
+    return jax.reshard(out, whole)[..., : model.config.n_vocab]
+
+
+def smallest_pattern(kinds: tuple[str, ...]) -> tuple[str, ...]:
+    """The shortest prefix that repeats to all of `kinds`."""
+    for length in range(1, len(kinds) + 1):
+        if len(kinds) % length == 0 and kinds[:length] * (len(kinds) // length) == kinds:
+            return kinds[:length]
+    return kinds

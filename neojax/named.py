@@ -1,0 +1,124 @@
+"""Parameters and einsum over named dimensions.
+
+Model code names dimensions and contains no sharding: the names in an equation are looked up in the layout
+that is in force (`with use_layout(layout)`), which says how operands and output are laid over the mesh.
+On the mesh's Explicit axes the array types carry the layout, so a mistake is an error at trace time.
+"""
+
+import contextlib
+import string
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from neojax.mesh import Layout
+
+_layout: ContextVar[Layout] = ContextVar("neojax_layout")
+
+
+@contextlib.contextmanager
+def use_layout(layout: Layout) -> Iterator[None]:
+    """Puts `layout` in force for the named operations inside."""
+    token = _layout.set(layout)
+    try:
+        yield
+    finally:
+        _layout.reset(token)
+
+
+def current_layout() -> Layout:
+    """The layout in force."""
+    return _layout.get()
+
+
+@dataclass(frozen=True)
+class Normal:
+    """Initialiser: an untruncated normal distribution with standard deviation `std`."""
+
+    std: float
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
+        return self.std * jax.random.normal(key, shape, jnp.float32, out_sharding=sharding)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """Initialiser: every element is `value`."""
+
+    value: float
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
+        return jnp.full(shape, self.value, jnp.float32, device=sharding)
+
+
+class Param(nnx.Param):
+    """A parameter declared by its dimension names; its value is abstract until weights are bound to it.
+
+    `dims` names the dimensions, `sizes` gives their sizes, `init` makes the initial value. Where `sizes` has
+    an entry `layers`, the parameter of that many blocks is stacked along a first dimension of that name.
+    """
+
+    def __init__(self, dims: str, init: Normal | Constant, sizes: Mapping[str, int]):
+        names = ("layers",) * ("layers" in sizes) + tuple(dims.split())
+        shape = tuple(sizes[name] for name in names)
+        super().__init__(jax.ShapeDtypeStruct(shape, jnp.float32), dims=names, init=init)
+
+
+def use(value: Param | jax.Array, dims: str, dtype: jnp.dtype | None = None) -> jax.Array:
+    """`value` in its used layout: cast first, then gathered from the stored layout, so that few bytes travel."""
+    array = value[...] if isinstance(value, nnx.Variable) else value
+    if dtype is not None:
+        array = array.astype(dtype)
+    return lay(array, dims)
+
+
+def lay(array: jax.Array, dims: str) -> jax.Array:
+    """`array` laid out as the names of its dimensions say; also renames, since names live in equations only."""
+    sharding = current_layout().sharding(dims.split(), array.shape, what="an activation")
+    if jax.typeof(array).sharding.spec == sharding.spec:
+        return array
+    return jax.reshard(array, sharding)
+
+
+def einsum(equation: str, *operands: Param | jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
+    """`jnp.einsum` over dimension names, as in ``"batch sequence embd, embd mlp -> batch sequence mlp"``.
+
+    Operands are brought to their used layout; parameters are cast to the type of the first operand. The output
+    has the layout of its names and the type `dtype` (default: that of the first operand), which is also the
+    type that products are accumulated in.
+    """
+    left, _, right = equation.partition("->")
+    terms = [term.split() for term in left.split(",")]
+    first = operands[0].dtype
+    arrays = [use(x, " ".join(term), first) for term, x in zip(terms, operands, strict=True)]
+    sizes = {name: size for term, a in zip(terms, arrays) for name, size in zip(term, a.shape)}
+    out = right.split()
+    sharding = current_layout().sharding(
+        out, [sizes[name] for name in out], what=f"the result of {equation!r}"
+    )
+    letter = dict(zip(sizes, string.ascii_letters))
+    short = ",".join("".join(letter[n] for n in t) for t in terms) + "->" + "".join(letter[n] for n in out)
+    return jnp.einsum(short, *arrays, out_sharding=sharding, preferred_element_type=dtype or first)
+
+
+def sharding(dims: str) -> NamedSharding:
+    """The sharding of an activation with dimensions `dims` under the layout in force."""
+    return current_layout().sharding(dims.split())
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Zeroes elements with probability `rate` and scales the others."""
+
+    rate: float
+    key: jax.Array
+
+    def __call__(self, x: jax.Array, dims: str) -> jax.Array:
+        sharding = current_layout().sharding(dims.split(), x.shape)
+        keep = jax.random.bits(self.key, x.shape, jnp.uint32, out_sharding=sharding) >= self.rate * 2**32
+        return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
