@@ -1,0 +1,192 @@
+"""What a run reports: metrics.jsonl, TensorBoard, the progress bar, and throughput."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from neojax.errors import NeojaxError
+
+PLAIN_SECONDS = 30.0  # between lines where there is no terminal
+
+
+class MetricsWriter:
+    """Appends one JSON object per logged step to RUN/metrics.jsonl, and the numbers to RUN/tensorboard.
+
+    A resumed run says where it goes on, `resume_step`: lines of later steps, which a killed run logged after its last
+    checkpoint, are dropped, so that the file holds each step once. Only process 0 writes.
+    """
+
+    def __init__(self, run_dir: str | Path, tensorboard: bool = True, resume_step: int = 0):
+        self._file = self._board = None
+        if jax.process_index():
+            return
+        path = Path(run_dir) / "metrics.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _drop_after(path, resume_step)
+        self._file = path.open("a", encoding="utf-8")
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            # purge_step hides the events of steps that will be trained again.
+            self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=resume_step + 1)
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Logs `values` (numbers, arrays of one number, None) at `step`, on disk when it returns.
+
+        Floats are written so that reading them gives the same double back; NaN and infinities as JSON's usual
+        extension (NaN, Infinity), which Python and pandas read.
+        """
+        if self._file is None:
+            return
+        line = {"step": step, **{name: _plain(value) for name, value in values.items()}}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._board:
+            for name, value in line.items():
+                if name != "step" and isinstance(value, int | float):
+                    self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
+    """The lines of RUN/metrics.jsonl. A last line that a killed run left unfinished is left out."""
+    path = Path(run_dir) / "metrics.jsonl"
+    rows = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise NeojaxError(f"{path}: line {number} is not JSON; mend or delete that line") from None
+    return rows
+
+
+def _drop_after(path: Path, step: int) -> None:
+    kept = [row for row in read_metrics(path.parent) if row["step"] <= step]
+    scratch = path.with_suffix(".jsonl.tmp")
+    with scratch.open("w", encoding="utf-8") as f:
+        f.writelines(json.dumps(row) + "\n" for row in kept)
+        f.flush()
+        os.fsync(f.fileno())
+    scratch.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return value.item()
+
+
+class Throughput:
+    """Tokens per second of training proper: without compilation, evaluation and checkpoints.
+
+    The clock starts at the end of the first step, which compiled. `pause` takes other work out.
+    """
+
+    def __init__(self) -> None:
+        self._start: float | None = None
+        self._tokens = 0
+
+    def add(self, tokens: int) -> None:
+        """Call when a step's result is known (after waiting for the device), with the tokens it trained on."""
+        if self._start is None:
+            self._start = time.perf_counter()
+        else:
+            self._tokens += tokens
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time inside does not count."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self._start is not None:
+                self._start += time.perf_counter() - began
+
+    def rate(self) -> float | None:
+        """Tokens per second since the last call, or None where no whole step has been timed."""
+        if self._start is None or not self._tokens:
+            return None
+        now = time.perf_counter()
+        rate = self._tokens / (now - self._start)
+        self._start, self._tokens = now, 0
+        return rate
+
+
+class Progress:
+    """A progress bar for training with loss, tokens/s and time left; a line now and then where there is no terminal.
+
+    A context manager; only process 0 shows anything.
+    """
+
+    def __init__(self, steps: int, start: int = 0):
+        self._steps, self._start, self._began = steps, start, time.monotonic()
+        self._last_line = -math.inf
+        self._shown = jax.process_index() == 0
+        self._console = Console(file=sys.stdout)
+        self._bar = None
+        if self._shown and self._console.is_terminal:
+            self._bar = Bar(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TextColumn("{task.fields[status]}"),
+                TimeRemainingColumn(),
+                TextColumn("left"),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("train", total=steps, completed=start, status="compiling")
+
+    def __enter__(self) -> "Progress":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, step: int, loss: float, tokens_per_second: float | None = None) -> None:
+        """Shows that `step` steps are done, with the loss (nats per token) and the rate of the last of them."""
+        if not self._shown:
+            return
+        status = f"loss {loss:.4f}"
+        if tokens_per_second:
+            status += f"  {tokens_per_second:,.0f} tokens/s"
+        if self._bar:
+            self._bar.update(self._task, completed=step, status=status)
+        elif time.monotonic() - self._last_line >= PLAIN_SECONDS or step == self._steps:
+            self._last_line = time.monotonic()
+            spent = self._last_line - self._began
+            left = spent / max(step - self._start, 1) * (self._steps - step)
+            print(f"step {step}/{self._steps}  {status}  {_clock(left)} left", flush=True)
+
+    def note(self, text: str) -> None:
+        """Prints a line without disturbing the bar."""
+        if self._shown:
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
