@@ -3,6 +3,8 @@
 Every function takes unscaled scores (GPT-Neo has no 1/sqrt(head_dim)) and does the softmax in float32.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -104,7 +106,7 @@ def local(
     if start is None:
         start = jnp.zeros((q.shape[0],), jnp.int32)
     return jax.shard_map(
-        lambda *args: _local_block(*args, window),
+        partial(_local_block, window=window),
         mesh=named.current_layout().mesh,
         in_specs=(spec, spec, spec, named.sharding("batch").spec),
         out_specs=spec,
