@@ -100,7 +100,7 @@ def train_batches(
         stream = grain.MapDataset.mix(mixture, proportions)
     else:
         stream = mixture[0]
-    batches = stream.batch(rows, batch_fn=lambda windows: _stack(windows, rows, n_ctx))
+    batches = stream.batch(rows, drop_remainder=True, batch_fn=lambda windows: _stack(windows, rows, n_ctx))
     index, count = shard
     mine = batches[start_step * count + index :: count]
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=data.prefetch)
