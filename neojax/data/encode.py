@@ -53,6 +53,8 @@ def decode(record: Record, text_key: str) -> str | Skip:
             if not isinstance(value, dict) or text_key not in value:
                 return Skip(where, f"no {text_key!r}")
             text = value[text_key]
+            if isinstance(text, list) and all(isinstance(part, str) for part in text):
+                text = "\n\n".join(text)  # lm_dataformat writes a document as its paragraphs, too
             if not isinstance(text, str):
                 return Skip(where, f"{text_key!r} is not a text")
     except UnicodeDecodeError:

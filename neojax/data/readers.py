@@ -5,6 +5,7 @@ encoding processes. What cannot be read is reported with a reason and passed ove
 """
 
 import bz2
+import contextlib
 import glob
 import gzip
 import io
@@ -16,6 +17,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -82,7 +84,8 @@ def read(path: Path, text_key: str, progress: Callable[[int], None]) -> Iterator
     position = 0
     with raw:
         for record in _read(str(path), path.name, raw, text_key):
-            now = raw.tell()
+            # Parquet's reader closes the file when it has read it.
+            now = path.stat().st_size if raw.closed else raw.tell()
             progress(now - position)
             position = now
             yield record
@@ -202,14 +205,14 @@ def _read_parquet(where: str, stream: IO[bytes], text_key: str) -> Iterator[Reco
                 yield Skip(at, f"no {text_key!r}") if text is None else Record(at, text)
 
 
-def _seekable(stream: IO[bytes]) -> IO[bytes]:
+def _seekable(stream: IO[bytes]) -> AbstractContextManager[Any]:
     """The stream itself where one can seek in it, else a temporary copy."""
     if isinstance(stream, io.BufferedReader) and isinstance(stream.raw, io.FileIO):
-        return stream
+        return contextlib.nullcontext(stream)
     copy = tempfile.SpooledTemporaryFile(max_size=_SPOOL)  # noqa: SIM115 - the caller closes it
     shutil.copyfileobj(stream, copy, 1 << 20)
     copy.seek(0)
-    return copy  # type: ignore[return-value]
+    return copy
 
 
 def _read_lines(where: str, stream: Iterable[bytes]) -> Iterator[Record]:
