@@ -42,6 +42,8 @@ class ModelConfig:
         "a pattern repeated to n_layer ([global, local]) or gpt-neo's form ([[[global, local], 6]])",
     )
     window_size: int = _key(256, "keys a local layer sees, the token itself included", least=1)
+    attention_bias: bool = _key(False, "give queries, keys and values a bias, as GPT-2 does")
+    scale_attention: bool = _key(False, "divide attention scores by sqrt(head_dim), as GPT-2 does")
     activation_function: str = _key(
         "gelu_new", "MLP non-linearity", choices=("gelu_new", "gelu", "relu", "silu")
     )

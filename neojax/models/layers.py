@@ -55,16 +55,24 @@ class LayerNorm(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with unscaled scores; `kind` is global or local (a sliding window)."""
+    """Multi-head self-attention; `kind` is global or local (a sliding window).
+
+    Scores are not scaled and queries, keys and values have no bias, as in GPT-Neo, unless the config asks for them.
+    """
 
     def __init__(self, config: ModelConfig, kind: str, sizes: Mapping[str, int]):
         embd, head_dim = config.n_embd, config.head_dim
         self.kind = kind
         self.window = config.window_size if kind == "local" else None
         self.rate = config.attn_dropout if kind == "global" else 0.0
+        self.scale = head_dim**-0.5 if config.scale_attention else 1.0
         self.query = Param("embd heads head_dim", Normal(embd**-0.5 * head_dim**-0.5), sizes)
         self.key = Param("embd heads head_dim", Normal(embd**-0.5), sizes)
         self.value = Param("embd heads head_dim", Normal(embd**-0.5), sizes)
+        biased = config.attention_bias
+        self.query_bias = Param("heads head_dim", Constant(0.0), sizes) if biased else None
+        self.key_bias = Param("heads head_dim", Constant(0.0), sizes) if biased else None
+        self.value_bias = Param("heads head_dim", Constant(0.0), sizes) if biased else None
         self.out = Param("heads head_dim embd", Normal((config.n_head * head_dim) ** -0.5), sizes)
         self.out_bias = Param("embd", Constant(0.0), sizes)
 
@@ -72,10 +80,9 @@ class Attention(nnx.Module):
         self, x: jax.Array, where: Window, cache: KeyValues | None, dropout_key: jax.Array | None
     ) -> tuple[jax.Array, KeyValues | None]:
         """x [batch, sequence, embd] -> the same shape, and the cache with these tokens in it."""
-        project = "batch sequence embd, embd heads head_dim -> batch sequence heads head_dim"
-        q = checkpoint_name(einsum(project, x, self.query), "query")
-        k = checkpoint_name(einsum(project, x, self.key), "key")
-        v = checkpoint_name(einsum(project, x, self.value), "value")
+        q = checkpoint_name(project(x, self.query, self.query_bias) * self.scale, "query")
+        k = checkpoint_name(project(x, self.key, self.key_bias), "key")
+        v = checkpoint_name(project(x, self.value, self.value_bias), "value")
         if cache is None:
             drop = Dropout(self.rate, dropout_key) if self.rate and dropout_key is not None else None
             y = attention(q, k, v, window=self.window, start=where.start, dropout=drop)
@@ -95,6 +102,12 @@ class Attention(nnx.Module):
         seen = visible(now[None], times, self.window, where.start)
         seen = seen[:, None] if where.start is not None else seen
         return weigh(q, *cache, seen, "slots")
+
+
+def project(x: jax.Array, weight: Param, bias: Param | None) -> jax.Array:
+    """x [batch, sequence, embd] -> [batch, sequence, heads, head_dim]: queries, keys or values."""
+    y = einsum("batch sequence embd, embd heads head_dim -> batch sequence heads head_dim", x, weight)
+    return y if bias is None else y + named.use(bias, "heads head_dim", y.dtype)
 
 
 def first_cache(k: jax.Array, v: jax.Array, slots: int) -> KeyValues:
