@@ -1,13 +1,15 @@
 """Checkpoints: all that a run needs to go on, written with Orbax and read back on any mesh.
 
 A checkpoint is the folder `checkpoints/STEP` of the run, with three items: `params`, `opt_state` (each array by its
-path in the tree) and `meta` (JSON). It appears by one rename when everything is on disk, so a folder with a number
-for a name was complete once; if it cannot be read now it is damaged, which is an error and never a fresh start.
+path in the tree) and `meta` (JSON), and FILES, the size of every file. It appears by one rename when everything is on
+disk, so a folder with a number for a name was complete once; if it is not complete now, or cannot be read, it is
+damaged, which is an error and never a fresh start.
 """
 
+import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from jax.sharding import AbstractMesh, NamedSharding, Sharding, SingleDeviceShar
 from neojax.errors import NeojaxError, suggest
 
 FORMAT = 1
+FILES = "files.json"
 
 # Orbax tells every step it takes through absl; what concerns the user reaches them as NeojaxError.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -44,11 +47,12 @@ class Checkpoints:
     ):
         self.path = Path(os.path.abspath(run_dir)) / "checkpoints"
         self._dims, self._n_vocab = dims or {}, n_vocab
+        self._saving = 0  # the step last begun
         self._manager = None
         if keep or self.path.is_dir():
             self._manager = ocp.CheckpointManager(
                 self.path,
-                options=_options(keep),
+                options=_options(keep, self._list_files),
                 item_handlers={
                     "params": ocp.PyTreeCheckpointHandler(),
                     "opt_state": ocp.PyTreeCheckpointHandler(),
@@ -79,6 +83,8 @@ class Checkpoints:
         assert self._manager, "Checkpoints was opened to read"
         if step in self.steps():
             return
+        self.wait()
+        self._saving = step
         items = ocp.args.Composite(
             params=ocp.args.PyTreeSave(_flat(state["params"])),
             opt_state=ocp.args.PyTreeSave(_flat(state["opt_state"])),
@@ -120,8 +126,30 @@ class Checkpoints:
             self._manager.close()
             self._manager = None
 
+    def _list_files(self) -> None:
+        """Writes FILES into the folder being saved, the last thing before its rename."""
+        if jax.process_index() == 0:
+            (folder,) = self.path.glob(f"{self._saving}.*tmp*")
+            sizes = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
+            (folder / FILES).write_text(json.dumps(sizes, indent=0), encoding="utf-8")
+
+    def _check_files(self, step: int, items: Collection[str]) -> None:
+        """Finds missing and truncated files before Orbax does, whose threads fill the terminal with tracebacks."""
+        folder = self._folder(step)
+        try:
+            sizes = json.loads((folder / FILES).read_text(encoding="utf-8"))
+            for name, size in sizes.items():
+                found = (folder / name).stat().st_size if name.split("/")[0] in items else size
+                if found != size:
+                    raise self._damaged(step, f"{name} has {found} bytes of {size}")
+        except FileNotFoundError as e:
+            raise self._damaged(step, f"{Path(e.filename).relative_to(folder)} is missing") from None
+        except (OSError, ValueError) as e:
+            raise self._damaged(step, e) from e
+
     def _restore(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
         self.restore_meta(step)
+        self._check_files(step, abstract.keys())
         items = {}
         for item, tree in abstract.items():
             wanted = _flat(tree)
@@ -176,12 +204,13 @@ class Checkpoints:
             raise NeojaxError(
                 f"no checkpoint of step {step} in {self.path}; steps there: {self.steps() or 'none'}"
             )
+        self._check_files(step, args.keys())
         try:
             return self._manager.restore(step, args=args)
         except (ValueError, OSError, KeyError, TypeError) as e:
             raise self._damaged(step, e) from e
 
-    def _damaged(self, step: int, cause: Exception) -> NeojaxError:
+    def _damaged(self, step: int, cause: Exception | str) -> NeojaxError:
         older = [s for s in self.steps() if s < step]
         then = f"go on from step {older[-1]}" if older else "start from the beginning"
         reason = str(cause).splitlines()[0][:160] if str(cause) else type(cause).__name__
@@ -194,13 +223,17 @@ class Checkpoints:
         return self.path / str(step)
 
 
-def _options(keep: int | None) -> ocp.CheckpointManagerOptions:
+def _options(keep: int | None, before_rename: Callable[[], None]) -> ocp.CheckpointManagerOptions:
     if keep is None:
         return ocp.CheckpointManagerOptions(
             read_only=True, save_interval_steps=0, create=False, lightweight_initialize=True
         )
     return ocp.CheckpointManagerOptions(
-        max_to_keep=keep, create=True, cleanup_tmp_directories=True, lightweight_initialize=True
+        max_to_keep=keep,
+        create=True,
+        cleanup_tmp_directories=True,
+        lightweight_initialize=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=before_rename),
     )
 
 
