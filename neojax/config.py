@@ -83,6 +83,10 @@ class MeshConfig:
         "", 'where parameters and optimizer state are stored, on top of layout: "embd:data" is FSDP'
     )
     dcn_shape: str = _key("", 'part of each axis that spans slices joined by a data-center network: "data:2"')
+    distributed: bool = _key(
+        False,
+        "join the other processes of a TPU pod, Slurm or MPI job (else: JAX_COORDINATOR_ADDRESS and its kin)",
+    )
     cpu_devices: int = _key(
         0, "run on this many fake CPU devices instead of real accelerators; 0 for real ones", least=0
     )

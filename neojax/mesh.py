@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from neojax.config import MeshConfig
 from neojax.errors import NeojaxError, suggest
@@ -29,9 +29,10 @@ DIMENSIONS = {
     "heads": "attention heads",
     "head_dim": "width of one attention head",
     "mlp": "width of the MLP",
+    "microbatches": "parts of a batch, trained one after another",
     "layers": "repetitions of the layer group; scanned one after another",
 }
-UNSPLIT = ("layers", "slots")
+UNSPLIT = ("layers", "slots", "microbatches")
 ALIASES = {
     "intermediate_expanded": "mlp",
     "features_per_head": "head_dim",
@@ -103,7 +104,7 @@ class Layout:
     `used` says where computation lives, `stored` where parameters, gradients and optimizer state are kept.
     """
 
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     used: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -191,6 +192,14 @@ def use_cpu_devices(count: int) -> None:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Builds the mesh of `config` over `devices` (default: all, or the first `cpu_devices`), Explicit axes."""
     use_cpu_devices(config.cpu_devices)
+    if config.distributed and not jax.distributed.is_initialized():
+        try:
+            jax.distributed.initialize()
+        except (ValueError, RuntimeError) as e:
+            raise NeojaxError(
+                f"mesh.distributed: cannot join the other processes: {' '.join(str(e).split())}; outside TPU pods, "
+                "Slurm and MPI set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+            ) from None
     if devices is None:
         devices = jax.devices()[: config.cpu_devices or None]
     shape = fill_shape(parse_shape(config.shape), len(devices), f'mesh.shape="{config.shape}"')
@@ -230,7 +239,20 @@ def fill_shape(shape: Mapping[str, int], devices: int, what: str) -> dict[str, i
 
 def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Layout:
     """The mesh and both maps of `config`; `param_layout` is taken on top of `layout`."""
-    mesh = make_mesh(config, devices)
+    return _layout(make_mesh(config, devices), config)
+
+
+def abstract_layout(config: MeshConfig) -> Layout:
+    """As `make_layout`, for a mesh whose devices need not be here; an axis of -1 takes those that are."""
+    shape = parse_shape(config.shape)
+    if -1 in shape.values():
+        count = config.cpu_devices or jax.device_count()
+        shape = fill_shape(shape, count, f'mesh.shape="{config.shape}"')
+    mesh = AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Explicit,) * len(shape))
+    return _layout(mesh, config)
+
+
+def _layout(mesh: Mesh | AbstractMesh, config: MeshConfig) -> Layout:
     used = parse_layout(config.layout, mesh.axis_names, "mesh.layout")
     stored = parse_layout(config.param_layout, mesh.axis_names, "mesh.param_layout")
     return Layout(mesh, used, {**used, **stored})

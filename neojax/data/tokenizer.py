@@ -22,14 +22,19 @@ _BREAK = re.compile(r"(?<=\S)(?=[ \n]\S)")
 
 def load(path: str | Path) -> "Tokenizer":
     """Reads a `tokenizer.json`; truncation and padding that it asks for are switched off. Raises `NeojaxError`."""
-    from tokenizers import Tokenizer
-
     if not Path(path).is_file():
         raise NeojaxError(f"tokenizer {path} does not exist; expected a tokenizer.json")
+    return parse(Path(path).read_text(encoding="utf-8", errors="replace"), f"tokenizer {path}")
+
+
+def parse(text: str, source: str) -> "Tokenizer":
+    """As `load`, from the text of a `tokenizer.json`; `source` names it in errors."""
+    from tokenizers import Tokenizer
+
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_str(text)
     except Exception as e:  # the library raises plain Exception
-        raise NeojaxError(f"tokenizer {path} is not a tokenizer.json: {' '.join(str(e).split())}") from None
+        raise NeojaxError(f"{source} is not a tokenizer.json: {' '.join(str(e).split())}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer

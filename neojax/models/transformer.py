@@ -28,8 +28,12 @@ class Transformer(nnx.Module):
     Layers are grouped by the smallest repeating pattern of attention types; the parameters of the repetitions
     are stacked along a first dimension `layers` and scanned. With `stacked=False` every layer has parameters
     of its own and the layers are unrolled. A new instance is abstract: it has names, dimensions and shapes but no
-    values until `init` or `bind` gives them.
+    values until `init` or `bind` gives them. `tokenizer` (a `tokenizers.Tokenizer`) and `eos_token_id` travel with
+    a model that was loaded.
     """
+
+    tokenizer: Any = None
+    eos_token_id: int | None = None
 
     def __init__(
         self,

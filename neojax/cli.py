@@ -1,0 +1,64 @@
+"""The command line: `neojax train|sample|prepare|convert|inspect`. JAX is imported by the command that needs it."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+from neojax.errors import NeojaxError
+from neojax.version import __version__
+
+COMMANDS = {
+    "train": ("neojax.training.command", "train a model, or go on with a run"),
+    "sample": ("neojax.sampling.command", "generate text from a trained model"),
+    "prepare": ("neojax.data.prepare", "turn text into token stores to train on"),
+    "convert": ("neojax.convert.command", "bring models from and to other formats"),
+    "inspect": ("neojax.inspection", "show every parameter, its layout and size, and the model's FLOPs"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors read as all others do."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "neojax") -> int:
+    """Runs one command. Returns the exit status: 0, or 2 after one line `error: ...` for what the user can mend."""
+    parser = _Parser(
+        prog=prog, description="Train, sample and study GPT-Neo-family language models on meshes."
+    )
+    parser.add_argument("--version", action="version", version=f"neojax {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
+    for name, (module, summary) in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        implementation = import_module(module)
+        implementation.add_arguments(sub)
+        sub.set_defaults(run=implementation.run)
+    return guarded(lambda: _run(parser, argv))
+
+
+def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
+    args = parser.parse_args(argv)
+    args.run(args)
+
+
+def guarded(run: Callable[[], None]) -> int:
+    """Calls `run`, turning what the user can mend into one line on stderr and an exit status."""
+    try:
+        run()
+        sys.stdout.flush()
+    except NeojaxError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has left; Python would complain once more while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0

@@ -1,0 +1,82 @@
+"""`neojax inspect`: what a configuration means, before it costs anything."""
+
+import math
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from neojax import config as configuration
+from neojax.config import Config
+from neojax.errors import NeojaxError
+
+MOMENTS = {"adamw": 2, "adafactor": 0}  # float32 copies of the parameters in the optimizer state
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The arguments of `neojax inspect`."""
+    parser.add_argument(
+        "config", nargs="?", metavar="CONFIG_OR_RUN", help="a configuration or a run directory"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change")
+    parser.add_argument("--keys", action="store_true", help="list every configuration key instead")
+
+
+def run(args: Namespace) -> None:
+    """Prints the table."""
+    if args.keys:
+        print_keys()
+        return
+    if not args.config:
+        raise NeojaxError("name a configuration or a run directory, or give --keys")
+    path = Path(args.config)
+    config = configuration.load(path / "config.yml" if path.is_dir() else path, args.overrides)
+    print_model(config)
+
+
+def print_keys() -> None:
+    """Every configuration key with type, default and meaning."""
+    for name, kind, default, doc in configuration.describe():
+        print(f"{name}: {kind} = {default!r}\n    {doc}")
+
+
+def print_model(config: Config) -> None:
+    """Every parameter: dimension names, shape, layout, bytes per device; then totals and model FLOPs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from neojax.mesh import abstract_layout
+    from neojax.models import Transformer
+    from neojax.training.flops import flops_per_token
+
+    layout = abstract_layout(config.mesh)
+    model = Transformer(config.model, layout)
+    dims, stored = model.dims(), model.stored()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("parameter", "dimensions", "shape", "used as", "stored as"):
+        table.add_column(title, no_wrap=True)
+    table.add_column("bytes/device", justify="right", no_wrap=True)
+    count = held = 0
+    for name, value in stored.items():
+        parts = math.prod(layout.split(d, stored=True) for d in dims[name])
+        bytes_held = 4 * math.prod(value.shape) // parts
+        true_shape = [config.model.n_vocab if d == "vocab" else n for d, n in zip(dims[name], value.shape)]
+        count += math.prod(true_shape)
+        held += bytes_held
+        split = [
+            " ".join(f"{d}:{'+'.join(axes)}" for d in dims[name] if (axes := layout.axes(d, stored=s)))
+            or "whole"
+            for s in (False, True)
+        ]
+        shape = " ".join(map(str, value.shape))
+        table.add_row(name, " ".join(dims[name]), shape, *split, f"{bytes_held:,}")
+    Console(width=None if Console().is_terminal else 200, soft_wrap=True).print(table)
+    mesh = ", ".join(f"{axis}:{size}" for axis, size in layout.mesh.shape.items())
+    padding = stored["wte"].shape[0] - config.model.n_vocab
+    flops = flops_per_token(config.model)
+    print(f"\n{count:,} parameters" + (f" (and {padding} rows of vocabulary padding)" if padding else ""))
+    print(
+        f"mesh {mesh}: {layout.mesh.size} device(s); each stores {held:,} bytes of float32 parameters", end=""
+    )
+    copies = MOMENTS[config.train.optimizer]
+    print(f" and {copies * held:,} of {config.train.optimizer} state" if copies else "")
+    print(f"{flops:,.0f} model FLOPs per trained token (3 x forward, attention to visible keys only)")
+    print(f"{flops * config.model.n_ctx * config.train.batch_size:,.0f} model FLOPs per step")

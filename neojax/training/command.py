@@ -1,0 +1,23 @@
+"""`neojax train CONFIG.yml [section.key=value ...]`."""
+
+from argparse import ArgumentParser, Namespace
+
+from neojax import config
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The arguments of `neojax train`."""
+    parser.add_argument(
+        "config", metavar="CONFIG.yml", help="a run's configuration; meshconfigs/ has examples"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="section.key=value", help="values to change, as in train.steps=100"
+    )
+
+
+def run(args: Namespace) -> None:
+    """Trains, or goes on with, the run that the configuration describes."""
+    settings = config.load(args.config, args.overrides)
+    from neojax.training.loop import train
+
+    train(settings)

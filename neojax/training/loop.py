@@ -1,0 +1,290 @@
+"""A training run from a config: build, resume or start, train, evaluate, checkpoint, stop cleanly."""
+
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+
+from neojax import config as configuration
+from neojax.config import Config, SourceConfig
+from neojax.data import tokenizer as tokenizers
+from neojax.data.loader import check_ids, train_batches, validation_batches
+from neojax.data.store import TokenStore, resolve
+from neojax.errors import NeojaxError
+from neojax.mesh import Layout, make_layout
+from neojax.models import Transformer
+from neojax.training import run_dir as runs
+from neojax.training.checkpoint import Checkpoints
+from neojax.training.flops import flops_per_token, mfu
+from neojax.training.metrics import MetricsWriter, Progress, Throughput
+from neojax.training.optimizer import Optimizer, make_optimizer
+from neojax.training.step import (
+    BATCH_DIMS,
+    State,
+    abstract_state,
+    data_shard,
+    evaluate,
+    init_state,
+    make_eval_step,
+    make_train_step,
+    place,
+)
+
+COMPUTE_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def compute_type(precision: str) -> Any:
+    """The type of activations: `train.precision`, where auto is bfloat16 on accelerators and float32 on CPU."""
+    if precision == "auto":
+        precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return COMPUTE_TYPES[precision]
+
+
+def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
+    """The (abstract) model and the optimizer of `config`. Raises `NeojaxError` where the layout does not fit."""
+    train = config.train
+    model = Transformer(config.model, layout, dtype=compute_type(train.precision), remat=train.remat)
+    model.stored()
+    rows = train.microbatch or train.batch_size
+    layout.spec(BATCH_DIMS, (1, rows, config.model.n_ctx), what=f"a microbatch of {rows} sequences")
+    return model, make_optimizer(train, model.dims())
+
+
+def train(config: Config) -> None:
+    """Runs (or resumes) the training run of `config` to its end. Raises `NeojaxError` for what the user can mend."""
+    if not config.train.run_dir:
+        raise NeojaxError(
+            "train.run_dir is not set; name the folder of this run, such as train.run_dir=runs/first"
+        )
+    stores = check_data(config)  # before the devices are started: wrong paths are the commonest error
+    layout = make_layout(config.mesh)
+    model, optimizer = build(config, layout)
+    folder = Path(config.train.run_dir)
+    tokenizer = read_tokenizer(config, stores)
+    with (
+        jax.set_mesh(layout.mesh),
+        Checkpoints(
+            folder, config.train.keep, dims=model.dims(), n_vocab=config.model.n_vocab
+        ) as checkpoints,
+    ):
+        start = checkpoints.latest() or 0
+        progress = Progress(config.train.steps, start)
+        if start:
+            saved = runs.config_of(checkpoints.restore_meta(start), source=str(folder))
+            for line in runs.check_resume(saved, config, folder):
+                progress.note(line)
+        if start >= config.train.steps:
+            progress.note(
+                f"{folder} is finished: {start} of {config.train.steps} steps; raise train.steps to go on"
+            )
+            return
+        if jax.process_index() == 0:
+            runs.write_text(folder / runs.CONFIG, configuration.dump(config))
+            if tokenizer is not None:
+                runs.write_text(folder / runs.TOKENIZER, tokenizer)
+        if start:
+            state = checkpoints.restore(start, abstract_state(model, optimizer))
+            progress.note(f"resuming {folder} from step {start}")
+        else:
+            state = init_state(model, optimizer, config.train.seed)
+        parameters = sum(math.prod(p.shape) for p in state["params"].values())
+        shape = ", ".join(f"{axis}:{size}" for axis, size in layout.mesh.shape.items())
+        progress.note(
+            f"{parameters:,} parameters on mesh {shape} ({layout.mesh.devices.flat[0].device_kind}), "
+            f"compute in {model.dtype}, run directory {folder}"
+        )
+        run = Run(config, model, optimizer, state, start, progress, runs.meta(config, tokenizer))
+        run.go(checkpoints)
+
+
+class Run:
+    """The state of a run in progress, and what happens at each step."""
+
+    def __init__(
+        self,
+        config: Config,
+        model: Transformer,
+        optimizer: Optimizer,
+        state: State,
+        step: int,
+        progress: Progress,
+        meta: dict[str, Any],
+    ):
+        self.config, self.model, self.state, self.step, self.progress = config, model, state, step, progress
+        self.meta = meta
+        self.train_step = make_train_step(model, optimizer, config.train)
+        self.eval_step = make_eval_step(model)
+        self.shard = data_shard(model.layout, config.train.microbatch or config.train.batch_size)
+        self.tokens_a_step = config.train.batch_size * config.model.n_ctx
+
+    def go(self, checkpoints: Checkpoints) -> None:
+        """Trains to the last step, or to a signal, and leaves a checkpoint of where it stopped."""
+        train = self.config.train
+        microbatches = train.batch_size // (train.microbatch or train.batch_size)
+        batches = train_batches(
+            self.config.data,
+            self.config.model.n_ctx,
+            train.batch_size,
+            train.seed,
+            self.step,
+            shard=self.shard,
+        )
+        metrics = MetricsWriter(train.run_dir, train.tensorboard, resume_step=self.step)
+        throughput = Throughput()
+        first = timed = self.step
+        stops = False
+        try:
+            with self.progress, stop_requested() as stop:
+                while self.step < train.steps and not stops:
+                    batch = place(self.model.layout, next(batches), microbatches, self.shard)
+                    self.state, values = self.train_step(self.state, batch, jnp.int32(self.step))
+                    self.step += 1
+                    last = self.step == train.steps
+                    logs = last or self.step % train.log_every == 0
+                    evaluates = last or bool(train.eval_every) and self.step % train.eval_every == 0
+                    stops = stop(logs)
+                    saves = last or stops or self.step % train.checkpoint_every == 0
+                    if logs or evaluates or saves or self.step == first + 1:
+                        self.check(float(values["loss"]), checkpoints)  # waits for the step
+                        throughput.add((self.step - timed) * self.tokens_a_step)
+                        timed = self.step
+                    row = self.training_row(values, throughput.rate()) if logs else {}
+                    with throughput.pause():
+                        if evaluates:
+                            row.update(self.evaluation_row())
+                        if row:
+                            metrics.write(self.step, row)
+                        if saves:
+                            checkpoints.save(self.step, self.state, self.meta)
+                checkpoints.wait()
+        finally:
+            metrics.close()
+        if self.step < train.steps:
+            self.progress.note(f"stopped at step {self.step}; the same command goes on from there")
+        else:
+            self.progress.note(f"finished {train.steps} steps; sample with: python sample.py {train.run_dir}")
+
+    def check(self, loss: float, checkpoints: Checkpoints) -> None:
+        """Stops a run whose loss is no longer a number before it can overwrite a good checkpoint."""
+        if math.isfinite(loss):
+            return
+        good = checkpoints.latest()
+        raise NeojaxError(
+            f"the loss is {loss} at step {self.step}; the last good checkpoint is "
+            f"{f'step {good}' if good else 'none'} in {checkpoints.path}: lower train.learning_rate or "
+            "train.clip_norm, or raise train.warmup_steps, and run again"
+        )
+
+    def training_row(self, values: dict[str, jax.Array], rate: float | None) -> dict[str, Any]:
+        """What metrics.jsonl says of a step; also moves the progress bar."""
+        loss = float(values["loss"])
+        self.progress.update(self.step, loss, rate)
+        row = {
+            "tokens": self.step * self.tokens_a_step,
+            "loss": loss,
+            "perplexity": perplexity(loss),
+            "grad_norm": float(values["grad_norm"]),
+            "learning_rate": float(values["learning_rate"]),
+            "tokens_per_second": rate,
+        }
+        if rate:
+            row["model_flops_per_second"] = rate * flops_per_token(self.config.model)
+            used = mfu(rate, self.config.model, self.model.layout.mesh.devices.flat)
+            if used is not None:
+                row["mfu"] = used
+        return row
+
+    def evaluation_row(self) -> dict[str, Any]:
+        """Loss and perplexity on every validation store."""
+        row = {}
+        for name, source in named_sources(self.config.data.validation).items():
+            batches = validation_batches(
+                source,
+                self.config.model.n_ctx,
+                self.config.train.microbatch or self.config.train.batch_size,
+                shard=self.shard,
+            )
+            batches = islice(batches, self.config.train.eval_batches or None)
+            loss, _ = evaluate(self.eval_step, self.state["params"], self.model.layout, batches, self.shard)
+            row |= {f"{name}_loss": loss, f"{name}_perplexity": perplexity(loss)}
+            self.progress.note(f"step {self.step}: {name} loss {loss:.4f}")
+        return row
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), kept finite."""
+    return math.exp(min(loss, 700.0))
+
+
+def named_sources(sources: tuple[SourceConfig, ...]) -> dict[str, SourceConfig]:
+    """Validation stores by the name that metrics show: `validation`, or with several, its file or folder too."""
+    if len(sources) == 1:
+        return {"validation": sources[0]}
+    names: dict[str, SourceConfig] = {}
+    for source in sources:
+        name = f"validation_{Path(source.path).stem}"
+        names[name if name not in names else f"{name}_{len(names)}"] = source
+    return names
+
+
+def check_data(config: Config) -> list[TokenStore]:
+    """Opens every store of `data` and checks its ids against the vocabulary. Returns the training stores."""
+    if not config.data.train:
+        raise NeojaxError(
+            "data.train is empty; name a token store, such as data.train=DIR, that `neojax prepare ... --out DIR` wrote"
+        )
+    stores = [TokenStore(resolve(s.path, "train")) for s in config.data.train]
+    held_out = [TokenStore(resolve(s.path, "validation")) for s in config.data.validation]
+    check_ids(stores + held_out, config.model.n_vocab)
+    return stores
+
+
+def read_tokenizer(config: Config, stores: list[TokenStore]) -> str | None:
+    """The text of data.tokenizer, or of the tokenizer.json beside the first training store, if there is one."""
+    path = Path(config.data.tokenizer) if config.data.tokenizer else stores[0].prefix.parent / runs.TOKENIZER
+    if not path.is_file():
+        if config.data.tokenizer:
+            raise NeojaxError(f"data.tokenizer: no file {path}; name a tokenizer.json")
+        return None
+    size = tokenizers.n_ids(tokenizers.load(path))
+    if size > config.model.n_vocab:
+        raise NeojaxError(
+            f"{path} has {size} ids but model.n_vocab={config.model.n_vocab}; set model.n_vocab to at least {size}"
+        )
+    return path.read_text(encoding="utf-8")
+
+
+@contextmanager
+def stop_requested() -> Iterator[Callable[[bool], bool]]:
+    """Catches SIGTERM and Ctrl-C; gives a function that tells whether the run should stop after this step.
+
+    The function is called at every step; its argument is true at steps that all processes of a run wait at, which
+    is when they agree to stop. A second signal stops at once.
+    """
+    asked = threading.Event()
+
+    def handle(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    previous = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(together: bool) -> bool:
+        if jax.process_count() == 1:
+            return asked.is_set()
+        return together and bool(multihost_utils.process_allgather(jnp.array(asked.is_set())).any())
+
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,80 @@
+"""The run directory: what lies in it besides checkpoints and metrics, and how it is opened again."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neojax import config as configuration
+from neojax.config import Config
+from neojax.errors import NeojaxError
+
+CONFIG = "config.yml"
+TOKENIZER = "tokenizer.json"
+
+
+def is_run_dir(path: str | Path) -> bool:
+    """Whether `path` is a folder that `train.py` or `neojax convert` wrote."""
+    return (Path(path) / CONFIG).is_file() and (Path(path) / "checkpoints").is_dir()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file or nothing: a temporary file beside it, then a rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def meta(config: Config, tokenizer: str | None) -> dict[str, Any]:
+    """What a checkpoint holds beside arrays, so that it can be used without the rest of the run directory."""
+    return {"config": configuration.to_dict(config), "tokenizer": tokenizer}
+
+
+def config_of(saved: dict[str, Any], source: str) -> Config:
+    """The config that a checkpoint's `meta` holds."""
+    return configuration.from_dict(json.loads(json.dumps(saved["config"])), source=source)
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """The keys, as ``section.key (old -> new)``, in which two configs (as dictionaries) differ."""
+    rows = []
+    for key in new:
+        a, b = old.get(key), new[key]
+        if isinstance(b, dict) and isinstance(a, dict):
+            rows += differences(a, b, f"{prefix}{key}.")
+        elif json.dumps(a) != json.dumps(b):
+            rows.append(f"{prefix}{key} ({yaml_word(a)} -> {yaml_word(b)})")
+    return rows
+
+
+def yaml_word(value: Any) -> str:
+    """A value as one line of YAML."""
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
+
+
+def check_resume(saved: Config, now: Config, run_dir: Path) -> list[str]:
+    """What changed between a run's last checkpoint and the command that resumes it, as lines to show.
+
+    Raises `NeojaxError` where the checkpoint no longer fits: another model, or another optimizer.
+    """
+    old, new = configuration.to_dict(saved), configuration.to_dict(now)
+    rigid = differences(old["model"], new["model"], "model.")
+    rigid += [
+        d for d in differences(old["train"], new["train"], "train.") if d.startswith("train.optimizer ")
+    ]
+    if rigid:
+        raise NeojaxError(
+            f"{run_dir} holds a run with other settings: {', '.join(rigid)}; "
+            "set them back, or start anew with another train.run_dir"
+        )
+    changed = differences({k: old[k] for k in ("data", "train")}, {k: new[k] for k in ("data", "train")})
+    data = [d for d in changed if d.startswith(("data.train", "train.seed", "train.batch_size"))]
+    lines = []
+    if changed:
+        lines.append(f"resuming with changed settings: {', '.join(changed)}")
+    if data:
+        lines.append("the data order differs from before: documents may be seen twice or not at all")
+    return lines

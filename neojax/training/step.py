@@ -1,0 +1,148 @@
+"""The training step and the evaluation step: each one jitted function over the whole mesh."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from neojax.config import TrainConfig
+from neojax.errors import NeojaxError
+from neojax.mesh import Layout
+from neojax.models import Transformer
+from neojax.training.optimizer import Optimizer
+from neojax.training.schedule import learning_rate
+
+State = dict[str, Any]
+"""{"params": {name: array}, "opt_state": the optimizer's tree}; parameters are float32 in their stored layout."""
+
+BATCH_DIMS = ("microbatches", "batch", "sequence")
+
+
+def init_state(model: Transformer, optimizer: Optimizer, seed: int) -> State:
+    """Initial weights and optimizer state, in the stored layout."""
+    params = model.init(seed).params()
+    return {"params": params, "opt_state": jax.jit(optimizer.init)(params)}
+
+
+def abstract_state(model: Transformer, optimizer: Optimizer) -> State:
+    """The shapes, types and layouts of the state, without values."""
+    params = model.stored()
+    return {"params": params, "opt_state": jax.eval_shape(optimizer.init, params)}
+
+
+def make_train_step(
+    model: Transformer, optimizer: Optimizer, train: TrainConfig
+) -> Callable[[State, Mapping[str, jax.Array], Any], tuple[State, dict[str, jax.Array]]]:
+    """The jitted step (state, batch, step) -> (state, metrics); the state is donated.
+
+    batch: `inputs` and `targets`, int32 [microbatches, batch, sequence]. Gradients are summed over microbatches and
+    divided by the number of scored tokens in all of them, so the step equals that of the whole batch. `step` (int32
+    scalar, 0 for the first) seeds dropout. Metrics, float32 scalars: loss (nats per token), grad_norm,
+    learning_rate.
+    """
+    rate = learning_rate(train)
+    drops = any((model.config.embed_dropout, model.config.attn_dropout, model.config.res_dropout))
+
+    def objective(params, batch, index, step):
+        key = None
+        if drops:
+            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(train.seed), step), index)
+        total, nll, _ = model.bind(params).loss(
+            batch["inputs"], batch["targets"], z_loss=train.z_loss, dropout_key=key
+        )
+        return total, nll
+
+    grad = jax.value_and_grad(objective, has_aux=True)
+
+    def gradients(params, batch, step):
+        """Summed gradients and nats over the microbatches."""
+        count = batch["inputs"].shape[0]
+        if count == 1:
+            (_, nll), grads = grad(params, jax.tree.map(lambda x: x[0], batch), 0, step)
+            return grads, nll
+
+        def accumulate(carry, indexed):
+            index, micro = indexed
+            (_, nll), grads = grad(params, micro, index, step)
+            return jax.tree.map(jnp.add, carry, (grads, nll)), None
+
+        zeros = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
+        return jax.lax.scan(accumulate, zeros, (jnp.arange(count), batch))[0]
+
+    def train_step(state: State, batch: Mapping[str, jax.Array], step: Any):
+        scored = jnp.maximum(jnp.sum(batch["targets"] >= 0, dtype=jnp.float32), 1.0)
+        grads, nll = gradients(state["params"], dict(batch), step)
+        grads = jax.tree.map(lambda g: g / scored, grads)
+        params, opt_state, norm = optimizer.update(grads, state["opt_state"], state["params"])
+        metrics = {"loss": nll / scored, "grad_norm": norm, "learning_rate": rate(step)}
+        return {"params": params, "opt_state": opt_state}, metrics
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def make_eval_step(model: Transformer) -> Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], Any]:
+    """The jitted function (params, batch) -> (sum of nats, scored tokens) over a batch of [1, batch, sequence]."""
+
+    def eval_step(params, batch):
+        _, nll, scored = model.bind(params).loss(batch["inputs"][0], batch["targets"][0])
+        return nll, scored
+
+    return jax.jit(eval_step)
+
+
+def data_shard(layout: Layout, batch_size: int) -> tuple[int, int]:
+    """Which part of every batch this process reads: (index, count) of equal, contiguous shares of its rows.
+
+    Processes whose devices hold the same rows (their axes split other dimensions) read the same share. Raises
+    `NeojaxError` where the mesh gives a process rows that are no such share.
+    """
+    sharding = layout.sharding(("batch",), (batch_size,), what="the batch")
+    spans = [
+        s.indices(batch_size)[:2] for (s,) in sharding.addressable_devices_indices_map((batch_size,)).values()
+    ]
+    start, stop = min(a for a, _ in spans), max(b for _, b in spans)
+    rows = stop - start
+    if batch_size % rows or start % rows:
+        raise NeojaxError(
+            f"mesh.shape: this host's devices hold rows {start} to {stop} of a batch of {batch_size}, not an equal "
+            "share; let the axis of batch come first in mesh.shape"
+        )
+    return start // rows, batch_size // rows
+
+
+def place(layout: Layout, batch: Mapping[str, np.ndarray], microbatches: int, shard: tuple[int, int]) -> dict:
+    """This host's rows of a batch, int32 [rows, sequence], as part of arrays [microbatches, batch, sequence]."""
+    index, count = shard
+
+    def array(rows: np.ndarray) -> jax.Array:
+        local = rows.reshape(microbatches, -1, rows.shape[-1])
+        shape = (microbatches, local.shape[1] * count, local.shape[2])
+        offset = index * local.shape[1]
+        sharding = layout.sharding(BATCH_DIMS, shape, what="the batch")
+
+        def part(slices: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = slices[1].indices(shape[1])
+            return local[slices[0], start - offset : stop - offset, slices[2]]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return {name: array(np.asarray(rows)) for name, rows in batch.items()}
+
+
+def evaluate(
+    eval_step: Callable,
+    params: Mapping[str, jax.Array],
+    layout: Layout,
+    batches: Iterator,
+    shard: tuple[int, int],
+) -> tuple[float, int]:
+    """Mean nats per token over `batches`, and the number of tokens scored. Raises `NeojaxError` if there are none."""
+    nats, tokens = 0.0, 0
+    for batch in batches:
+        nll, scored = eval_step(params, place(layout, batch, 1, shard))
+        nats, tokens = nats + float(nll), tokens + int(scored)
+    if not tokens:
+        raise NeojaxError("the evaluation data holds no token to score")
+    return nats / tokens, tokens

@@ -1,0 +1,8 @@
+"""Trains a model: `python train.py CONFIG.yml [section.key=value ...]`; the same command goes on with a run."""
+
+import sys
+
+from neojax.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main(["train", *sys.argv[1:]]))
