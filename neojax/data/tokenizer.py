@@ -16,8 +16,8 @@ _OTHER_ENDS = ("</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|eos|>", "[SEP]")
 _LEAST = 257  # every byte, and end of document
 _PIECE = 1 << 22  # characters; what encoding holds in memory is a hundred times as many bytes
 
-# Before a lone blank between words: GPT-2's pattern always ends a word there, and the blank goes with the next.
-_BREAK = re.compile(r"(?<=\S)(?=[ \n]\S)")
+# Before the blanks between words: GPT-2's pattern always ends a word there, and blanks go with what follows.
+_BREAK = re.compile(r"(?<=\S)(?=[ \n])")
 
 
 def load(path: str | Path) -> "Tokenizer":
@@ -95,7 +95,7 @@ def is_splittable(tokenizer: "Tokenizer") -> bool:
 
 
 def split(text: str, size: int = _PIECE) -> Iterator[str]:
-    """Cuts a long text into pieces of about `size` characters, each but the first from a blank before a word."""
+    """Cuts a long text into pieces of about `size` characters, each but the first from the blanks before a word."""
     start = 0
     while len(text) - start > size and (cut := _BREAK.search(text, start + size)):
         yield text[start : cut.start()]

@@ -81,7 +81,7 @@ def test_two_sources_of_one_size_are_shuffled_differently(make_store):
     assert (firsts[firsts < 10_000] != firsts[firsts >= 10_000] - 10_000).any()
 
 
-@pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0), (0.3, 0.1), (0.07, 0.93)])
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (3.0, 1.0), (1.0, 1.5), (0.3, 0.1), (0.07, 0.93)])
 def test_the_mixture_keeps_its_weights_at_every_length(make_store, weights):
     a, b = make_store("a", [200]), make_store("b", [1000], first=10_000)
     firsts = np.concatenate(
