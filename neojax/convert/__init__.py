@@ -1,0 +1,1 @@
+"""Bringing models from and to other formats."""

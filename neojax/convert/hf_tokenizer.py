@@ -1,0 +1,73 @@
+"""The tokenizer of a Hugging Face directory: tokenizer.json, or the two files of GPT-2's byte-level BPE."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neojax.convert.hf_config import CONFIG, read_json
+from neojax.data import tokenizer as tokenizers
+from neojax.errors import NeojaxError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+TOKENIZER = "tokenizer.json"
+# The names that transformers and OpenAI gave the same two files.
+PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+
+
+def read_tokenizer(path: str | Path) -> "Tokenizer | None":
+    """The tokenizer in folder `path`, None where there is none. Raises `NeojaxError` where it cannot be read."""
+    path = Path(path)
+    if (path / TOKENIZER).is_file():
+        return tokenizers.load(path / TOKENIZER)
+    for vocab, merges in PAIRS:
+        if (path / vocab).is_file() and (path / merges).is_file():
+            return byte_level(path / vocab, path / merges)
+    return None
+
+
+def byte_level(vocab: Path, merges: Path) -> "Tokenizer":
+    """GPT-2's byte-level BPE from its table of ids and its list of merges; `<|endoftext|>` is special."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    read_json(vocab)
+    try:
+        model = models.BPE.from_file(str(vocab), str(merges))
+    except Exception as e:  # the library raises plain Exception
+        raise NeojaxError(
+            f"{vocab} and {merges} are not a byte-level BPE: {' '.join(str(e).split())}"
+        ) from None
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    if tokenizer.token_to_id(tokenizers.END_OF_DOCUMENT) is not None:
+        tokenizer.add_special_tokens([AddedToken(tokenizers.END_OF_DOCUMENT, special=True)])
+    return tokenizer
+
+
+def read_eos_token_id(path: str | Path) -> int | None:
+    """The id that ends a text, by generation_config.json or config.json; the first where there are several."""
+    for name in ("generation_config.json", CONFIG):
+        file = Path(path) / name
+        if file.is_file():
+            value = read_json(file).get("eos_token_id")
+            value = value[0] if isinstance(value, list) and value else value
+            if isinstance(value, int):
+                return value
+    return None
+
+
+def write_tokenizer(tokenizer: "Tokenizer", folder: Path, n_ctx: int, eos_token_id: int | None) -> None:
+    """Writes tokenizer.json, and the tokenizer_config.json that lets `transformers.AutoTokenizer` load it."""
+    tokenizer.save(str(folder / TOKENIZER))
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": n_ctx,
+        "clean_up_tokenization_spaces": False,
+    }
+    token = None if eos_token_id is None else tokenizer.id_to_token(eos_token_id)
+    if token is not None:
+        settings |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), token)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
