@@ -70,7 +70,7 @@ def train(config: Config) -> None:
     folder = Path(config.train.run_dir)
     tokenizer = read_tokenizer(config, stores)
     with (
-        jax.set_mesh(layout.mesh),
+        jax.set_mesh(layout.mesh),  # type: ignore[arg-type]
         Checkpoints(
             folder, config.train.keep, dims=model.dims(), n_vocab=config.model.n_vocab
         ) as checkpoints,
@@ -149,7 +149,7 @@ class Run:
                     self.step += 1
                     last = self.step == train.steps
                     logs = last or self.step % train.log_every == 0
-                    evaluates = last or bool(train.eval_every) and self.step % train.eval_every == 0
+                    evaluates = last or (train.eval_every > 0 and self.step % train.eval_every == 0)
                     stops = stop(logs)
                     saves = last or stops or self.step % train.checkpoint_every == 0
                     if logs or evaluates or saves or self.step == first + 1:
@@ -204,7 +204,7 @@ class Run:
 
     def evaluation_row(self) -> dict[str, Any]:
         """Loss and perplexity on every validation store."""
-        row = {}
+        row: dict[str, Any] = {}
         for name, source in named_sources(self.config.data.validation).items():
             batches = validation_batches(
                 source,

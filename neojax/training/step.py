@@ -122,7 +122,8 @@ def place(layout: Layout, batch: Mapping[str, np.ndarray], microbatches: int, sh
         offset = index * local.shape[1]
         sharding = layout.sharding(BATCH_DIMS, shape, what="the batch")
 
-        def part(slices: tuple[slice, ...]) -> np.ndarray:
+        def part(slices: tuple[slice, ...] | None) -> np.ndarray:
+            assert slices is not None
             start, stop, _ = slices[1].indices(shape[1])
             return local[slices[0], start - offset : stop - offset, slices[2]]
 

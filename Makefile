@@ -1,0 +1,45 @@
+# Everything here works on a machine with Python 3.11+, pip, make and git, and installs what it needs into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint install clean
+.DEFAULT_GOAL := help
+help:
+	@echo "make demo   prepare text, train a small GPT-Neo on 8 fake devices, sample from it (about 5 minutes)"
+	@echo "make test   install what the tests need and run them"
+	@echo "make lint   check format, style and types"
+	@echo "make clean  remove .venv and the demo"
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp per set of packages: nothing is installed again until a version changes.
+$(VENV)/.installed: $(BIN)/pip pyproject.toml constraints.txt
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) --editable '.[test,hf]'
+	@touch $@
+
+$(VENV)/.installed-lint: $(VENV)/.installed
+	$(PIP) --editable '.[lint]'
+	@touch $@
+
+install: $(VENV)/.installed
+
+demo: $(VENV)/.installed
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) demo
