@@ -99,9 +99,8 @@ def data_shard(layout: Layout, batch_size: int) -> tuple[int, int]:
     `NeojaxError` where the mesh gives a process rows that are no such share.
     """
     sharding = layout.sharding(("batch",), (batch_size,), what="the batch")
-    spans = [
-        s.indices(batch_size)[:2] for (s,) in sharding.addressable_devices_indices_map((batch_size,)).values()
-    ]
+    held: Any = sharding.addressable_devices_indices_map((batch_size,)).values()
+    spans = [index[0].indices(batch_size)[:2] for index in held]
     start, stop = min(a for a, _ in spans), max(b for _, b in spans)
     rows = stop - start
     if batch_size % rows or start % rows:
