@@ -75,9 +75,10 @@ def train(config: Config) -> None:
             folder, config.train.keep, dims=model.dims(), n_vocab=config.model.n_vocab
         ) as checkpoints,
     ):
-        start = checkpoints.latest() or 0
+        latest = checkpoints.latest()
+        start = latest or 0
         progress = Progress(config.train.steps, start)
-        if start:
+        if latest is not None:  # step 0 is there in a directory that `neojax convert` wrote
             saved = runs.config_of(checkpoints.restore_meta(start), source=str(folder))
             for line in runs.check_resume(saved, config, folder):
                 progress.note(line)
@@ -90,7 +91,7 @@ def train(config: Config) -> None:
             runs.write_text(folder / runs.CONFIG, configuration.dump(config))
             if tokenizer is not None:
                 runs.write_text(folder / runs.TOKENIZER, tokenizer)
-        if start:
+        if latest is not None:
             state = checkpoints.restore(start, abstract_state(model, optimizer))
             progress.note(f"resuming {folder} from step {start}")
         else:
