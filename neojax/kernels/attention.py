@@ -41,11 +41,11 @@ def attention(
 
     q, k, v: [batch, sequence, heads, head_dim], laid out as those names say; `window`: keys a query sees,
     itself included (None: all before it); `start` int32 [batch]: number of padding tokens at the left of a row.
-    Rule: a window shorter than the sequence runs blocked, unless the layout splits `sequence` or
-    `memory_length`; everything else is the reference. Returns the shape and layout of q.
+    Rule: a window shorter than the sequence runs blocked, unless the layout splits `sequence`, `memory_length` or
+    `head_dim`, which every block needs whole; everything else is the reference. Returns the shape and layout of q.
     """
     layout = named.current_layout()
-    split = layout.axes("sequence") or layout.axes("memory_length")
+    split = any(layout.axes(dim) for dim in ("sequence", "memory_length", "head_dim"))
     if window is not None and window < q.shape[1] and not split and dropout is None:
         return local(q, k, v, window=window, start=start)
     return reference(q, k, v, window=window, start=start, dropout=dropout)

@@ -11,6 +11,7 @@ from flax import nnx
 
 from neojax import named
 from neojax.config import ModelConfig
+from neojax.errors import NeojaxError
 from neojax.kernels import loss
 from neojax.mesh import Layout, single_device
 from neojax.models.layers import Block, KeyValues, LayerNorm, Window, residual_dropout
@@ -126,9 +127,18 @@ class Transformer(nnx.Module):
     # Computation
 
     def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Logits of the next token: int32 [batch, sequence] -> float32 [batch, sequence, n_vocab]."""
+        """Logits of the next token: int32 [batch, sequence] -> float32 [batch, sequence, n_vocab].
+
+        Raises `NeojaxError` for tokens of another shape, or more of them than n_ctx.
+        """
+        tokens = jnp.asarray(tokens, jnp.int32)
+        if tokens.ndim != 2 or tokens.shape[1] > self.config.n_ctx:
+            raise NeojaxError(
+                f"tokens have shape {list(tokens.shape)}; expected [batch, sequence] with a sequence of at most "
+                f"n_ctx={self.config.n_ctx} tokens"
+            )
         graphdef, state = nnx.split(self)
-        return _jitted_logits(graphdef, state, jnp.asarray(tokens, jnp.int32))
+        return _jitted_logits(graphdef, state, tokens)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Final hidden states [batch, sequence, embd] -> float32 [batch, sequence, vocab], padding at -inf."""
