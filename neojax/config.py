@@ -47,6 +47,7 @@ class ModelConfig:
     activation_function: str = _key(
         "gelu_new", "MLP non-linearity", choices=("gelu_new", "gelu", "relu", "silu")
     )
+    tie_word_embeddings: bool = _key(True, "use the token embedding as the output table too")
     layer_norm_epsilon: float = _key(1e-5, "added to the variance in layer normalisation", least=0)
     embed_dropout: float = _key(0.0, "dropout rate on the sum of token and position embedding", least=0)
     attn_dropout: float = _key(0.0, "dropout rate on attention probabilities (global layers only)", least=0)

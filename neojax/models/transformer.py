@@ -65,6 +65,8 @@ class Transformer(nnx.Module):
         block_sizes = {**sizes, "layers": self.repeats} if stacked else sizes
         self.blocks = nnx.List([Block(config, kind, block_sizes) for kind in group])
         self.norm_f = LayerNorm(config.layer_norm_epsilon, sizes)
+        tied = config.tie_word_embeddings
+        self.lm_head = None if tied else Param("vocab embd", Normal(0.02), sizes)
 
     # Parameters in, parameters out
 
@@ -110,19 +112,21 @@ class Transformer(nnx.Module):
             for name, param in self.named_params():
                 own = jax.random.fold_in(key, zlib.crc32(name.encode()))
                 values[name] = param.init(own, specs[name].shape, specs[name].sharding)
-            # Rows of the embedding that only pad the vocabulary stay zero; drawing the true rows alone keeps
-            # them independent of the padding.
-            n_vocab, padded = self.config.n_vocab, specs["wte"].shape[0]
-            if padded > n_vocab:
-                own = jax.random.fold_in(key, zlib.crc32(b"wte"))
-                replicated = jax.sharding.NamedSharding(self.layout.mesh, jax.P())
-                true = self.wte.init(own, (n_vocab, self.config.n_embd), replicated)
-                values["wte"] = jax.reshard(
-                    jnp.pad(true, ((0, padded - n_vocab), (0, 0))), specs["wte"].sharding
-                )
+                # Rows of a table that only pad the vocabulary stay zero; drawing the true rows alone keeps
+                # them independent of the padding.
+                padding = specs[name].shape[0] - self.config.n_vocab if "vocab" in param.dims else 0
+                if padding:
+                    replicated = jax.sharding.NamedSharding(self.layout.mesh, jax.P())
+                    true = param.init(own, (self.config.n_vocab, self.config.n_embd), replicated)
+                    values[name] = jax.reshard(jnp.pad(true, ((0, padding), (0, 0))), specs[name].sharding)
             return values
 
         return self.bind(make(jax.random.key(seed)))
+
+    @property
+    def output_table(self) -> Param:
+        """The table of the logits [vocab, embd]: the token embedding, unless the model has one of its own."""
+        return self.wte if self.lm_head is None else self.lm_head
 
     # Computation
 
@@ -143,7 +147,7 @@ class Transformer(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Final hidden states [batch, sequence, embd] -> float32 [batch, sequence, vocab], padding at -inf."""
         with named.use_layout(self.layout):
-            table = named.use(self.wte, "vocab embd", self.dtype)
+            table = named.use(self.output_table, "vocab embd", self.dtype)
             return loss.logits(hidden, table, self.config.n_vocab)
 
     def loss(
@@ -160,7 +164,7 @@ class Transformer(nnx.Module):
         """
         hidden, _ = self.hidden(inputs, dropout_key=dropout_key)
         with named.use_layout(self.layout):
-            table = named.use(self.wte, "vocab embd", self.dtype)
+            table = named.use(self.output_table, "vocab embd", self.dtype)
             return loss.cross_entropy(hidden, table, targets, self.config.n_vocab, z_loss)
 
     def hidden(
