@@ -1,0 +1,42 @@
+"""What several test files share: a tiny model and its layouts."""
+
+import math
+
+import jax
+import numpy as np
+
+from neojax.config import MeshConfig, ModelConfig
+from neojax.mesh import Layout, make_layout, parse_shape
+
+N_VOCAB = 61  # divides by no axis, so that every split vocabulary is padded
+
+
+def tiny(**changes) -> ModelConfig:
+    """Two groups of a global and a local layer; the window is shorter than the context and does not divide it."""
+    sizes = {"n_layer": 4, "n_embd": 32, "n_head": 4, "n_ctx": 24, "n_vocab": N_VOCAB, "window_size": 7}
+    return ModelConfig(**{**sizes, **changes})
+
+
+def layout_of(shape: str, layout: str = "", param_layout: str = "") -> Layout:
+    """A layout on the first devices, as many as `shape` needs."""
+    count = math.prod(parse_shape(shape).values())
+    return make_layout(MeshConfig(shape, layout, param_layout), jax.devices()[:count])
+
+
+def random_tokens(batch: int = 8, length: int = 24, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, N_VOCAB, (batch, length)).astype(np.int32)
+
+
+def true_rows(params) -> dict[str, np.ndarray]:
+    """Parameters (or gradients) as numpy arrays, without the rows that pad the vocabulary."""
+    return {n: np.asarray(p)[:N_VOCAB] if n == "wte" else np.asarray(p) for n, p in params.items()}
+
+
+def perturbed(params, seed: int = 0):
+    """Parameters with noise, so that biases and scales are not all zeros and ones, and scores are not tiny."""
+    rng = np.random.default_rng(seed)
+    changed = {}
+    for name, p in params.items():
+        noise = rng.normal(size=p.shape).astype("f4") * (0.3 if "scale" in name or "bias" in name else 0.1)
+        changed[name] = jax.device_put(np.asarray(p) + noise, p.sharding)
+    return changed

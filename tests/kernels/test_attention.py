@@ -1,0 +1,122 @@
+"""The blocked kernel equals the definition, values and gradients, and both see exactly the keys they should."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import layout_of
+
+from neojax import named
+from neojax.kernels.attention import attention, local, reference, visible
+
+ONE = layout_of("data:1")
+
+
+def operands(batch=2, length=12, heads=2, head_dim=4, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(0), 3)
+    return tuple(jax.random.normal(k, (batch, length, heads, head_dim), dtype) * 2 for k in keys)
+
+
+def by_hand(q, k, v, window, start):
+    """Softmax over the visible keys, one query at a time."""
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    out = np.zeros_like(q)
+    for b in range(q.shape[0]):
+        for i in range(q.shape[1]):
+            first = max(0 if window is None else i - window + 1, 0 if start is None else int(start[b]))
+            if first > i:
+                continue  # a padding token sees nothing; what it gives is never used
+            for h in range(q.shape[2]):
+                scores = k[b, first : i + 1, h] @ q[b, i, h]
+                weights = np.exp(scores - scores.max())
+                out[b, i, h] = weights / weights.sum() @ v[b, first : i + 1, h]
+    return out
+
+
+def real_queries(length, start):
+    real = np.arange(length)[None] >= np.asarray(start)[:, None]
+    return real[..., None, None]
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 5, 12, 40])
+@pytest.mark.parametrize("start", [None, [0, 4]])
+def test_reference_is_a_softmax_over_the_visible_keys(window, start):
+    q, k, v = operands()
+    start = None if start is None else jnp.array(start)
+    with named.use_layout(ONE):
+        out = jax.jit(partial(reference, window=window))(q, k, v, start=start)
+    real = real_queries(12, [0, 0] if start is None else start)
+    np.testing.assert_allclose(out * real, by_hand(q, k, v, window, start) * real, atol=1e-5)
+
+
+@pytest.mark.parametrize("length, window", [(12, 4), (12, 5), (12, 1), (12, 11), (3, 8), (8, 8), (13, 3)])
+@pytest.mark.parametrize("start", [None, [0, 2]])
+def test_blocked_equals_reference_in_values_and_gradients(length, window, start):
+    q, k, v = operands(length=length)
+    starts = None if start is None else jnp.array(start)
+    real = real_queries(length, [0, 0] if start is None else start)
+    pull = jax.random.normal(jax.random.key(1), q.shape) * real
+
+    def both(kernel):
+        def total(q, k, v):
+            out = kernel(q, k, v, window=window, start=starts)
+            return jnp.sum(out * pull), out * real
+
+        with named.use_layout(ONE):
+            (_, out), grads = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(q, k, v)
+        return out, *grads
+
+    for ours, theirs in zip(both(local), both(reference)):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layout", ["batch:x, heads:y", "batch:x, head_dim:y", "batch:x, sequence:y", "batch:x, memory_length:y"]
+)
+@pytest.mark.parametrize("window", [None, 5])
+def test_every_layout_gives_the_same(layout, window):
+    q, k, v = operands()
+    with named.use_layout(ONE):
+        expected = jax.jit(partial(attention, window=window))(q, k, v)
+    split = layout_of("x:2, y:2", layout)
+    with named.use_layout(split):
+        sharding = named.sharding("batch sequence heads head_dim")
+        laid = [jax.device_put(np.asarray(x), sharding) for x in (q, k, v)]
+        out = jax.jit(partial(attention, window=window))(*laid)
+    assert out.sharding.spec == sharding.spec
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+
+
+def test_local_attention_never_holds_the_matrix_of_scores():
+    """With 512 tokens and a window of 8, no intermediate is as large as sequence x sequence."""
+    q, k, v = operands(batch=1, length=512)
+    with named.use_layout(ONE):
+        text = jax.jit(partial(attention, window=8)).lower(q, k, v).as_text()
+    assert "512x512" not in text
+    with named.use_layout(ONE):
+        assert "512x512" in jax.jit(partial(reference, window=8)).lower(q, k, v).as_text()
+
+
+def test_scores_and_softmax_are_float32():
+    """With bfloat16 operands, only the operands and the weights are rounded: never the scores."""
+    q, k, v = operands(dtype=jnp.bfloat16)
+    exact = by_hand(q, k, v, None, None)
+    for kernel in (partial(reference), partial(local, window=5)):
+        window = kernel.keywords.get("window")
+        with named.use_layout(ONE):
+            out = jax.jit(kernel)(q * 4, k, v)
+        assert out.dtype == jnp.bfloat16
+        exact = by_hand(q * 4, k, v, window, None)
+        assert np.abs(np.asarray(out, "f8") - exact).max() < 0.02
+
+
+def test_visible_counts():
+    """Query i sees min(i + 1, window) keys, less those before the start of its row."""
+    time = jnp.arange(10)
+    np.testing.assert_array_equal(visible(time, time, None, None).sum(-1), np.arange(10) + 1)
+    np.testing.assert_array_equal(visible(time, time, 4, None).sum(-1), np.minimum(np.arange(10) + 1, 4))
+    seen = visible(time, time, 4, jnp.array([0, 7]))
+    np.testing.assert_array_equal(seen[1].sum(-1), [0] * 7 + [1, 2, 3])
+    assert not visible(time, time - 5, None, None)[:, :5].any()  # slots of the time before the first token

@@ -1,0 +1,74 @@
+"""The loss against optax, its padding, and its numerical range."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import layout_of
+
+from neojax import named
+from neojax.kernels.loss import cross_entropy, logits
+
+ONE = layout_of("data:1")
+
+
+def operands(vocab=11, dtype=jnp.float32):
+    a, b, c = jax.random.split(jax.random.key(0), 3)
+    hidden = jax.random.normal(a, (3, 5, 8), dtype)
+    table = jax.random.normal(b, (vocab, 8), dtype)
+    return hidden, table, jax.random.randint(c, (3, 5), 0, 9)
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+@pytest.mark.parametrize("n_vocab", [11, 9])
+def test_equals_optax_on_the_true_vocabulary(z_loss, n_vocab):
+    """With 9 ids of 11 rows, the padding has no part in values or gradients."""
+    hidden, table, targets = operands()
+    targets = targets.at[0, 1:4].set(-1).at[2].set(-1)
+
+    def ours(hidden, table):
+        with named.use_layout(ONE):
+            total, nll, count = cross_entropy(hidden, table, targets, n_vocab, z_loss)
+        return total, (nll, count)
+
+    def theirs(hidden, table):
+        scores = jnp.einsum("bse,ve->bsv", hidden, table[:n_vocab])
+        each = optax.softmax_cross_entropy_with_integer_labels(scores, jnp.maximum(targets, 0))
+        penalty = z_loss * jax.nn.logsumexp(scores, axis=-1) ** 2
+        scored = targets >= 0
+        return jnp.sum((each + penalty) * scored), (jnp.sum(each * scored), scored.sum())
+
+    (total, (nll, count)), grads = jax.value_and_grad(ours, (0, 1), has_aux=True)(hidden, table)
+    (total_2, (nll_2, count_2)), grads_2 = jax.value_and_grad(theirs, (0, 1), has_aux=True)(hidden, table)
+    assert count == count_2 == 7
+    np.testing.assert_allclose([total, nll], [total_2, nll_2], rtol=1e-6)
+    for a, b in zip(grads, grads_2):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+    assert not np.asarray(grads[1])[n_vocab:].any()
+
+
+def test_padding_has_no_probability():
+    hidden, table, _ = operands()
+    with named.use_layout(ONE):
+        probabilities = jax.nn.softmax(logits(hidden, table.at[9:].set(100.0), 9))
+    assert not np.asarray(probabilities)[..., 9:].any()
+    np.testing.assert_allclose(np.asarray(probabilities)[..., :9].sum(-1), 1, rtol=1e-6)
+
+
+def test_large_logits_do_not_overflow():
+    hidden, table, targets = operands()
+    with named.use_layout(ONE):
+        values = jax.jit(cross_entropy, static_argnums=3)(hidden * 1e4, table, targets, 11)
+        grads = jax.grad(lambda h: cross_entropy(h * 1e4, table, targets, 11)[0])(hidden)
+    assert np.isfinite(values).all() and np.isfinite(grads).all()
+
+
+def test_float32_from_bfloat16():
+    """Logits of bfloat16 operands are accumulated and kept in float32."""
+    hidden, table, targets = operands(dtype=jnp.bfloat16)
+    with named.use_layout(ONE):
+        scores = logits(hidden, table, 11)
+        assert {x.dtype for x in (scores, *cross_entropy(hidden, table, targets, 11))} == {jnp.dtype("f4")}
+    exact = np.einsum("bse,ve->bsv", np.asarray(hidden, "f8"), np.asarray(table, "f8"))
+    np.testing.assert_allclose(scores, exact, atol=1e-5)

@@ -1,0 +1,117 @@
+"""The same weights and batch give the same initial values, loss, gradients and logits on every layout."""
+
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+from helpers import N_VOCAB, layout_of, perturbed, random_tokens, tiny, true_rows
+
+from neojax.errors import NeojaxError
+from neojax.models import Transformer
+
+CONFIG = tiny()
+TOKENS = random_tokens()
+TARGETS = np.where(random_tokens(seed=1) % 5 == 0, -1, random_tokens(seed=2))
+MODEL = "heads:model, mlp:model, vocab:model"
+LAYOUTS = {
+    "data": ("data:8", "batch:data", ""),
+    "heads": ("model:4", "heads:model", ""),
+    "mlp": ("model:4", "mlp:model", ""),
+    "vocab": ("model:4", "vocab:model", ""),
+    "fsdp": ("data:8", "batch:data", "embd:data"),
+    "fsdp and model": ("data:4, model:2", f"batch:data, {MODEL}", "embd:data"),
+    "gpt-neo XL": ("x:4, y:2", "batch:x, memory_length:y, embd:y", ""),
+    "sequence": ("x:2, y:4", "batch:x, sequence:y", "embd:x+y"),
+    "head_dim": ("x:2, y:4", "batch:x, features_per_head:y", ""),
+    "two axes": ("x:2, y:2, z:2", "batch:x, heads:y+z, intermediate_expanded:z+y, vocab:z", "vocab:z+x"),
+    "positions": ("x:2, y:2", "batch:x, embed_sequence:y", "positions:x+y"),
+}
+
+
+@cache
+def measured(shape, layout, param_layout):
+    """Initial values, then loss, gradients and logits of perturbed ones."""
+    model = Transformer(CONFIG, layout_of(shape, layout, param_layout)).init(0)
+    first = model.params()
+    noise = perturbed(true_rows_on_device(first))
+    params = {n: pad_like(noise[n], p) for n, p in first.items()}
+
+    @jax.jit
+    def run(params):
+        def loss(params):
+            _, nll, scored = model.bind(params).loss(TOKENS, TARGETS)
+            return nll / scored
+
+        return jax.value_and_grad(loss)(params)
+
+    loss, grads = run(params)
+    return model, true_rows(first), float(loss), grads, np.asarray(model.bind(params)(TOKENS))
+
+
+def true_rows_on_device(params):
+    return {n: jax.device_put(p, jax.devices()[0]) for n, p in true_rows(params).items()}
+
+
+def pad_like(value, like):
+    value = np.asarray(value)
+    padding = [(0, b - a) for a, b in zip(value.shape, like.shape)]
+    return jax.device_put(np.pad(value, padding), like.sharding)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return measured("data:1", "", "")
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_same_everywhere(name, one_device):
+    _, first_1, loss_1, grads_1, logits_1 = one_device
+    model, first, loss, grads, logits = measured(*LAYOUTS[name])
+    assert abs(loss - loss_1) <= 1e-5 * loss_1
+    grads_1 = true_rows(grads_1)
+    for param, g in true_rows(grads).items():
+        np.testing.assert_allclose(g, grads_1[param], atol=1e-5 * np.abs(grads_1[param]).max(), err_msg=param)
+        np.testing.assert_array_equal(first[param], first_1[param], err_msg=param)
+        assert grads[param].sharding.spec == model.stored()[param].sharding.spec, param
+    assert logits.shape == (8, 24, N_VOCAB)
+    np.testing.assert_allclose(logits, logits_1, atol=2e-5)
+
+
+def test_padding_stays_zero():
+    """Neither initial values nor gradients touch the rows that pad the vocabulary."""
+    model, _, _, grads, _ = measured(*LAYOUTS["vocab"])
+    rows = np.asarray(model.params()["wte"])
+    assert rows.shape[0] == 64 and rows[:N_VOCAB].any(axis=1).all()
+    assert not rows[N_VOCAB:].any()
+    assert not np.asarray(grads["wte"])[N_VOCAB:].any()
+
+
+def test_parameters_really_are_split():
+    """FSDP and model parallelism together leave a device an eighth of a weight."""
+    model, *_ = measured(*LAYOUTS["fsdp and model"])
+    for name in ("blocks.0.attn.query", "blocks.1.mlp.down", "wte"):
+        array = model.params()[name]
+        assert array.addressable_shards[0].data.size * 8 == array.size, name
+
+
+@pytest.mark.parametrize(
+    "shape, layout, param_layout, words",
+    [
+        ("model:8", "heads:model", "", ["parameter blocks.0.attn.", "heads", "model", "size 4"]),
+        ("model:2", "embd:model, mlp:model", "", ["parameter blocks.0.mlp.", "embd", "mlp", "axis model"]),
+        ("data:5", "", "embd:data", ["parameter blocks.0.", "mesh.param_layout", "embd", "size 32"]),
+        ("x:2", "batch:x, embd:x", "", ["[batch sequence embd]", "batch", "embd", "axis x"]),
+        ("x:5", "memory_length:x", "", ["[batch memory_length heads head_dim]", "size 24"]),
+        ("x:2", "batch:x, vocab:x", "", ["[batch sequence vocab]", "batch", "vocab", "axis x"]),
+    ],
+)
+def test_what_cannot_be_laid_out_is_named(shape, layout, param_layout, words):
+    """Parameters before anything is computed, activations while tracing; nothing is silently replicated."""
+    model = Transformer(CONFIG, layout_of(shape, layout, param_layout))
+    with pytest.raises(NeojaxError) as error:
+        params = model.stored()
+        jax.eval_shape(lambda p: model.bind(p).loss(TOKENS, TARGETS), params)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
