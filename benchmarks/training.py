@@ -1,0 +1,109 @@
+"""Tokens/s of our training step and of Hugging Face's PyTorch GPT-Neo: same shapes, type and optimizer.
+
+    python benchmarks/training.py [--model 125M] [--batch 2] [--sequence 512] [--rounds 5] [--compile]
+
+Both do a whole AdamW step with clipping by the global norm on random tokens.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import shapes
+from side_by_side import measure, report, save
+
+LEARNING_RATE, WEIGHT_DECAY, CLIP = 6e-4, 0.1, 1.0
+
+
+def neojax_step(options: Mapping[str, Any]) -> Callable[[], int]:
+    """Our jitted step on one device."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from neojax.config import TrainConfig
+    from neojax.mesh import single_device
+    from neojax.models import Transformer
+    from neojax.training.optimizer import make_optimizer
+    from neojax.training.step import init_state, make_train_step, place
+
+    batch, sequence = options["batch"], options["sequence"]
+    model = Transformer(shapes.ours(options["model"], sequence), single_device(), dtype=options["dtype"])
+    train = TrainConfig(
+        schedule="constant", warmup_steps=0, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, clip_norm=CLIP
+    )
+    optimizer = make_optimizer(train, model.dims())
+    jax.set_mesh(model.layout.mesh)
+    state = init_state(model, optimizer, 0)
+    step = make_train_step(model, optimizer, train)
+    tokens = np.random.default_rng(0).integers(0, 50257, (batch, sequence + 1), dtype=np.int32)
+    rows = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+
+    def once() -> int:
+        nonlocal state
+        for i in range(options["steps"]):
+            state, metrics = step(state, place(model.layout, rows, 1, (0, 1)), jnp.int32(i))
+        jax.block_until_ready(metrics)
+        return options["steps"] * batch * sequence
+
+    once()
+    return once
+
+
+def hugging_face_step(options: Mapping[str, Any]) -> Callable[[], int]:
+    """The usual PyTorch loop around `GPTNeoForCausalLM`, eager or with torch.compile."""
+    import torch
+
+    batch, sequence = options["batch"], options["sequence"]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net = shapes.hugging_face(options["model"], sequence).to(device)
+    net.train()
+    model = torch.compile(net) if options.get("compile") else net
+    adam = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.95))
+    tokens = torch.randint(0, 50257, (batch, sequence), device=device)
+    half = options["dtype"] == "bfloat16"
+
+    def once() -> int:
+        for _ in range(options["steps"]):
+            with torch.autocast(device, torch.bfloat16, enabled=half):
+                loss = model(tokens, labels=tokens).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), CLIP)
+            adam.step()
+            adam.zero_grad(set_to_none=True)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return options["steps"] * batch * sequence
+
+    once()
+    return once
+
+
+def hugging_face_compiled(options: Mapping[str, Any]) -> Callable[[], int]:
+    """As `hugging_face_step` under torch.compile."""
+    return hugging_face_step({**options, "compile": True})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="125M", choices=shapes.SHAPES)
+    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--sequence", type=int, default=512)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--steps", type=int, default=2, help="steps in a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
+    options = vars(parser.parse_args())
+    contenders = {"neojax": neojax_step, "transformers, eager": hugging_face_step}
+    if options["compile"]:
+        contenders["transformers, torch.compile"] = hugging_face_compiled
+    title = "training, {model}, {dtype}, batch {batch} x {sequence}".format(**options)
+    rates = measure(contenders, options, options["rounds"])
+    save("training", [report(title, rates, "transformers, eager")])
+
+
+if __name__ == "__main__":
+    main()
