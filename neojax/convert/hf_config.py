@@ -30,6 +30,7 @@ KEYS: dict[str, dict[str, tuple[str, Any]]] = {
         "embed_dropout": ("embed_dropout", 0.0),
         "attention_dropout": ("attn_dropout", 0.0),
         "resid_dropout": ("res_dropout", 0.0),
+        "tie_word_embeddings": ("tie_word_embeddings", True),
     },
     "gpt2": {
         "vocab_size": ("n_vocab", 50257),
@@ -44,6 +45,7 @@ KEYS: dict[str, dict[str, tuple[str, Any]]] = {
         "attn_pdrop": ("attn_dropout", 0.1),
         "resid_pdrop": ("res_dropout", 0.1),
         "scale_attn_weights": ("scale_attention", True),
+        "tie_word_embeddings": ("tie_word_embeddings", True),
     },
 }
 # Other names that transformers takes for the same keys.
@@ -134,28 +136,30 @@ def _attention_types(raw: Mapping[str, Any], source: str) -> list:
     return types
 
 
+def kind_of(model: ModelConfig) -> str:
+    """The model_type whose attention `model` has: gpt2 where it is biased and all global, else gpt_neo."""
+    return "gpt2" if model.attention_bias and set(model.attention_layers) == {"global"} else "gpt_neo"
+
+
 def to_json(model: ModelConfig, eos_token_id: int | None) -> dict[str, Any]:
     """The contents of config.json for `model`. Raises `NeojaxError` for what transformers cannot express."""
-    kind = exported_type(model)
+    kind = kind_of(model)
+    _check_exportable(model, kind)
     values = {theirs: getattr(model, ours) for theirs, (ours, _) in KEYS[kind].items()}
     if kind == "gpt_neo":
-        layers = model.attention_layers
-        values |= {"attention_types": [[list(layers), 1]], "attention_layers": list(layers)}
+        layers = list(model.attention_layers)
+        values |= {"attention_types": [[layers, 1]], "attention_layers": layers}
     return {
         "architectures": ["GPTNeoForCausalLM" if kind == "gpt_neo" else "GPT2LMHeadModel"],
         "model_type": kind,
         **values,
         "bos_token_id": eos_token_id,
         "eos_token_id": eos_token_id,
-        "tie_word_embeddings": True,
         "dtype": "float32",
     }
 
 
-def exported_type(model: ModelConfig) -> str:
-    """The model_type that has `model`: gpt2 for biased, all global attention, else gpt_neo. Raises `NeojaxError`."""
-    everywhere_global = set(model.attention_layers) == {"global"}
-    kind = "gpt2" if model.attention_bias and everywhere_global else "gpt_neo"
+def _check_exportable(model: ModelConfig, kind: str) -> None:
     known = {ours for ours, _ in KEYS[kind].values()} | {"attention_types", "window_size", *INITIAL}
     known |= {"attention_bias"} if kind == "gpt2" else set()
     for key in dataclasses.fields(model):
@@ -169,4 +173,3 @@ def exported_type(model: ModelConfig) -> str:
             f"model.activation_function={model.activation_function} cannot be exported: transformers has "
             f"{', '.join(SHARED_ACTIVATIONS)}"
         )
-    return kind

@@ -25,6 +25,7 @@ CHUNK = 1 << 26  # bytes of a tensor that are read at once
 _COMMON = {
     "wte": ("wte.weight", "vocab embd"),
     "wpe": ("wpe.weight", "positions embd"),
+    "lm_head": (OUTPUT, "vocab embd"),
     "norm_f.scale": ("ln_f.weight", "embd"),
     "norm_f.bias": ("ln_f.bias", "embd"),
     "norm_1.scale": ("ln_1.weight", "embd"),
@@ -124,6 +125,7 @@ def places(kind: str, pieces: Iterable[Piece]) -> list[Place]:
     for piece in pieces:
         tensor, axes, *part = TENSORS[kind][piece.role]
         where = PREFIX if piece.layer is None else f"{PREFIX}h.{piece.layer}."
+        where = "" if tensor == OUTPUT else where
         split = tuple(tuple(axis.split("*")) for axis in axes.split())
         found.append(Place(piece, where + tensor, split, *([part[0], 3] if part else ())))
     return found
@@ -140,7 +142,7 @@ def by_tensor(found: Iterable[Place]) -> dict[str, list[Place]]:
 def match(found: Iterable[Place], files: TensorFiles, folder: object) -> dict[str, str]:
     """Tensor -> its name in `files`, which may lack the prefix.
 
-    Old buffers and an output table equal to the embedding are left out. Raises `NeojaxError` where a tensor is
+    Old buffers, and an output table that is only the embedding again, are left out. Raises `NeojaxError` where a tensor is
     missing, has another shape, or is one that the model does not have.
     """
     wanted = {place.tensor: place.tensor_shape for place in found}
@@ -163,7 +165,7 @@ def match(found: Iterable[Place], files: TensorFiles, folder: object) -> dict[st
         raise NeojaxError(
             f"{files.file[present[extra[0]]]} holds {extra[0]}{_more(extra)}, which the model of config.json has not"
         )
-    if OUTPUT in present:
+    if OUTPUT in present and OUTPUT not in wanted:
         _check_tied(files, present[f"{PREFIX}wte.weight"], present[OUTPUT])
     return {name: present[name] for name in wanted}
 
@@ -185,7 +187,8 @@ def _check_tied(files: TensorFiles, table: str, output: str) -> None:
         same = same and np.array_equal(files.read(table, block), files.read(output, block))
     if not same:
         raise NeojaxError(
-            f"{files.file[output]}: {OUTPUT} differs from {table}; an output table of its own is not supported yet"
+            f"{files.file[output]}: {OUTPUT} differs from {table}, but config.json ties them; "
+            'add "tie_word_embeddings": false to it if the model has an output table of its own'
         )
 
 
