@@ -31,7 +31,9 @@ def _serve(make: Contender, options: Mapping[str, Any], pipe: Connection) -> Non
         pipe.send(tokens / (time.perf_counter() - start))
 
 
-def measure(contenders: Mapping[str, Contender], options: Mapping[str, Any], rounds: int) -> dict[str, list[float]]:
+def measure(
+    contenders: Mapping[str, Contender], options: Mapping[str, Any], rounds: int
+) -> dict[str, list[float]]:
     """Tokens per second of every contender in every round."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
@@ -80,7 +82,12 @@ def save(name: str, results: Any) -> None:
             continue
     machine = {"cores": os.cpu_count(), "processor": processor(), "python": platform.python_version()}
     RESULTS.mkdir(exist_ok=True)
-    record = {"date": datetime.date.today().isoformat(), "machine": machine, "versions": versions, "results": results}
+    record = {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine,
+        "versions": versions,
+        "results": results,
+    }
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\nwritten to {path.relative_to(Path(__file__).parent.parent)}")

@@ -33,11 +33,15 @@ def neojax_step(options: Mapping[str, Any]) -> Callable[[], int]:
     batch, sequence = options["batch"], options["sequence"]
     model = Transformer(shapes.ours(options["model"], sequence), single_device(), dtype=options["dtype"])
     train = TrainConfig(
-        schedule="constant", warmup_steps=0, learning_rate=LEARNING_RATE, weight_decay=WEIGHT_DECAY, clip_norm=CLIP
+        schedule="constant",
+        warmup_steps=0,
+        learning_rate=LEARNING_RATE,
+        weight_decay=WEIGHT_DECAY,
+        clip_norm=CLIP,
     )
     optimizer = make_optimizer(train, model.dims())
     jax.set_mesh(model.layout.mesh)
-    state = init_state(model, optimizer, 0)
+    state = init_state(model.init(0), optimizer)
     step = make_train_step(model, optimizer, train)
     tokens = np.random.default_rng(0).integers(0, 50257, (batch, sequence + 1), dtype=np.int32)
     rows = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}

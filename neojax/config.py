@@ -16,7 +16,23 @@ import yaml
 
 from neojax.errors import NeojaxError, suggest
 
-ATTENTION_TYPES = ("global", "local")
+ATTENTION_TYPES = ("global", "local", "linear", "none")
+ACTIVATIONS = (
+    *("gelu_new", "gelu", "relu", "silu", "sigmoid", "tanh", "selu", "elu", "softplus", "mish", "abs", "sin"),
+    *("cos", "sign", "lrelu001", "lrelu020", "id", "triangle_relax", "square_relax", "spike", "spike2"),
+    *(
+        "tanhshrink",
+        "softsign",
+        "softmax",
+        "logsoftmax",
+        "bipolarsigmoid",
+        "elish",
+        "arcsinh",
+        "maxsig",
+        "cosid",
+    ),
+    *("minsin", "maxtanh", "tanhexp", "lisht", "seagull", "snake", "roottanh", "softplusmone"),
+)
 
 
 def _key(default: Any, doc: str, *, choices: Iterable[str] = (), least: float | None = None) -> Any:
@@ -39,14 +55,26 @@ class ModelConfig:
     n_inner: int | None = _key(None, "width of the MLP; null means 4 * n_embd", least=1)
     attention_types: tuple = _key(
         ("global", "local"),
-        "a pattern repeated to n_layer ([global, local]) or gpt-neo's form ([[[global, local], 6]])",
+        "a pattern of global, local, linear, none repeated to n_layer ([global, local]) or gpt-neo's form "
+        "([[[global, local], 6]])",
     )
     window_size: int = _key(256, "keys a local layer sees, the token itself included", least=1)
     attention_bias: bool = _key(False, "give queries, keys and values a bias, as GPT-2 does")
     scale_attention: bool = _key(False, "divide attention scores by sqrt(head_dim), as GPT-2 does")
     activation_function: str = _key(
-        "gelu_new", "MLP non-linearity", choices=("gelu_new", "gelu", "relu", "silu")
+        "gelu_new", "MLP non-linearity; gelu_new is gpt-neo's gelu, gelu the exact one", choices=ACTIVATIONS
     )
+    mlp_glu: bool = _key(False, "gate the MLP: up(x) * activation(gate(x))")
+    macaron: bool = _key(False, "an MLP before attention too, both at half weight")
+    causal: bool = _key(True, "false: every token sees those after it; trained with train.mlm_mask_id")
+    rotary_emb: bool = _key(False, "turn queries and keys by their position; there is no position table then")
+    axial_pos_emb: tuple = _key(
+        (), "[a, b], a * b >= n_ctx: two position tables of a and b rows instead of one"
+    )
+    num_mem_kv: int = _key(0, "learned keys and values that every global layer also sees", least=0)
+    scalenorm: bool = _key(False, "normalise the input of each branch with one number as scale, without bias")
+    rezero: bool = _key(False, "no normalisation in blocks; each branch times a number that starts at 0")
+    share_parameters: bool = _key(False, "one set of weights for all layers")
     tie_word_embeddings: bool = _key(True, "use the token embedding as the output table too")
     layer_norm_epsilon: float = _key(1e-5, "added to the variance in layer normalisation", least=0)
     embed_dropout: float = _key(0.0, "dropout rate on the sum of token and position embedding", least=0)
@@ -54,6 +82,10 @@ class ModelConfig:
     res_dropout: float = _key(0.0, "dropout rate on the output of each attention and MLP branch", least=0)
     scale_by_depth: bool = _key(False, "initialise the MLP's output projection smaller by sqrt(n_layer)")
     scale_by_in: bool = _key(False, "initialise MLP weights smaller by sqrt of their inputs")
+    init_from: str = _key(
+        "",
+        "start from the weights of this Hugging Face or run directory; keys of model that are not given are its own",
+    )
 
     @property
     def head_dim(self) -> int:
@@ -210,27 +242,62 @@ def expand_attention_types(spec: tuple, n_layer: int) -> tuple[str, ...]:
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Reads a YAML config and applies `section.key=value` overrides. Raises `NeojaxError`."""
-    path = Path(path)
+    """Reads a YAML config and applies `section.key=value` overrides. Raises `NeojaxError`.
+
+    With `model.init_from`, keys of `model` that are not given are those of the model there.
+    """
+    raw = override(_read(Path(path)), overrides, str(path))
+    model = raw.get("model")
+    if isinstance(model, Mapping) and isinstance(model.get("init_from"), str) and model["init_from"]:
+        raw["model"] = {**model_of(model["init_from"]), **model}
+    return from_dict(raw, source=str(path))
+
+
+def _read(path: Path) -> Any:
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise NeojaxError(f"cannot read config {path}: {e.strerror or e}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise NeojaxError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from None
-    return from_dict({} if raw is None else raw, overrides, source=str(path))
+    return {} if raw is None else raw
+
+
+def of_run(run_dir: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The config of a run directory: its config.yml, in which everything is resolved."""
+    path = Path(run_dir) / "config.yml"
+    return from_dict(_read(path), overrides, source=str(path))
+
+
+def model_of(path: str) -> dict[str, Any]:
+    """The `model` section of the Hugging Face or run directory (or RUN/checkpoints/STEP) at `path`."""
+    from neojax.convert import hf_config  # it builds a ModelConfig
+
+    folder = Path(path)
+    if hf_config.is_hf_dir(folder):
+        return to_dict(hf_config.read_config(folder))
+    for run in (folder, folder.parent.parent):
+        if (run / "config.yml").is_file():
+            return to_dict(of_run(run).model)
+    cause = "is neither a Hugging Face directory (config.json) nor a run (config.yml)"
+    raise NeojaxError(f"model.init_from: {path} {cause if folder.exists() else 'does not exist'}")
 
 
 def from_dict(raw: Any, overrides: Iterable[str] = (), source: str = "config") -> Config:
     """Builds a `Config` from nested dictionaries (as YAML gives them), applies overrides and checks it."""
+    config = _build(Config, override(raw, overrides, source), "", source)
+    check(config)
+    return config
+
+
+def override(raw: Any, overrides: Iterable[str], source: str) -> dict[str, Any]:
+    """Nested dictionaries with `section.key=value` overrides applied."""
     if not isinstance(raw, Mapping):
         raise NeojaxError(f"{source}: expected sections model, mesh, data, train; got {type(raw).__name__}")
     raw = {k: dict(v) if isinstance(v, Mapping) else v for k, v in raw.items()}
-    for override in overrides:
-        _apply(override, raw)
-    config = _build(Config, raw, "", source)
-    check(config)
-    return config
+    for text in overrides:
+        _apply(text, raw)
+    return raw
 
 
 def _apply(override: str, raw: dict) -> None:
@@ -337,6 +404,12 @@ def check(config: Config) -> None:
             f"model.n_embd={model.n_embd} is not a multiple of model.n_head={model.n_head}; change one of them"
         )
     _ = model.attention_layers  # raises where the pattern does not fit n_layer
+    if model.rotary_emb and model.head_dim % 2:
+        raise NeojaxError(
+            f"model.rotary_emb turns pairs of features, but n_embd / n_head = {model.head_dim} is odd; change n_head"
+        )
+    if model.axial_pos_emb:
+        _check_axial(model)
     for name in ("embed_dropout", "attn_dropout", "res_dropout"):
         if getattr(model, name) >= 1:
             raise NeojaxError(f"model.{name}={getattr(model, name)} must be below 1")
@@ -349,6 +422,18 @@ def check(config: Config) -> None:
             f"train.warmup_steps={train.warmup_steps} leaves nothing of the {train.decay_steps or train.steps} "
             "steps to decay over; lower it or raise train.steps"
         )
+
+
+def _check_axial(model: ModelConfig) -> None:
+    match model.axial_pos_emb:
+        case (int(rows), int(columns)) if rows > 0 and columns > 0:
+            if rows * columns < model.n_ctx:
+                raise NeojaxError(
+                    f"model.axial_pos_emb={list(model.axial_pos_emb)} has {rows * columns} positions, but "
+                    f"model.n_ctx={model.n_ctx}; make their product at least that"
+                )
+        case _:
+            raise NeojaxError(f"model.axial_pos_emb={list(model.axial_pos_emb)}: expected two counts, [a, b]")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

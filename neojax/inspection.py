@@ -28,7 +28,8 @@ def run(args: Namespace) -> None:
     if not args.config:
         raise NeojaxError("name a configuration or a run directory, or give --keys")
     path = Path(args.config)
-    config = configuration.load(path / "config.yml" if path.is_dir() else path, args.overrides)
+    read = configuration.of_run if path.is_dir() else configuration.load
+    config = read(path, args.overrides)
     print_model(config)
 
 

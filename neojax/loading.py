@@ -5,30 +5,66 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from neojax.config import Config, MeshConfig
 from neojax.convert import hf
 from neojax.data import tokenizer as tokenizers
 from neojax.errors import NeojaxError
-from neojax.mesh import Layout, make_layout, single_device
+from neojax.mesh import Layout, layout_on, make_layout, single_device
 from neojax.models import Transformer
+from neojax.models.transformer import COMPUTE_TYPES, compute_type
 from neojax.training import run_dir as runs
 from neojax.training.checkpoint import Checkpoints
-from neojax.training.loop import COMPUTE_TYPES, compute_type
 
 
 def load(path: str | Path, *, mesh: MeshConfig | None = None, dtype: str = "auto") -> Transformer:
-    """The trained model at `path`, with its weights placed on `mesh` (default: one device).
+    """The trained model at `path`, with its weights placed on a mesh.
 
+    mesh: default the mesh that `jax.set_mesh` has put in force, split as the run it comes from was, or one device.
     path: a run directory (its newest checkpoint), RUN/checkpoints/STEP, or a Hugging Face directory.
     dtype: compute type, float32 or bfloat16; auto is bfloat16 on TPU and GPU. The model's `tokenizer` (a
     `tokenizers.Tokenizer` or None) and `eos_token_id` (int or None) come with it. Raises `NeojaxError`.
     """
     path = Path(path)
-    layout = make_layout(mesh) if mesh else single_device()
     if dtype not in ("auto", *COMPUTE_TYPES):
         raise NeojaxError(f"dtype {dtype!r}: expected auto, float32 or bfloat16")
     if hf.is_hf_dir(path):
-        return hf.load(path, layout, dtype=compute_type(dtype))
+        return hf.load(path, choose_layout(mesh, MeshConfig(layout="")), dtype=compute_type(dtype))
+    run, step, config, tokenizer = open_run(path)
+    return restore(run, step, config, choose_layout(mesh, config.mesh), compute_type(dtype), tokenizer)
+
+
+def choose_layout(mesh: MeshConfig | None, usual: MeshConfig) -> Layout:
+    """The layout of `mesh`; without, that of `usual` on the mesh in force; without one, a single device."""
+    if mesh is not None:
+        return make_layout(mesh)
+    current = jax.sharding.get_mesh()
+    return single_device() if current.empty else layout_on(current, usual)
+
+
+def load_params(path: str | Path, model: Transformer) -> dict[str, jax.Array]:
+    """The weights at `path`, as `load` takes it, for `model` in its stored layout. Raises `NeojaxError` where its
+    parameters are not those of `model`."""
+    path = Path(path)
+    if hf.is_hf_dir(path):
+        found = hf.load(path, model.layout)
+    else:
+        run, step, config, _ = open_run(path)
+        found = restore(run, step, config, model.layout, model.dtype, None)
+    ours, theirs = model.stored(), found.params()
+    for name in {**ours, **theirs}:
+        mine, its = (tuple(p[name].shape) if name in p else "none" for p in (ours, theirs))
+        if mine != its:
+            raise NeojaxError(
+                f"model.init_from={path}: parameter {name} is {its} there but {mine} in this configuration; "
+                "leave the keys of model out to take them from there"
+            )
+    return theirs
+
+
+def open_run(path: Path) -> tuple[Path, int, Config, str | None]:
+    """The run directory, step, config and tokenizer text of the checkpoint that `path` means."""
     run, step = find_run(path)
     with Checkpoints(run) as checkpoints:
         chosen = checkpoints.latest() if step is None else step
@@ -38,8 +74,7 @@ def load(path: str | Path, *, mesh: MeshConfig | None = None, dtype: str = "auto
                 f"{run} has no checkpoint{'' if step is None else f' of step {step}'}; it has: {have}"
             )
         saved = checkpoints.restore_meta(chosen)
-    config = runs.config_of(saved, source=str(run))
-    return restore(run, chosen, config, layout, compute_type(dtype), saved["tokenizer"])
+    return run, chosen, runs.config_of(saved, source=str(run)), saved["tokenizer"]
 
 
 def restore(

@@ -28,16 +28,23 @@ DIMENSIONS = {
     "embd": "width of the residual stream",
     "heads": "attention heads",
     "head_dim": "width of one attention head",
+    "key_dim": "width of a head of queries and keys where they are turned or summed, which needs all of it",
     "mlp": "width of the MLP",
+    "memory_slots": "learned keys and values (num_mem_kv)",
+    "axial_rows": "rows of the first table of axial positions",
+    "axial_columns": "rows of the second table of axial positions",
     "microbatches": "parts of a batch, trained one after another",
     "layers": "repetitions of the layer group; scanned one after another",
 }
-UNSPLIT = ("layers", "slots", "microbatches")
+UNSPLIT = ("layers", "slots", "microbatches", "key_dim")
 ALIASES = {
     "intermediate_expanded": "mlp",
     "features_per_head": "head_dim",
     "embed_sequence": "positions",
     "n_vocab": "vocab",
+    "mem_kv_sequence": "memory_slots",
+    "axial_dim_0": "axial_rows",
+    "axial_dim_1": "axial_columns",
 }
 
 
@@ -239,7 +246,7 @@ def fill_shape(shape: Mapping[str, int], devices: int, what: str) -> dict[str, i
 
 def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Layout:
     """The mesh and both maps of `config`; `param_layout` is taken on top of `layout`."""
-    return _layout(make_mesh(config, devices), config)
+    return layout_on(make_mesh(config, devices), config)
 
 
 def abstract_layout(config: MeshConfig) -> Layout:
@@ -249,10 +256,11 @@ def abstract_layout(config: MeshConfig) -> Layout:
         count = config.cpu_devices or jax.device_count()
         shape = fill_shape(shape, count, f'mesh.shape="{config.shape}"')
     mesh = AbstractMesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Explicit,) * len(shape))
-    return _layout(mesh, config)
+    return layout_on(mesh, config)
 
 
-def _layout(mesh: Mesh | AbstractMesh, config: MeshConfig) -> Layout:
+def layout_on(mesh: Mesh | AbstractMesh, config: MeshConfig) -> Layout:
+    """The two maps of `config` over the axes of `mesh`."""
     used = parse_layout(config.layout, mesh.axis_names, "mesh.layout")
     stored = parse_layout(config.param_layout, mesh.axis_names, "mesh.param_layout")
     return Layout(mesh, used, {**used, **stored})

@@ -23,6 +23,16 @@ REMAT_POLICIES: dict[str, Any] = {
 }
 
 
+COMPUTE_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def compute_type(precision: str) -> Any:
+    """The type of activations: float32, bfloat16, or auto, bfloat16 on accelerators and float32 on CPU."""
+    if precision == "auto":
+        precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return COMPUTE_TYPES[precision]
+
+
 class Transformer(nnx.Module):
     """The language model: training, scoring, prefill and decode share it.
 

@@ -19,8 +19,10 @@ from neojax.data import tokenizer as tokenizers
 from neojax.data.loader import check_ids, train_batches, validation_batches
 from neojax.data.store import TokenStore, resolve
 from neojax.errors import NeojaxError
+from neojax.loading import load_params
 from neojax.mesh import Layout, make_layout
 from neojax.models import Transformer
+from neojax.models.transformer import compute_type
 from neojax.training import run_dir as runs
 from neojax.training.checkpoint import Checkpoints
 from neojax.training.flops import flops_per_token, mfu
@@ -37,15 +39,6 @@ from neojax.training.step import (
     make_train_step,
     place,
 )
-
-COMPUTE_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-def compute_type(precision: str) -> Any:
-    """The type of activations: `train.precision`, where auto is bfloat16 on accelerators and float32 on CPU."""
-    if precision == "auto":
-        precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return COMPUTE_TYPES[precision]
 
 
 def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
@@ -94,8 +87,11 @@ def train(config: Config) -> None:
         if latest is not None:
             state = checkpoints.restore(start, abstract_state(model, optimizer))
             progress.note(f"resuming {folder} from step {start}")
+        elif config.model.init_from:
+            state = init_state(model.bind(load_params(config.model.init_from, model)), optimizer)
+            progress.note(f"starting from the weights of {config.model.init_from}")
         else:
-            state = init_state(model, optimizer, config.train.seed)
+            state = init_state(model.init(config.train.seed), optimizer)
         parameters = sum(math.prod(p.shape) for p in state["params"].values())
         shape = ", ".join(f"{axis}:{size}" for axis, size in layout.mesh.shape.items())
         progress.note(

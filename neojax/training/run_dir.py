@@ -61,6 +61,7 @@ def check_resume(saved: Config, now: Config, run_dir: Path) -> list[str]:
     Raises `NeojaxError` where the checkpoint no longer fits: another model, or another optimizer.
     """
     old, new = configuration.to_dict(saved), configuration.to_dict(now)
+    old["model"]["init_from"] = new["model"]["init_from"] = ""  # only told where the run once began
     rigid = differences(old["model"], new["model"], "model.")
     rigid += [
         d for d in differences(old["train"], new["train"], "train.") if d.startswith("train.optimizer ")

@@ -20,9 +20,9 @@ State = dict[str, Any]
 BATCH_DIMS = ("microbatches", "batch", "sequence")
 
 
-def init_state(model: Transformer, optimizer: Optimizer, seed: int) -> State:
-    """Initial weights and optimizer state, in the stored layout."""
-    params = model.init(seed).params()
+def init_state(model: Transformer, optimizer: Optimizer) -> State:
+    """The state before the first step, from the weights bound to `model`, in the stored layout."""
+    params = model.params()
     return {"params": params, "opt_state": jax.jit(optimizer.init)(params)}
 
 
