@@ -348,6 +348,8 @@ def _convert(value: Any, hint: Any, meta: Mapping, name: str, source: str) -> An
         return _build(typing.cast(type, hint), value, f"{name}.", source)
     if hint == tuple[SourceConfig, ...]:
         entries = [value] if isinstance(value, str | Mapping) else value
+        if value == "":  # `data.validation=` on the command line: none
+            entries = []
         if not isinstance(entries, list | tuple):
             raise wrong("a path or a list of {path, weight}")
         entries = [{"path": e} if isinstance(e, str) else e for e in entries]

@@ -240,7 +240,7 @@ def resolve(path: str | Path, split: str) -> Path:
     """The store prefix a config path means: a prefix as it is, or the `split` ("train", "validation") of a
     folder that `neojax prepare` wrote. Raises `NeojaxError` where there is none."""
     given = Path(path)
-    if _beside(strip_suffix(given), ".idx").is_file():
+    if given.name and _beside(strip_suffix(given), ".idx").is_file():
         return strip_suffix(given)
     if given.is_dir():
         if (given / "prepared.json").is_file() and (given / f"{split}.idx").is_file():

@@ -150,7 +150,7 @@ class Run:
                     stops = stop(logs)
                     saves = last or stops or self.step % train.checkpoint_every == 0
                     if logs or evaluates or saves or self.step == first + 1:
-                        self.check(float(values["loss"]), checkpoints)  # waits for the step
+                        self.check(values, checkpoints)  # waits for the step
                         throughput.add((self.step - timed) * self.tokens_a_step)
                         timed = self.step
                     row = self.training_row(values, throughput.rate()) if logs else {}
@@ -169,16 +169,17 @@ class Run:
         else:
             self.progress.note(f"finished {train.steps} steps; sample with: python sample.py {train.run_dir}")
 
-    def check(self, loss: float, checkpoints: Checkpoints) -> None:
-        """Stops a run whose loss is no longer a number before it can overwrite a good checkpoint."""
-        if math.isfinite(loss):
-            return
-        good = checkpoints.latest()
-        raise NeojaxError(
-            f"the loss is {loss} at step {self.step}; the last good checkpoint is "
-            f"{f'step {good}' if good else 'none'} in {checkpoints.path}: lower train.learning_rate or "
-            "train.clip_norm, or raise train.warmup_steps, and run again"
-        )
+    def check(self, values: dict[str, jax.Array], checkpoints: Checkpoints) -> None:
+        """Stops a run whose loss or gradients are no longer numbers before it can overwrite a good checkpoint."""
+        for name, what in (("loss", "loss"), ("grad_norm", "gradient norm")):
+            value = float(values[name])
+            if not math.isfinite(value):
+                good = checkpoints.latest()
+                raise NeojaxError(
+                    f"the {what} is {value} at step {self.step}; the last good checkpoint is "
+                    f"{'none' if good is None else f'step {good}'} in {checkpoints.path}: lower "
+                    "train.learning_rate or train.clip_norm, or raise train.warmup_steps, and run again"
+                )
 
     def training_row(self, values: dict[str, jax.Array], rate: float | None) -> dict[str, Any]:
         """What metrics.jsonl says of a step; also moves the progress bar."""
