@@ -12,17 +12,24 @@ from neojax import named
 
 NEVER = float(jnp.finfo(jnp.float32).min)
 
+Memory = tuple[named.Param, named.Param]
+"""Learned keys and values, each [memory_slots, heads, head_dim], that every query sees."""
 
-def visible(query: jax.Array, key: jax.Array, window: int | None, start: jax.Array | None) -> jax.Array:
+
+def visible(
+    query: jax.Array, key: jax.Array, window: int | None, start: jax.Array | None, causal: bool = True
+) -> jax.Array:
     """Which keys a query sees: those at or before its own time, within `window`, not before `start`.
+
+    Without `causal`, all keys, or those at most `window` before or after.
 
     `query` [..., sequence] and `key` [..., keys] are times, `start` [batch] is the time of a row's first token
     (or None). Returns bool [..., sequence, keys], or [batch, ..., sequence, keys] with `start`.
     """
     q, k = query[..., :, None], key[..., None, :]
-    seen = (k <= q) & (k >= 0)
+    seen = (k >= 0) & ((k <= q) if causal else (q >= 0))
     if window is not None:
-        seen &= k > q - window
+        seen &= (k > q - window) if causal else (abs(k - q) <= window)
     if start is not None:
         seen = seen & (k >= start.reshape(start.shape + (1,) * seen.ndim))
     return seen
@@ -35,20 +42,23 @@ def attention(
     *,
     window: int | None = None,
     start: jax.Array | None = None,
+    causal: bool = True,
+    memory: "Memory | None" = None,
     dropout: "named.Dropout | None" = None,
 ) -> jax.Array:
-    """Causal self-attention over whole sequences.
+    """Self-attention over whole sequences, causal unless told otherwise.
 
     q, k, v: [batch, sequence, heads, head_dim], laid out as those names say; `window`: keys a query sees,
-    itself included (None: all before it); `start` int32 [batch]: number of padding tokens at the left of a row.
+    itself included (None: all before it); `memory`: more keys and values, seen by all; `start` int32 [batch]: number of padding tokens at the left of a row.
     Rule: a window shorter than the sequence runs blocked, unless the layout splits `sequence`, `memory_length` or
     `head_dim`, which every block needs whole; everything else is the reference. Returns the shape and layout of q.
     """
     layout = named.current_layout()
     split = any(layout.axes(dim) for dim in ("sequence", "memory_length", "head_dim"))
-    if window is not None and window < q.shape[1] and not split and dropout is None:
+    plain = causal and memory is None and dropout is None
+    if window is not None and window < q.shape[1] and not split and plain:
         return local(q, k, v, window=window, start=start)
-    return reference(q, k, v, window=window, start=start, dropout=dropout)
+    return reference(q, k, v, window=window, start=start, causal=causal, memory=memory, dropout=dropout)
 
 
 def reference(
@@ -58,15 +68,17 @@ def reference(
     *,
     window: int | None = None,
     start: jax.Array | None = None,
+    causal: bool = True,
+    memory: "Memory | None" = None,
     dropout: "named.Dropout | None" = None,
 ) -> jax.Array:
     """As `attention`, by the definition: the whole matrix of scores, masked. Works under every layout."""
     time = jnp.arange(q.shape[1])
-    seen = visible(time, time, window, start)
+    seen = visible(time, time, window, start, causal)
     seen = seen[:, None] if start is not None else seen
     k = named.lay(k, "batch memory_length heads head_dim")
     v = named.lay(v, "batch memory_length heads head_dim")
-    return weigh(q, k, v, seen, "memory_length", dropout)
+    return weigh(q, k, v, seen, "memory_length", memory, dropout)
 
 
 def weigh(
@@ -75,9 +87,10 @@ def weigh(
     v: jax.Array,
     seen: jax.Array,
     keys: str,
+    memory: Memory | None = None,
     dropout: "named.Dropout | None" = None,
 ) -> jax.Array:
-    """softmax(q k, where `seen`) v, with k and v over the dimension called `keys`.
+    """softmax(q k, where `seen`) v, with k and v over the dimension called `keys`, and over `memory` too.
 
     `seen`: bool, broadcast to [batch, heads, sequence, keys].
     """
@@ -87,14 +100,43 @@ def weigh(
         k,
         dtype=jnp.float32,
     )
-    weights = jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=-1).astype(v.dtype)
+    scores = jnp.where(seen, scores, NEVER)
+    weights = jax.nn.softmax(scores, axis=-1)
+    remembered = None
+    if memory is not None:
+        # One softmax over both, without joining them: the keys may be split over the mesh.
+        slots = named.einsum(
+            "batch sequence heads head_dim, memory_slots heads head_dim -> batch heads sequence memory_slots",
+            q,
+            memory[0],
+            dtype=jnp.float32,
+        )
+        share = jax.nn.sigmoid(log_sum(slots) - log_sum(scores))
+        weights *= 1 - share
+        slots = (jax.nn.softmax(slots, axis=-1) * share).astype(v.dtype)
+        if dropout is not None:
+            own = named.Dropout(dropout.rate, jax.random.fold_in(dropout.key, 1))
+            slots = own(slots, "batch heads sequence memory_slots")
+        remembered = named.einsum(
+            "batch heads sequence memory_slots, memory_slots heads head_dim -> batch sequence heads head_dim",
+            slots,
+            memory[1],
+        )
+    weights = weights.astype(v.dtype)
     if dropout is not None:
         weights = dropout(weights, f"batch heads sequence {keys}")
-    return named.einsum(
+    y = named.einsum(
         f"batch heads sequence {keys}, batch {keys} heads head_dim -> batch sequence heads head_dim",
         weights,
         v,
     )
+    return y if remembered is None else y + remembered
+
+
+def log_sum(scores: jax.Array) -> jax.Array:
+    """log of the sum of exp(scores) over the last dimension, which is kept with size 1."""
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    return top + jnp.log(jnp.sum(jnp.exp(scores - top), axis=-1, keepdims=True))
 
 
 def local(

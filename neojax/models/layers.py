@@ -1,6 +1,6 @@
-"""The parts of a block: layer normalisation, attention and MLP. Facts: gpt-neo's `models/gpt2/gpt2.py`."""
+"""A block and its attention and MLP. Facts: gpt-neo's `models/gpt2/gpt2.py`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 import jax
@@ -10,19 +10,19 @@ from jax.ad_checkpoint import checkpoint_name
 
 from neojax import named
 from neojax.config import ModelConfig
-from neojax.kernels.attention import attention, visible, weigh
+from neojax.kernels import linear_attention
+from neojax.kernels.attention import Memory, attention, visible, weigh
+from neojax.models.activations import ACTIVATIONS
+from neojax.models.norms import after_branch, before_branch
+from neojax.models.positions import rotate
 from neojax.named import Constant, Dropout, Normal, Param, einsum
-
-ACTIVATIONS = {
-    "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-}
 
 KeyValues = tuple[jax.Array, jax.Array]
 """The cached keys and values of one layer, each [batch, slots, heads, head_dim]: a ring in which the token of
-time t is at slot t modulo slots."""
+time t is at slot t modulo slots. Keys of rotary positions are turned already; learned keys are not in it."""
+
+Cache = KeyValues | linear_attention.State | tuple[()]
+"""What one layer keeps of the tokens so far; empty for a layer without attention."""
 
 
 @dataclass(frozen=True)
@@ -38,33 +38,27 @@ class Window:
     time: jax.Array | int = 0
     slots: Mapping[str, int] | None = None
 
-
-class LayerNorm(nnx.Module):
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias over embd, computed in float32."""
-
-    def __init__(self, epsilon: float, sizes: Mapping[str, int]):
-        self.epsilon = epsilon
-        self.scale = Param("embd", Constant(1.0), sizes)
-        self.bias = Param("embd", Constant(0.0), sizes)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-        return (y * named.use(self.scale, "embd") + named.use(self.bias, "embd")).astype(x.dtype)
+    def positions(self, length: int) -> jax.Array:
+        """The positions of the call's `length` tokens: int32 [sequence], or [batch, sequence] with `start`."""
+        time = self.time + jnp.arange(length)
+        if self.start is None:
+            return time
+        return named.lay(jnp.maximum(time - self.start[:, None], 0), "batch sequence")
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention; `kind` is global or local (a sliding window).
+    """Multi-head self-attention: global, local (a sliding window) or linear, as the layer that calls it says.
 
-    Scores are not scaled and queries, keys and values have no bias, as in GPT-Neo, unless the config asks for them.
+    `kinds` are those of all layers that use these weights. Scores are not scaled and queries, keys and values have no
+    bias, as in GPT-Neo, unless the config asks for them.
     """
 
-    def __init__(self, config: ModelConfig, kind: str, sizes: Mapping[str, int]):
+    def __init__(self, config: ModelConfig, kinds: Set[str], sizes: Mapping[str, int]):
         embd, head_dim = config.n_embd, config.head_dim
-        self.kind = kind
-        self.window = config.window_size if kind == "local" else None
-        self.rate = config.attn_dropout if kind == "global" else 0.0
+        self.window = config.window_size
+        self.rate = config.attn_dropout
+        self.causal = config.causal
+        self.rotary = config.rotary_emb
         self.scale = head_dim**-0.5 if config.scale_attention else 1.0
         self.query = Param("embd heads head_dim", Normal(embd**-0.5 * head_dim**-0.5), sizes)
         self.key = Param("embd heads head_dim", Normal(embd**-0.5), sizes)
@@ -75,33 +69,67 @@ class Attention(nnx.Module):
         self.value_bias = Param("heads head_dim", Constant(0.0), sizes) if biased else None
         self.out = Param("heads head_dim embd", Normal((config.n_head * head_dim) ** -0.5), sizes)
         self.out_bias = Param("embd", Constant(0.0), sizes)
+        # All-attention's persistent vectors, https://arxiv.org/abs/1907.01470, beside the tokens' keys and values.
+        memory = config.num_mem_kv and "global" in kinds
+        init = Normal(head_dim**-0.5)
+        self.memory_key = Param("memory_slots heads head_dim", init, sizes) if memory else None
+        self.memory_value = Param("memory_slots heads head_dim", init, sizes) if memory else None
 
     def __call__(
-        self, x: jax.Array, where: Window, cache: KeyValues | None, dropout_key: jax.Array | None
-    ) -> tuple[jax.Array, KeyValues | None]:
+        self,
+        x: jax.Array,
+        kind: str,
+        where: Window,
+        cache: Cache | None,
+        dropout_key: jax.Array | None,
+    ) -> tuple[jax.Array, Cache | None]:
         """x [batch, sequence, embd] -> the same shape, and the cache with these tokens in it."""
         q = checkpoint_name(project(x, self.query, self.query_bias) * self.scale, "query")
         k = checkpoint_name(project(x, self.key, self.key_bias), "key")
         v = checkpoint_name(project(x, self.value, self.value_bias), "value")
-        if cache is None:
-            drop = Dropout(self.rate, dropout_key) if self.rate and dropout_key is not None else None
-            y = attention(q, k, v, window=self.window, start=where.start, dropout=drop)
-            kept = None if where.slots is None else first_cache(k, v, where.slots[self.kind])
+        if self.rotary:
+            position = where.positions(x.shape[1])
+            q, k = rotate(q, position), rotate(k, position)
+        if kind == "linear":
+            y, kept = self.accumulate(q, k, v, where, cache)
         else:
-            kept = append(cache, k, v, where.time)
-            y = self.look_back(q, kept, where)
+            drop = dropout_key is not None and self.rate and kind == "global"
+            dropout = Dropout(self.rate, dropout_key) if drop else None
+            y, kept = self.look(q, k, v, kind, where, cache, dropout)
         y = checkpoint_name(y, "attention")
         y = einsum("batch sequence heads head_dim, heads head_dim embd -> batch sequence embd", y, self.out)
         return y + named.use(self.out_bias, "embd", y.dtype), kept
 
-    def look_back(self, q: jax.Array, cache: KeyValues, where: Window) -> jax.Array:
-        """Attention of one new token, already in the cache, to all that the cache holds."""
-        slots = cache[0].shape[1]
+    def look(self, q, k, v, kind, where, cache, dropout):
+        """Softmax attention to the tokens of the call, or of one new token to all that the cache holds."""
+        window = self.window if kind == "local" else None
+        memory: Memory | None = None
+        if kind == "global" and self.memory_key is not None:
+            memory = self.memory_key, self.memory_value
+        if cache is None:
+            y = attention(
+                *(q, k, v),
+                window=window,
+                start=where.start,
+                causal=self.causal,
+                memory=memory,
+                dropout=dropout,
+            )
+            return y, None if where.slots is None else first_cache(k, v, where.slots[kind])
+        kept = append(cache, k, v, where.time)
+        slots = kept[0].shape[1]
         now = jnp.asarray(where.time)
         times = now - (now - jnp.arange(slots)) % slots
-        seen = visible(now[None], times, self.window, where.start)
+        seen = visible(now[None], times, window, where.start)
         seen = seen[:, None] if where.start is not None else seen
-        return weigh(q, *cache, seen, "slots")
+        return weigh(q, *kept, seen, "slots", memory), kept
+
+    def accumulate(self, q, k, v, where, cache):
+        """Linear attention over the tokens of the call, or of one new token to the state of those before it."""
+        if cache is not None:
+            return linear_attention.step(q, k, v, cache)
+        y, state = linear_attention.attention(q, k, v, start=where.start, causal=self.causal)
+        return y, None if where.slots is None else state
 
 
 def project(x: jax.Array, weight: Param, bias: Param | None) -> jax.Array:
@@ -133,7 +161,10 @@ def append(cache: KeyValues, k: jax.Array, v: jax.Array, time: jax.Array | int) 
 
 
 class MLP(nnx.Module):
-    """Two projections with a non-linearity between them."""
+    """Two projections with a non-linearity between them, or with `mlp_glu` up(x) * activation(gate(x)) between.
+
+    Gated units: https://arxiv.org/abs/2002.05202.
+    """
 
     def __init__(self, config: ModelConfig, sizes: Mapping[str, int]):
         std_in = std_out = 0.02
@@ -144,34 +175,68 @@ class MLP(nnx.Module):
         self.activation = config.activation_function
         self.up = Param("embd mlp", Normal(std_in), sizes)
         self.up_bias = Param("mlp", Constant(0.0), sizes)
+        self.gate = Param("embd mlp", Normal(std_in), sizes) if config.mlp_glu else None
+        self.gate_bias = Param("mlp", Constant(0.0), sizes) if config.mlp_glu else None
         self.down = Param("mlp embd", Normal(std_out), sizes)
         self.down_bias = Param("embd", Constant(0.0), sizes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = einsum("batch sequence embd, embd mlp -> batch sequence mlp", x, self.up)
-        y = checkpoint_name(y + named.use(self.up_bias, "mlp", y.dtype), "mlp_up")
-        y = ACTIVATIONS[self.activation](y)
+        y = checkpoint_name(widen(x, self.up, self.up_bias), "mlp_up")
+        if self.gate is None:
+            y = ACTIVATIONS[self.activation](y)
+        else:
+            gate = checkpoint_name(widen(x, self.gate, self.gate_bias), "mlp_gate")
+            y = y * ACTIVATIONS[self.activation](gate)
         y = einsum("batch sequence mlp, mlp embd -> batch sequence embd", y, self.down)
         return y + named.use(self.down_bias, "embd", y.dtype)
 
 
-class Block(nnx.Module):
-    """Pre-norm residual block: x + attention(norm(x)), then x + mlp(norm(x))."""
+def widen(x: jax.Array, weight: Param, bias: Param) -> jax.Array:
+    """x [batch, sequence, embd] -> [batch, sequence, mlp]."""
+    y = einsum("batch sequence embd, embd mlp -> batch sequence mlp", x, weight)
+    return y + named.use(bias, "mlp", y.dtype)
 
-    def __init__(self, config: ModelConfig, kind: str, sizes: Mapping[str, int]):
+
+class Block(nnx.Module):
+    """Pre-norm residual block: x + attention(norm(x)), then x + mlp(norm(x)).
+
+    `kinds` are the attention types of the layers that use these weights. A layer of type none has no attention: x goes
+    on to the MLP as it is (gpt-neo added x to itself there, a slip that only rescales x against later branches).
+    Macaron, https://arxiv.org/abs/1906.02762: x + mlp_macaron(x) / 2 comes first, without normalisation as in
+    gpt-neo, and the last MLP is halved too.
+    """
+
+    def __init__(self, config: ModelConfig, kinds: Set[str], sizes: Mapping[str, int]):
         self.rate = config.res_dropout
-        self.norm_1 = LayerNorm(config.layer_norm_epsilon, sizes)
-        self.attn = Attention(config, kind, sizes)
-        self.norm_2 = LayerNorm(config.layer_norm_epsilon, sizes)
+        attends = bool(kinds - {"none"})
+        self.mlp_macaron = MLP(config, sizes) if config.macaron else None
+        self.norm_1 = before_branch(config, sizes) if attends else None
+        self.attn = Attention(config, kinds, sizes) if attends else None
+        self.gate_1 = after_branch(config, sizes) if attends else None
+        self.norm_2 = before_branch(config, sizes)
         self.mlp = MLP(config, sizes)
+        self.gate_2 = after_branch(config, sizes)
 
     def __call__(
-        self, x: jax.Array, where: Window, cache: KeyValues | None, dropout_key: jax.Array | None
-    ) -> tuple[jax.Array, KeyValues | None]:
+        self,
+        x: jax.Array,
+        kind: str,
+        where: Window,
+        cache: Cache | None,
+        dropout_key: jax.Array | None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """x [batch, sequence, embd] -> the same shape, and the cache of a layer of type `kind` with these tokens."""
         keys = [None] * 3 if dropout_key is None else list(jax.random.split(dropout_key, 3))
-        y, cache = self.attn(self.norm_1(x), where, cache, keys[0])
-        x = x + residual_dropout(y, self.rate, keys[1])
-        return x + residual_dropout(self.mlp(self.norm_2(x)), self.rate, keys[2]), cache
+        if self.mlp_macaron is not None:
+            key = None if dropout_key is None else jax.random.fold_in(dropout_key, 3)
+            x = x + residual_dropout(self.mlp_macaron(x), self.rate, key) / 2
+        if self.attn is None or kind == "none":
+            cache = None if where.slots is None and cache is None else ()
+        else:
+            y, cache = self.attn(self.norm_1(x), kind, where, cache, keys[0])
+            x = x + self.gate_1(residual_dropout(y, self.rate, keys[1]))
+        y = residual_dropout(self.mlp(self.norm_2(x)), self.rate, keys[2])
+        return x + self.gate_2(y if self.mlp_macaron is None else y / 2), cache
 
 
 def residual_dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

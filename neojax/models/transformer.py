@@ -14,12 +14,16 @@ from neojax.config import ModelConfig
 from neojax.errors import NeojaxError
 from neojax.kernels import loss
 from neojax.mesh import Layout, single_device
-from neojax.models.layers import Block, KeyValues, LayerNorm, Window, residual_dropout
+from neojax.models.layers import Block, Cache, Window, residual_dropout
+from neojax.models.norms import LayerNorm
+from neojax.models.positions import embedding, position_table
 from neojax.named import Normal, Param
 
 REMAT_POLICIES: dict[str, Any] = {
     "full": None,
-    "names": jax.checkpoint_policies.save_only_these_names("query", "key", "value", "attention", "mlp_up"),
+    "names": jax.checkpoint_policies.save_only_these_names(
+        "query", "key", "value", "attention", "mlp_up", "mlp_gate"
+    ),
 }
 
 
@@ -60,8 +64,9 @@ class Transformer(nnx.Module):
         self.dtype = jnp.dtype(dtype)
         self.remat = remat
         kinds = config.attention_layers
-        group = smallest_pattern(kinds) if stacked else kinds
-        self.repeats = len(kinds) // len(group) if stacked else 0
+        self.kinds = smallest_pattern(kinds) if stacked else kinds  # of the layers of one group
+        self.repeats = len(kinds) // len(self.kinds) if stacked else 0
+        self.shared = config.share_parameters
         sizes = {
             "vocab": layout.padded_vocab(config.n_vocab),
             "positions": config.n_ctx,
@@ -69,11 +74,15 @@ class Transformer(nnx.Module):
             "heads": config.n_head,
             "head_dim": config.head_dim,
             "mlp": config.mlp_dim,
+            "memory_slots": config.num_mem_kv,
         }
         self.wte = Param("vocab embd", Normal(0.02), sizes)
-        self.wpe = Param("positions embd", Normal(0.01), sizes)
-        block_sizes = {**sizes, "layers": self.repeats} if stacked else sizes
-        self.blocks = nnx.List([Block(config, kind, block_sizes) for kind in group])
+        self.wpe = position_table(config, sizes)
+        if self.shared:
+            self.blocks = nnx.List([Block(config, set(kinds), sizes)])
+        else:
+            block_sizes = {**sizes, "layers": self.repeats} if stacked else sizes
+            self.blocks = nnx.List([Block(config, {kind}, block_sizes) for kind in self.kinds])
         self.norm_f = LayerNorm(config.layer_norm_epsilon, sizes)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else Param("vocab embd", Normal(0.02), sizes)
@@ -181,16 +190,21 @@ class Transformer(nnx.Module):
         self,
         tokens: jax.Array,
         where: Window | None = None,
-        caches: tuple[KeyValues, ...] | None = None,
+        caches: tuple[Cache, ...] | None = None,
         *,
         dropout_key: jax.Array | None = None,
-    ) -> tuple[jax.Array, tuple[KeyValues, ...] | None]:
+    ) -> tuple[jax.Array, tuple[Cache, ...] | None]:
         """Final hidden states [batch, sequence, embd] of tokens int32 [batch, sequence], and the caches.
 
         Without `where`, tokens are whole rows. Prefill passes `Window(start, slots=...)` and gets a cache per
         layer; decode passes one token a row, `Window(start, time)` and the caches.
         """
         where = where or Window()
+        if where.slots is not None and not self.config.causal:
+            raise NeojaxError(
+                "model.causal is false: a model trained on masked tokens sees both sides of a token and cannot "
+                "continue a text; score whole texts with it instead"
+            )
         keys = [None, None] if dropout_key is None else list(jax.random.split(dropout_key))
         with named.use_layout(self.layout):
             x = self.embed(named.lay(tokens, "batch sequence"), where)
@@ -203,42 +217,42 @@ class Transformer(nnx.Module):
         """Sum of token and position embedding, [batch, sequence, embd]."""
         sharding = named.sharding("batch sequence embd")
         wte = named.use(self.wte, "vocab embd", self.dtype)
-        wpe = named.use(self.wpe, "positions embd", self.dtype)
         x = wte.at[tokens].get(out_sharding=sharding)
-        time = where.time + jnp.arange(tokens.shape[1])
-        if where.start is None:
-            return x + wpe.at[time].get(out_sharding=named.sharding("sequence embd"))
-        position = named.lay(jnp.maximum(time - where.start[:, None], 0), "batch sequence")
-        return x + wpe.at[position].get(out_sharding=sharding)
+        if self.wpe is None:
+            return x
+        return x + embedding(self.wpe, where.positions(tokens.shape[1]), self.dtype)
 
     def _group(self, blocks, first, x, where, caches, key):
         """One repetition of the layer group; `first` is the index of its first layer, for dropout keys."""
         kept = []
-        for i, block in enumerate(blocks):
+        for i, kind in enumerate(self.kinds):
             own = None if key is None else jax.random.fold_in(key, first + i)
-            x, cache = block(x, where, None if caches is None else caches[i], own)
+            block = blocks[0 if self.shared else i]
+            x, cache = block(x, kind, where, None if caches is None else caches[i], own)
             kept.append(cache)
         return named.lay(x, "batch sequence embd"), None if kept[0] is None else tuple(kept)
 
     def _scan(self, x, where, caches, key):
         graphdef, state = nnx.split(self.blocks)
-        group = len(self.blocks)
+        group = len(self.kinds)
 
         def body(x, inputs):
             first, layer, cache = inputs
-            return self._group(nnx.merge(graphdef, layer), first, x, where, cache, key)
+            blocks = nnx.merge(graphdef, state if self.shared else layer)
+            return self._group(blocks, first, x, where, cache, key)
 
         if caches is not None:  # a cache per layer -> one per block of the group, stacked over repetitions
             caches = tuple(jax.tree.map(lambda *a: jnp.stack(a), *caches[i::group]) for i in range(group))
         first = jnp.arange(self.repeats) * group
-        x, kept = jax.lax.scan(self._checkpointed(body), x, (first, state, caches))
+        layers = None if self.shared else state
+        x, kept = jax.lax.scan(self._checkpointed(body), x, (first, layers, caches))
         if kept is not None:
             kept = tuple(jax.tree.map(lambda a, r=r: a[r], c) for r in range(self.repeats) for c in kept)
         return x, kept
 
     def _unroll(self, x, where, caches, key):
         graphdef, state = nnx.split(self.blocks)
-        if self.repeats:  # a single repetition: drop the stacking dimension
+        if self.repeats and not self.shared:  # a single repetition: drop the stacking dimension
             state = jax.tree.map(lambda a: a[0], state)
 
         def body(x, inputs):

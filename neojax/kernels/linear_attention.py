@@ -1,0 +1,138 @@
+"""Linear attention: a running state of one head_dim x head_dim matrix a head instead of all earlier keys and values.
+
+    y_i = sum over j <= i, and features d, of  softmax(q_i)_d * exp(k_j)_d * v_j / (sum over j <= i of exp(k_j)_d + 1e-6)
+
+Everything is in float32. Facts: gpt-neo's `causal_linear_attention`, after https://arxiv.org/abs/1812.01243.
+`key_dim` is head_dim as queries and keys have it, since the state has both; it is never split.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from neojax import named
+
+EPSILON = 1e-6
+CHUNK = 128  # queries whose scores to their own chunk are computed at once
+
+State = tuple[jax.Array, jax.Array]
+"""Sums over the tokens so far: of exp(k) v [batch, heads, key_dim, head_dim], and of exp(k) [batch, heads, key_dim]."""
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, start: jax.Array | None = None, causal: bool = True
+) -> tuple[jax.Array, State]:
+    """Over whole sequences: q, k, v [batch, sequence, heads, head_dim] -> the same shape, and the state after them.
+
+    start: int32 [batch], the number of padding tokens at the left of a row. Without `causal`, exp(k) is normalised by
+    its sum over the whole sequence. Rule: causal attention runs in chunks, in time linear in the sequence, unless
+    the layout splits `sequence` or `memory_length`; then it compares all pairs.
+    """
+    q, k = features(q, k)
+    if start is not None:
+        present = jnp.arange(k.shape[1]) >= start[:, None]
+        k = jnp.where(present[:, :, None, None], k, 0.0)
+    layout = named.current_layout()
+    if not causal:
+        y, state = everywhere(q, k, v)
+    elif layout.axes("sequence") or layout.axes("memory_length"):
+        y, state = reference(q, k, v)
+    else:
+        keys, values = (
+            named.sharding("batch sequence heads key_dim"),
+            named.sharding("batch sequence heads head_dim"),
+        )
+        sums = named.sharding("batch heads key_dim head_dim"), named.sharding("batch heads key_dim")
+        y, state = jax.shard_map(
+            partial(_chunks, chunk=min(CHUNK, q.shape[1])),
+            mesh=layout.mesh,
+            in_specs=(keys.spec, keys.spec, values.spec),
+            out_specs=(values.spec, tuple(s.spec for s in sums)),
+        )(q, k, v.astype(jnp.float32))
+    return y.astype(v.dtype), state
+
+
+def step(q: jax.Array, k: jax.Array, v: jax.Array, state: State) -> tuple[jax.Array, State]:
+    """One more token a row: q, k, v [batch, 1, heads, head_dim] and the state before it -> its y, and the state."""
+    q, k = features(q, k)
+    context, total = (old + new for old, new in zip(state, sums(k, v)))
+    q = q / (total[:, None] + EPSILON)
+    y = named.einsum(
+        "batch sequence heads key_dim, batch heads key_dim head_dim -> batch sequence heads head_dim",
+        q,
+        context,
+    )
+    return y.astype(v.dtype), (context, total)
+
+
+def features(q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """softmax(q) over a head's features, and exp(k)."""
+    q, k = (named.use(x, "batch sequence heads key_dim", jnp.float32) for x in (q, k))
+    return jax.nn.softmax(q, axis=-1), jnp.exp(k)
+
+
+def sums(k: jax.Array, v: jax.Array) -> State:
+    """The state after tokens with features k and values v, from nothing."""
+    context = named.einsum(
+        "batch sequence heads key_dim, batch sequence heads head_dim -> batch heads key_dim head_dim", k, v
+    )
+    return context, named.einsum("batch sequence heads key_dim -> batch heads key_dim", k)
+
+
+def everywhere(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, State]:
+    """Every token looks at all tokens."""
+    context, total = state = sums(k, v)
+    q = q / total[:, None]
+    y = named.einsum(
+        "batch sequence heads key_dim, batch heads key_dim head_dim -> batch sequence heads head_dim",
+        q,
+        context,
+    )
+    return y, state
+
+
+def reference(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, State]:
+    """By the definition: the whole matrix of scores, masked. Works under every layout."""
+    state = sums(k, v)
+    time = jnp.arange(q.shape[1])
+    seen = (time[:, None] >= time).astype(jnp.float32)
+    k = named.lay(k, "batch memory_length heads key_dim")
+    total = named.einsum(
+        "sequence memory_length, batch memory_length heads key_dim -> batch sequence heads key_dim", seen, k
+    )
+    scores = named.einsum(
+        "batch sequence heads key_dim, batch memory_length heads key_dim -> batch heads sequence memory_length",
+        q / (total + EPSILON),
+        k,
+    )
+    y = named.einsum(
+        "batch heads sequence memory_length, batch memory_length heads head_dim -> batch sequence heads head_dim",
+        jnp.where(seen > 0, scores, 0.0),
+        named.lay(v, "batch memory_length heads head_dim"),
+    )
+    return y, state
+
+
+def _chunks(q: jax.Array, k: jax.Array, v: jax.Array, chunk: int) -> tuple[jax.Array, State]:
+    """The attention of one device's share: scores within a chunk, the state for what came before it."""
+    batch, length, heads, _ = q.shape
+    count = -(-length // chunk)
+
+    def split(x: jax.Array) -> jax.Array:  # -> [chunks, batch, heads, chunk, features]
+        x = jnp.pad(x, ((0, 0), (0, count * chunk - length), (0, 0), (0, 0)))
+        return x.reshape(batch, count, chunk, heads, x.shape[-1]).transpose(1, 0, 3, 2, 4)
+
+    def body(state: State, inputs: tuple[jax.Array, ...]) -> tuple[State, jax.Array]:
+        context, total = state
+        q, k, v = inputs
+        q = q / (total[:, :, None] + jnp.cumsum(k, axis=2) + EPSILON)
+        within = jnp.tril(jnp.einsum("bhqd,bhkd->bhqk", q, k)) @ v
+        after = context + jnp.einsum("bhkd,bhke->bhde", k, v), total + k.sum(axis=2)
+        return after, within + q @ context
+
+    # Zeros made of the inputs, because the state varies over the mesh as they do.
+    first_k, first_v = k[:, 0] * 0, v[:, 0].astype(jnp.float32) * 0
+    nothing = first_k[..., None] * first_v[..., None, :], first_k
+    state, y = jax.lax.scan(body, nothing, (split(q), split(k), split(v)))
+    return y.transpose(1, 0, 3, 2, 4).reshape(batch, count * chunk, heads, -1)[:, :length], state

@@ -1,0 +1,77 @@
+"""What stands before a branch of a block (normalisation) and after it (a gate), chosen by the config.
+
+Facts: gpt-neo's `layer_norm`, `scale_norm` and `rezero`.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from neojax import named
+from neojax.config import ModelConfig
+from neojax.named import Constant, Param
+
+
+class Identity(nnx.Module):
+    """x."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias over embd, computed in float32."""
+
+    def __init__(self, epsilon: float, sizes: Mapping[str, int]):
+        self.epsilon = epsilon
+        self.scale = Param("embd", Constant(1.0), sizes)
+        self.bias = Param("embd", Constant(0.0), sizes)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = standardise(x, self.epsilon)
+        return (y * named.use(self.scale, "embd") + named.use(self.bias, "embd")).astype(x.dtype)
+
+
+class ScaleNorm(nnx.Module):
+    """(x - mean) / sqrt(variance + epsilon) * scale with one number as scale, computed in float32.
+
+    This is gpt-neo's `scalenorm`; the paper of that name (Nguyen and Salazar 2019) does not subtract the mean.
+    """
+
+    def __init__(self, epsilon: float, sizes: Mapping[str, int]):
+        self.epsilon = epsilon
+        self.scale = Param("", Constant(1.0), sizes)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return (standardise(x, self.epsilon) * named.use(self.scale, "")).astype(x.dtype)
+
+
+class Gate(nnx.Module):
+    """x times one learned number that starts at 0: ReZero, https://arxiv.org/abs/2003.04887."""
+
+    def __init__(self, sizes: Mapping[str, int]):
+        self.scale = Param("", Constant(0.0), sizes)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x * named.use(self.scale, "", x.dtype)
+
+
+def standardise(x: jax.Array, epsilon: float) -> jax.Array:
+    """x in float32 with mean 0 and variance 1 over its last dimension."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    return y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
+
+
+def before_branch(config: ModelConfig, sizes: Mapping[str, int]) -> nnx.Module:
+    """The normalisation of a branch's input; ReZero needs none."""
+    if config.rezero:
+        return Identity()
+    return (ScaleNorm if config.scalenorm else LayerNorm)(config.layer_norm_epsilon, sizes)
+
+
+def after_branch(config: ModelConfig, sizes: Mapping[str, int]) -> nnx.Module:
+    """What a branch's output goes through before it is added."""
+    return Gate(sizes) if config.rezero else Identity()

@@ -1,0 +1,69 @@
+"""Where a token stands: one learned table, two (axial), or queries and keys turned by their position (rotary)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from neojax import named
+from neojax.config import ModelConfig
+from neojax.named import Normal, Param
+
+BASE = 10000.0
+STD = 0.01
+
+
+class AxialPositions(nnx.Module):
+    """Position p is the mean of row p // columns of one table and row p % columns of another.
+
+    Facts: gpt-neo's `axial_pos_emb`. https://arxiv.org/abs/1912.12180
+    """
+
+    def __init__(self, sizes: Mapping[str, int]):
+        self.columns = sizes["axial_columns"]
+        self.row = Param("axial_rows embd", Normal(STD), sizes)
+        self.column = Param("axial_columns embd", Normal(STD), sizes)
+
+    def __call__(self, position: jax.Array, dtype: Any) -> jax.Array:
+        row = look_up(self.row, "axial_rows embd", position // self.columns, dtype)
+        return (row + look_up(self.column, "axial_columns embd", position % self.columns, dtype)) / 2
+
+
+def position_table(config: ModelConfig, sizes: Mapping[str, int]) -> Param | AxialPositions | None:
+    """The position embedding of `config`; rotary positions have none, and win where both are asked for."""
+    if config.rotary_emb:
+        return None
+    if config.axial_pos_emb:
+        rows, columns = config.axial_pos_emb
+        return AxialPositions({**sizes, "axial_rows": rows, "axial_columns": columns})
+    return Param("positions embd", Normal(STD), sizes)
+
+
+def embedding(table: Param | AxialPositions, position: jax.Array, dtype: Any) -> jax.Array:
+    """The embedding of positions int32 [sequence] or [batch, sequence]; embd comes last."""
+    if isinstance(table, AxialPositions):
+        return table(position, dtype)
+    return look_up(table, "positions embd", position, dtype)
+
+
+def look_up(table: Param, dims: str, index: jax.Array, dtype: Any) -> jax.Array:
+    """Rows of `table` at `index` [sequence] or [batch, sequence]."""
+    out = "sequence embd" if index.ndim == 1 else "batch sequence embd"
+    return named.use(table, dims, dtype).at[index].get(out_sharding=named.sharding(out))
+
+
+def rotate(x: jax.Array, position: jax.Array) -> jax.Array:
+    """Queries or keys x [batch, sequence, heads, head_dim], turned by their positions ([sequence] or [batch, sequence]).
+
+    Feature i of the first half of a head and of the second half make a point that is turned by
+    position * 10000 ** (-2 i / head_dim), over the whole head. https://arxiv.org/abs/2104.09864
+    """
+    x = named.lay(x, "batch sequence heads key_dim")
+    half = x.shape[-1] // 2
+    angle = position[..., None] * BASE ** (-jnp.arange(half) / half)
+    cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return named.lay(turned.astype(x.dtype), "batch sequence heads head_dim")
