@@ -40,3 +40,15 @@ def perturbed(params, seed: int = 0):
         noise = rng.normal(size=p.shape).astype("f4") * (0.3 if "scale" in name or "bias" in name else 0.1)
         changed[name] = jax.device_put(np.asarray(p) + noise, p.sharding)
     return changed
+
+
+def write_data(folder, n_tokens: int = 4000, n_vocab: int = N_VOCAB):
+    """A folder as `neojax prepare` leaves it: a learnable sequence of ids in train and validation stores."""
+    from neojax.data.store import StoreWriter
+
+    for seed, split in enumerate(("train", "validation")):
+        noise = np.random.default_rng(seed).integers(0, 3, n_tokens)
+        with StoreWriter(folder / split, n_vocab) as writer:
+            writer.add(np.cumsum(noise + 5) % n_vocab, np.full(n_tokens // 100, 100, np.int32))
+    (folder / "prepared.json").write_text("{}")
+    return folder

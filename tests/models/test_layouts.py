@@ -37,16 +37,13 @@ def measured(shape, layout, param_layout):
     noise = perturbed(true_rows_on_device(first))
     params = {n: pad_like(noise[n], p) for n, p in first.items()}
 
-    @jax.jit
-    def run(params):
-        def loss(params):
-            _, nll, scored = model.bind(params).loss(TOKENS, TARGETS)
-            return nll / scored
+    def loss(params):
+        bound = model.bind(params)
+        _, nll, scored = bound.loss(TOKENS, TARGETS)
+        return nll / scored, bound.logits(bound.hidden(TOKENS)[0])
 
-        return jax.value_and_grad(loss)(params)
-
-    loss, grads = run(params)
-    return model, true_rows(first), float(loss), grads, np.asarray(model.bind(params)(TOKENS))
+    (loss, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    return model, params, true_rows(first), float(loss), grads, np.asarray(logits)
 
 
 def true_rows_on_device(params):
@@ -66,21 +63,22 @@ def one_device():
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_same_everywhere(name, one_device):
-    _, first_1, loss_1, grads_1, logits_1 = one_device
-    model, first, loss, grads, logits = measured(*LAYOUTS[name])
+    _, _, first_1, loss_1, grads_1, logits_1 = one_device
+    model, _, first, loss, grads, logits = measured(*LAYOUTS[name])
     assert abs(loss - loss_1) <= 1e-5 * loss_1
     grads_1 = true_rows(grads_1)
     for param, g in true_rows(grads).items():
         np.testing.assert_allclose(g, grads_1[param], atol=1e-5 * np.abs(grads_1[param]).max(), err_msg=param)
         np.testing.assert_array_equal(first[param], first_1[param], err_msg=param)
         assert grads[param].sharding.spec == model.stored()[param].sharding.spec, param
-    assert logits.shape == (8, 24, N_VOCAB)
-    np.testing.assert_allclose(logits, logits_1, atol=2e-5)
+    assert (logits[..., N_VOCAB:] == -np.inf).all()
+    np.testing.assert_allclose(logits[..., :N_VOCAB], logits_1, atol=2e-5)
 
 
 def test_padding_stays_zero():
-    """Neither initial values nor gradients touch the rows that pad the vocabulary."""
-    model, _, _, grads, _ = measured(*LAYOUTS["vocab"])
+    """Neither initial values nor gradients touch the rows that pad the vocabulary; callers never see them."""
+    model, params, _, _, grads, logits = measured(*LAYOUTS["vocab"])
+    np.testing.assert_allclose(model.bind(params)(TOKENS), logits[..., :N_VOCAB], atol=2e-5)
     rows = np.asarray(model.params()["wte"])
     assert rows.shape[0] == 64 and rows[:N_VOCAB].any(axis=1).all()
     assert not rows[N_VOCAB:].any()

@@ -1,0 +1,152 @@
+"""What a run leaves behind, and what it refuses."""
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+
+from neojax import config as configuration
+from neojax.data.store import StoreWriter
+from neojax.data.tokenizer import train as train_tokenizer
+from neojax.errors import NeojaxError
+from neojax.training import loop
+from neojax.training.checkpoint import Checkpoints
+from neojax.training.loop import train
+from neojax.training.metrics import read_metrics
+
+
+def files_of(run):
+    return {f: f.stat().st_mtime_ns for f in run.rglob("*") if f.is_file()}
+
+
+@pytest.fixture
+def run(whole_run, tmp_path):
+    """A copy of the finished run, to change."""
+    return shutil.copytree(whole_run, tmp_path / "run")
+
+
+def refused(config, *words):
+    with pytest.raises(NeojaxError) as error:
+        train(config)
+    text = str(error.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+    return text
+
+
+def test_the_run_directory(whole_run, settings):
+    rows = read_metrics(whole_run)
+    assert [row["step"] for row in rows] == list(range(1, 21))
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    for row in rows:
+        assert row["tokens"] == row["step"] * 8 * 16
+        assert row["perplexity"] == math.exp(row["loss"])
+        assert {"grad_norm", "learning_rate", "tokens_per_second"} <= row.keys()
+        assert ("validation_loss" in row) == (row["step"] in (10, 20))
+    assert configuration.load(whole_run / "config.yml") == settings(whole_run)
+    with Checkpoints(whole_run) as checkpoints:
+        assert checkpoints.steps() == [10, 15, 20]  # keep: 3
+
+
+def test_a_finished_run_says_so_and_changes_nothing(whole_run, settings, capsys):
+    before = files_of(whole_run)
+    train(settings(whole_run))
+    assert "is finished: 20 of 20 steps" in " ".join("".join(capsys.readouterr()).split())
+    assert files_of(whole_run) == before
+
+
+def test_raising_steps_goes_on(run, settings, capsys):
+    train(settings(run, "train.steps=22"))
+    assert [row["step"] for row in read_metrics(run)] == list(range(1, 23))
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert "train.steps (20 -> 22)" in said and "resuming" in said and "from step 20" in said
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("model.n_layer=4", "model.n_layer (2 -> 4)"),
+        ("model.res_dropout=0", "model.res_dropout (0.1 -> 0.0)"),
+        ("train.optimizer=adafactor", "train.optimizer (adamw -> adafactor)"),
+    ],
+)
+def test_another_model_or_optimizer_is_refused(override, words, run, settings):
+    before = files_of(run)
+    refused(settings(run, override, "train.steps=30"), words, "train.run_dir")
+    assert files_of(run) == before
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(run, settings):
+    diverging = ("train.learning_rate=1e38", "train.steps=40", "train.log_every=3")
+    refused(
+        settings(run, *diverging, "train.checkpoint_every=2"),
+        "loss is nan",
+        "checkpoint is step 2",
+        "learning_rate",
+    )
+    with Checkpoints(run) as checkpoints:
+        assert checkpoints.latest() >= 20
+    assert all(math.isfinite(row["loss"]) for row in read_metrics(run))
+
+
+def test_gradients_that_are_no_numbers_are_not_saved(run, settings, monkeypatch):
+    """The loss of a step is measured before its update, so a finite loss does not make the weights good."""
+    original = loop.make_train_step
+
+    def overflowing(*args):
+        step = original(*args)
+
+        def run(state, batch, index):
+            state, values = step(state, batch, index)
+            return state, {**values, "grad_norm": values["grad_norm"] * math.inf}
+
+        return run
+
+    monkeypatch.setattr(loop, "make_train_step", overflowing)
+    refused(settings(run, "train.steps=21"), "grad", "step 20")
+    with Checkpoints(run) as checkpoints:
+        assert checkpoints.latest() == 20
+
+
+def test_what_is_wrong_is_refused_before_training(settings, data, tmp_path):
+    run = tmp_path / "run"
+    refused(settings("''"), "train.run_dir")
+    refused(settings(run, "data.train="), "data.train")
+    refused(settings(run, "data.train=."), "data.train", "folder")
+    refused(settings(run, "data.train=/nowhere"), "/nowhere")
+    refused(settings(run, f"data.validation={data / 'absent'}"), "absent")
+    refused(settings(run, "model.n_vocab=60"), "holds id 60", "model.n_vocab", "61")
+    refused(settings(run, "train.batch_size=6", "train.microbatch=0"), "batch", "size 6", "data")
+    refused(settings(run, "train.microbatch=2"), "microbatch of 2", "batch", "data")
+    refused(settings(run, "mesh.shape=data:3, model:2"), "mesh.shape", "6", "8")
+    refused(settings(run, "mesh.layout=batch:data, heads:modle"), "mesh.layout", "did you mean model")
+    refused(settings(run, "mesh.layout=batch:data, haeds:model"), "mesh.layout", "did you mean heads")
+    refused(settings(run, "model.n_head=1"), "parameter blocks.0.attn", "heads", "size 1")
+    refused(settings(run, "train.no_decay=[vocb]"), "train.no_decay", "did you mean vocab")
+    refused(settings(run, "data.tokenizer=/nowhere.json"), "data.tokenizer", "/nowhere.json")
+    assert not run.exists()
+
+
+def test_the_tokenizer_travels_with_the_run(settings, tmp_path):
+    """From beside the data, into the run directory and the checkpoint; one with too many ids is refused."""
+    with StoreWriter(tmp_path / "store", 300) as writer:
+        writer.add(np.full(100, 5), np.array([100], np.int32))
+    train_tokenizer([], 257).save(str(tmp_path / "tokenizer.json"))
+    run = tmp_path / "run"
+    common = [f"data.train={tmp_path / 'store'}", "data.validation=[]", "train.steps=1"]
+    refused(settings(run, *common), "tokenizer.json", "257", "model.n_vocab=61")
+    train(settings(run, *common, "model.n_vocab=257"))
+    text = (tmp_path / "tokenizer.json").read_text()
+    assert (run / "tokenizer.json").read_text() == text
+    with Checkpoints(run) as checkpoints:
+        assert checkpoints.restore_meta(1)["tokenizer"] == text
+    assert "validation_loss" not in read_metrics(run)[-1]
+
+
+def test_several_validation_stores_are_told_apart(run, settings, data, tmp_path):
+    shutil.copytree(data, tmp_path / "other")
+    train(settings(run, f"data.validation=[{data}, {tmp_path / 'other'}]", "train.steps=21"))
+    row = read_metrics(run)[-1]
+    assert row["validation_other_loss"] == row[f"validation_{data.name}_loss"]
