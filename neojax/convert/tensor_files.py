@@ -1,6 +1,7 @@
 """The tensors of a folder, read piece by piece: safetensors or PyTorch files, in one file or sharded with an index."""
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +21,18 @@ Index = tuple[slice, ...]
 
 
 class TensorFiles:
-    """Tensors by name over one or several files. `shapes`: name -> shape; `file`: name -> where it is."""
+    """Tensors by name over one or several files. `shapes`: name -> shape; `file`: name -> where it is.
 
-    def __init__(self, files: list[Path]):
+    `places`: name -> file name, by which a tensor that lies in several files is taken from one.
+    """
+
+    def __init__(self, files: list[Path], places: Mapping[str, str]):
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.file: dict[str, Path] = {}
         for file in files:
             for name, shape in self.scan(file).items():
-                self.shapes[name], self.file[name] = shape, file
+                if places.get(name, file.name) == file.name:
+                    self.shapes[name], self.file[name] = shape, file
 
     def scan(self, file: Path) -> dict[str, tuple[int, ...]]:
         """The shapes of the tensors in `file`. Raises `NeojaxError` where it cannot be read."""
@@ -62,9 +67,9 @@ class Safetensors(TensorFiles):
 class TorchFiles(TensorFiles):
     """Files of `torch.save`, mapped rather than read, and never executed. Files of torch < 1.6 are read whole."""
 
-    def __init__(self, files: list[Path]):
-        self.tensors: dict[str, torch.Tensor] = {}
-        super().__init__(files)
+    def __init__(self, files: list[Path], places: Mapping[str, str]):
+        self.tensors: dict[tuple[Path, str], torch.Tensor] = {}
+        super().__init__(files, places)
 
     def scan(self, file: Path) -> dict[str, tuple[int, ...]]:
         try:
@@ -78,30 +83,30 @@ class TorchFiles(TensorFiles):
                 zipped = f.read(2) == b"PK"
             tensors: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
         except pickle.UnpicklingError as e:
-            if "weights_only" not in str(e) and "Unsupported" not in str(e):
-                raise _damaged(file, e) from None
+            if "GLOBAL" not in str(e):  # which is how the loader names what it would have had to import
+                raise _damaged(file, "not a file of torch.save") from None
             raise NeojaxError(
                 f"{file} holds pickled code besides tensors, which is never run; save its tensors as safetensors"
             ) from None
-        except (RuntimeError, ValueError, EOFError, OSError, KeyError) as e:
+        except (RuntimeError, ValueError, EOFError, OSError, LookupError) as e:
             raise _damaged(file, e) from None
         if not isinstance(tensors, dict):
             raise NeojaxError(f"{file}: expected a dictionary of tensors, got {type(tensors).__name__}")
         for name, tensor in tensors.items():
             if not isinstance(tensor, torch.Tensor):
                 raise NeojaxError(f"{file}: {name} is not a tensor but {type(tensor).__name__}")
-        self.tensors |= tensors
+        self.tensors |= {(file, name): tensor for name, tensor in tensors.items()}
         return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
     def read(self, name: str, index: Index) -> np.ndarray:
-        return self.tensors[name][index].float().numpy()
+        return self.tensors[self.file[name], name][index].float().numpy()
 
 
 def open_tensors(folder: Path) -> TensorFiles:
     """The tensors of `folder`: the first of `FILES` that is there, whole or with an index. Raises `NeojaxError`."""
     for single, kind in zip(FILES, (Safetensors, TorchFiles)):
         if (folder / single).is_file():
-            return kind([folder / single])
+            return kind([folder / single], {})
         index = folder / f"{single}.index.json"
         if index.is_file():
             return _sharded(index, kind)
@@ -113,16 +118,17 @@ def _sharded(index: Path, kind: type[TensorFiles]) -> TensorFiles:
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict):
         raise NeojaxError(f"{index} has no weight_map of tensor names to files")
-    for name in sorted(set(places.values())):
+    files = sorted(set(map(str, places.values())))
+    for name in files:
         if not (index.parent / name).is_file():
             raise NeojaxError(f"{index} names {name}, which is not in {index.parent}; copy it there")
-    tensors = kind([index.parent / name for name in sorted(set(places.values()))])
+    tensors = kind([index.parent / name for name in files], places)
     for name, file in places.items():
-        if tensors.file.get(name) != index.parent / file:
+        if name not in tensors.file:
             raise NeojaxError(f"{index} places {name} in {file}, but it is not there; copy the file again")
     return tensors
 
 
-def _damaged(file: Path, cause: Exception) -> NeojaxError:
+def _damaged(file: Path, cause: Exception | str) -> NeojaxError:
     reason = " ".join(str(cause).split())[:160] or type(cause).__name__
     return NeojaxError(f"{file} is damaged or cut short; copy it again ({reason})")

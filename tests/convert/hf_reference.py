@@ -1,0 +1,50 @@
+"""Models of transformers with random weights, to compare with. Import after `pytest.importorskip("transformers")`."""
+
+import numpy as np
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM
+
+N_VOCAB = 53  # divides by no axis, so that a split vocabulary is padded
+
+
+def gpt_neo(attention_types, **changes):
+    """A GPT-Neo whose `attention_types` are [[types], count] pairs."""
+    layers = sum(len(types) * count for types, count in attention_types)
+    sizes = {
+        "vocab_size": N_VOCAB,
+        "hidden_size": 24,
+        "num_heads": 4,
+        "max_position_embeddings": 32,
+        "window_size": 4,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    return filled(
+        GPTNeoForCausalLM,
+        GPTNeoConfig(num_layers=layers, attention_types=attention_types, **{**sizes, **changes}),
+    )
+
+
+def gpt2(**changes):
+    """A GPT-2 of three layers, without dropout."""
+    sizes = {"vocab_size": N_VOCAB, "n_embd": 24, "n_head": 4, "n_layer": 3, "n_positions": 32}
+    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 0, "eos_token_id": 0}
+    return filled(GPT2LMHeadModel, GPT2Config(**{**sizes, **still, **changes}))
+
+
+def filled(cls, config):
+    """A model with random weights, biases and scales included, large enough that attention is not uniform."""
+    config._attn_implementation = "eager"
+    model = cls(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            centre = 1.0 if ".ln_" in name and name.endswith("weight") else 0.0
+            p.copy_(centre + 0.2 * torch.randn(p.shape, generator=generator))
+    return model
+
+
+def batch(model, rows: int = 4) -> np.ndarray:
+    """Random tokens int32 [rows, the model's whole context]."""
+    shape = (rows, model.config.max_position_embeddings)
+    return np.random.default_rng(0).integers(0, model.config.vocab_size, shape).astype(np.int32)
