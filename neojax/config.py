@@ -127,10 +127,12 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class SourceConfig:
-    """One token store of the training mixture."""
+    """One source of the training mixture."""
 
     path: str = _key(
-        "", "a token store: PREFIX of PREFIX.bin and PREFIX.idx, or a folder that `neojax prepare` wrote"
+        "",
+        "a folder that `neojax prepare` wrote; PREFIX of a token store's PREFIX.bin and PREFIX.idx; or TFRecords: "
+        "a file, a folder or a glob",
     )
     weight: float = _key(1.0, "share of the mixture, relative to the other sources", least=0)
 
@@ -175,6 +177,9 @@ class TrainConfig:
     schedule: str = _key(
         "cosine", "decay after warmup", choices=("cosine", "linear", "constant", "inverse_sqrt")
     )
+    warmup_scales_decay: bool = _key(
+        False, "gpt-neo's schedule: decay runs from step 0, and warmup multiplies it by step / warmup_steps"
+    )
     decay_steps: int | None = _key(
         None, "step at which cosine and linear decay reach their floor; null: steps", least=1
     )
@@ -189,8 +194,20 @@ class TrainConfig:
     beta1: float = _key(0.9, "decay of AdamW's first moment", least=0)
     beta2: float = _key(0.95, "decay of AdamW's second moment", least=0)
     epsilon: float = _key(1e-8, "added to AdamW's denominator", least=0)
+    bias_correction: bool = _key(True, "correct AdamW's moments for their start at zero; gpt-neo did not")
     clip_norm: float = _key(1.0, "largest global gradient norm; 0: no clipping", least=0)
+    loss: str = _key(
+        "cross_entropy", "entmax: sparse probabilities (alpha 1.3)", choices=("cross_entropy", "entmax")
+    )
     z_loss: float = _key(0.0, "weight of the squared log-partition added to the loss", least=0)
+    mlm_mask_id: int | None = _key(
+        None, "train on masked tokens (model.causal: false), with this id in their place", least=0
+    )
+    mlm_mask_prob: float = _key(0.15, "share of the tokens that are masked and scored", least=0)
+    mlm_same_token_prob: float = _key(0.1, "share of the masked tokens that are shown all the same", least=0)
+    mlm_random_token_prob: float = _key(0.0, "share of the masked tokens shown as a random id", least=0)
+    mlm_mask_ignore_ids: tuple = _key((), "ids that are never masked")
+    mlm_cls_token_id: int | None = _key(None, "id in the place of the first token of every row", least=0)
     seed: int = _key(0, "seed of initial weights, data order and dropout", least=0)
     log_every: int = _key(10, "steps between lines of metrics.jsonl", least=1)
     eval_every: int = _key(0, "steps between evaluations on data.validation; 0: only at the end", least=0)
@@ -419,10 +436,33 @@ def check(config: Config) -> None:
         raise NeojaxError(
             f"train.microbatch={train.microbatch} does not divide train.batch_size={train.batch_size}"
         )
-    if train.schedule in ("cosine", "linear") and train.warmup_steps >= (train.decay_steps or train.steps):
+    _check_mlm(model, train)
+    decays = train.schedule in ("cosine", "linear") and not train.warmup_scales_decay
+    if decays and train.warmup_steps >= (train.decay_steps or train.steps):
         raise NeojaxError(
             f"train.warmup_steps={train.warmup_steps} leaves nothing of the {train.decay_steps or train.steps} "
             "steps to decay over; lower it or raise train.steps"
+        )
+
+
+def _check_mlm(model: ModelConfig, train: TrainConfig) -> None:
+    if model.causal != (train.mlm_mask_id is None):
+        raise NeojaxError(
+            f"model.causal={str(model.causal).lower()} with train.mlm_mask_id={train.mlm_mask_id}: masked tokens are "
+            "predicted by a model that is not causal, and by no other; set both or neither"
+        )
+    if train.mlm_mask_id is None:
+        return
+    for name in ("mlm_mask_id", "mlm_cls_token_id"):
+        if (value := getattr(train, name)) is not None and value >= model.n_vocab:
+            raise NeojaxError(f"train.{name}={value} is not below model.n_vocab={model.n_vocab}")
+    if not all(isinstance(id, int) for id in train.mlm_mask_ignore_ids):
+        raise NeojaxError(
+            f"train.mlm_mask_ignore_ids={list(train.mlm_mask_ignore_ids)}: expected a list of ids"
+        )
+    if train.mlm_mask_prob > 1 or train.mlm_same_token_prob + train.mlm_random_token_prob > 1:
+        raise NeojaxError(
+            "train.mlm_mask_prob, and mlm_same_token_prob + mlm_random_token_prob, are shares of at most 1"
         )
 
 

@@ -1,9 +1,10 @@
-"""Cross-entropy of next-token prediction against a tied output table."""
+"""The loss of next-token prediction against an output table."""
 
 import jax
 import jax.numpy as jnp
 
 from neojax import named
+from neojax.kernels.entmax import entmax_loss
 
 
 def logits(hidden: jax.Array, table: jax.Array, n_vocab: int) -> jax.Array:
@@ -20,13 +21,18 @@ def logits(hidden: jax.Array, table: jax.Array, n_vocab: int) -> jax.Array:
 
 
 def cross_entropy(
-    hidden: jax.Array, table: jax.Array, targets: jax.Array, n_vocab: int, z_loss: float = 0.0
+    hidden: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    n_vocab: int,
+    z_loss: float = 0.0,
+    entmax: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sums over the scored tokens of a batch, in float32.
 
     targets: int32 [batch, sequence]; -1 is not scored. Returns scalars (objective, negative log-likelihood in
     nats, number of scored tokens); the objective is the likelihood term plus `z_loss` times the squared
-    log-partition (PaLM, section 5). The target's logit is picked by comparison, which works on a split vocabulary.
+    log-partition (PaLM, section 5). With `entmax` the loss of `kernels.entmax` stands in for the likelihood. The target's logit is picked by comparison, which works on a split vocabulary.
     """
     scores = logits(hidden, table, n_vocab)
     targets = named.lay(targets, "batch sequence")
@@ -35,6 +41,7 @@ def cross_entropy(
     picked = jnp.sum(jnp.where(hit, scores, 0.0), axis=-1)
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
     log_z = top + jnp.log(jnp.sum(jnp.exp(scores - top[..., None]), axis=-1))
-    nll = jnp.sum(jnp.where(scored, log_z - picked, 0.0))
+    per_token = entmax_loss(scores, picked) if entmax else log_z - picked
+    nll = jnp.sum(jnp.where(scored, per_token, 0.0))
     penalty = z_loss * jnp.sum(jnp.where(scored, log_z**2, 0.0)) if z_loss else 0.0
     return nll + penalty, nll, jnp.sum(scored, dtype=jnp.float32)

@@ -13,7 +13,7 @@ from neojax.config import ModelConfig
 from neojax.kernels import linear_attention
 from neojax.kernels.attention import Memory, attention, visible, weigh
 from neojax.models.activations import ACTIVATIONS
-from neojax.models.norms import after_branch, before_branch
+from neojax.models.norms import Identity, after_branch, before_branch
 from neojax.models.positions import rotate
 from neojax.named import Constant, Dropout, Normal, Param, einsum
 
@@ -93,8 +93,8 @@ class Attention(nnx.Module):
         if kind == "linear":
             y, kept = self.accumulate(q, k, v, where, cache)
         else:
-            drop = dropout_key is not None and self.rate and kind == "global"
-            dropout = Dropout(self.rate, dropout_key) if drop else None
+            rate = self.rate if kind == "global" else 0.0
+            dropout = Dropout(rate, dropout_key) if rate and dropout_key is not None else None
             y, kept = self.look(q, k, v, kind, where, cache, dropout)
         y = checkpoint_name(y, "attention")
         y = einsum("batch sequence heads head_dim, heads head_dim embd -> batch sequence embd", y, self.out)
@@ -104,7 +104,7 @@ class Attention(nnx.Module):
         """Softmax attention to the tokens of the call, or of one new token to all that the cache holds."""
         window = self.window if kind == "local" else None
         memory: Memory | None = None
-        if kind == "global" and self.memory_key is not None:
+        if kind == "global" and self.memory_key is not None and self.memory_value is not None:
             memory = self.memory_key, self.memory_value
         if cache is None:
             y = attention(
@@ -182,7 +182,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = checkpoint_name(widen(x, self.up, self.up_bias), "mlp_up")
-        if self.gate is None:
+        if self.gate is None or self.gate_bias is None:
             y = ACTIVATIONS[self.activation](y)
         else:
             gate = checkpoint_name(widen(x, self.gate, self.gate_bias), "mlp_gate")
@@ -210,9 +210,9 @@ class Block(nnx.Module):
         self.rate = config.res_dropout
         attends = bool(kinds - {"none"})
         self.mlp_macaron = MLP(config, sizes) if config.macaron else None
-        self.norm_1 = before_branch(config, sizes) if attends else None
+        self.norm_1 = before_branch(config, sizes) if attends else Identity()
         self.attn = Attention(config, kinds, sizes) if attends else None
-        self.gate_1 = after_branch(config, sizes) if attends else None
+        self.gate_1 = after_branch(config, sizes) if attends else Identity()
         self.norm_2 = before_branch(config, sizes)
         self.mlp = MLP(config, sizes)
         self.gate_2 = after_branch(config, sizes)

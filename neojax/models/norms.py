@@ -65,13 +65,15 @@ def standardise(x: jax.Array, epsilon: float) -> jax.Array:
     return y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
 
 
-def before_branch(config: ModelConfig, sizes: Mapping[str, int]) -> nnx.Module:
+def before_branch(config: ModelConfig, sizes: Mapping[str, int]) -> Identity | LayerNorm | ScaleNorm:
     """The normalisation of a branch's input; ReZero needs none."""
     if config.rezero:
         return Identity()
-    return (ScaleNorm if config.scalenorm else LayerNorm)(config.layer_norm_epsilon, sizes)
+    if config.scalenorm:
+        return ScaleNorm(config.layer_norm_epsilon, sizes)
+    return LayerNorm(config.layer_norm_epsilon, sizes)
 
 
-def after_branch(config: ModelConfig, sizes: Mapping[str, int]) -> nnx.Module:
+def after_branch(config: ModelConfig, sizes: Mapping[str, int]) -> Identity | Gate:
     """What a branch's output goes through before it is added."""
     return Gate(sizes) if config.rezero else Identity()

@@ -175,6 +175,7 @@ class Transformer(nnx.Module):
         targets: jax.Array,
         *,
         z_loss: float = 0.0,
+        entmax: bool = False,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Sums over a batch (objective, nats, scored tokens), see `kernels.loss.cross_entropy`.
@@ -184,7 +185,7 @@ class Transformer(nnx.Module):
         hidden, _ = self.hidden(inputs, dropout_key=dropout_key)
         with named.use_layout(self.layout):
             table = named.use(self.output_table, "vocab embd", self.dtype)
-            return loss.cross_entropy(hidden, table, targets, self.config.n_vocab, z_loss)
+            return loss.cross_entropy(hidden, table, targets, self.config.n_vocab, z_loss, entmax)
 
     def hidden(
         self,

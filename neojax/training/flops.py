@@ -69,22 +69,36 @@ def flops_per_token(model: ModelConfig, n_ctx: int | None = None) -> float:
 def forward_flops_per_token(model: ModelConfig, n_ctx: int | None = None) -> float:
     """FLOPs of the forward pass per token, averaged over sequences of `n_ctx` tokens (default: the model's).
 
-    Counts the matrix multiplications: the projections, the MLP, the logits (over n_vocab, unpadded), and attention
-    scores and mixing over VISIBLE keys only: (n_ctx + 1) / 2 keys on average in a global layer, the mean of
-    min(i + 1, window_size) over positions i in a local one. Embedding look-ups, normalisation, softmax and biases
-    are left out.
+    Counts the matrix multiplications: the projections, the MLPs, the logits (over n_vocab, unpadded), and attention
+    scores and mixing over VISIBLE keys only, see `visible_keys`; linear attention updates and reads a state of
+    head_dim columns. Embedding look-ups, normalisation, softmax and biases are left out.
     """
     length = n_ctx or model.n_ctx
     width = model.n_head * model.head_dim
-    projections = 4 * model.n_embd * width + 2 * model.n_embd * model.mlp_dim
-    keys = sum(visible_keys(kind, length, model.window_size) for kind in model.attention_layers)
-    return 2.0 * (model.n_layer * projections + 2 * width * keys + model.n_embd * model.n_vocab)
+    layers = model.attention_layers
+    attention = 4 * model.n_embd * width * sum(kind != "none" for kind in layers)
+    keys = 0.0
+    for kind in layers:
+        if kind == "linear":
+            keys += model.head_dim
+        elif kind != "none":
+            keys += visible_keys(kind, length, model.window_size, model.causal)
+    keys += model.num_mem_kv * layers.count("global")
+    mlp = (3 if model.mlp_glu else 2) * model.n_embd * model.mlp_dim * (2 if model.macaron else 1)
+    return 2.0 * (attention + model.n_layer * mlp + 2 * width * keys + model.n_embd * model.n_vocab)
 
 
-def visible_keys(attention_type: str, length: int, window: int) -> float:
-    """Mean number of keys that a position of a causal sequence of `length` tokens sees, itself included."""
-    span = length if attention_type == "global" else min(length, window)
-    return (span * (span + 1) / 2 + (length - span) * span) / length
+def visible_keys(attention_type: str, length: int, window: int, causal: bool = True) -> float:
+    """Mean number of keys that a position of a sequence of `length` tokens sees, itself included.
+
+    Global: (length + 1) / 2, or all where attention is not causal. Local: the mean over positions i of
+    min(i + 1, window), or of the keys at most `window` away.
+    """
+    if causal:
+        span = length if attention_type == "global" else min(length, window)
+        return (span * (span + 1) / 2 + (length - span) * span) / length
+    reach = length - 1 if attention_type == "global" else min(length - 1, window)
+    return 1 + (2 * reach * length - reach * (reach + 1)) / length
 
 
 def peak_flops(device: Any) -> float | None:

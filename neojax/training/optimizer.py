@@ -52,6 +52,8 @@ def make_optimizer(train: TrainConfig, dims: Dims) -> Optimizer:
     """
     if train.optimizer == "adamw":
         scale = optax.scale_by_adam(b1=train.beta1, b2=train.beta2, eps=train.epsilon)
+        if not train.bias_correction:
+            scale = scale_by_uncorrected_adam(train.beta1, train.beta2, train.epsilon)
     else:
         scale = scale_by_adafactor(dict(dims))
     transform = optax.chain(
@@ -60,6 +62,19 @@ def make_optimizer(train: TrainConfig, dims: Dims) -> Optimizer:
         optax.scale_by_learning_rate(learning_rate(train)),
     )
     return Optimizer(transform, train.clip_norm)
+
+
+def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+    """Adam's direction m / (sqrt(v) + eps) without correcting the moments for their start at zero, as in gpt-neo
+    and BERT. Its state is that of `optax.scale_by_adam`, so that either can go on from the other's checkpoint."""
+
+    def update(grads, state, params=None):
+        mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
+        nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
+        directions = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        return directions, optax.ScaleByAdamState(state.count + 1, mu, nu)
+
+    return optax.GradientTransformation(optax.scale_by_adam(b1=b1, b2=b2, eps=eps).init, update)
 
 
 def decay_mask(no_decay: tuple[str, ...], dims: Dims) -> dict[str, bool]:

@@ -16,9 +16,12 @@ def learning_rate(train: TrainConfig) -> optax.Schedule:
     - linear:          p + (f - p) * u
     - constant:        p
     - inverse_sqrt:    p * sqrt(max(w, 1) / max(t, w, 1))
+
+    With warmup_scales_decay (gpt-neo's schedule) the decay runs from step 0, u = min(1, t / d), and its value is
+    multiplied by t / w while t < w.
     """
     peak, warmup = train.learning_rate, train.warmup_steps
-    span = (train.decay_steps or train.steps) - warmup
+    span = (train.decay_steps or train.steps) - (0 if train.warmup_scales_decay else warmup)
     match train.schedule:
         case "cosine":
             decay = optax.cosine_decay_schedule(peak, span, alpha=train.min_lr_ratio)
@@ -30,8 +33,11 @@ def learning_rate(train: TrainConfig) -> optax.Schedule:
             origin = max(warmup, 1)
 
             def decay(step):
-                return peak * jnp.sqrt(origin / jnp.maximum(step + warmup, origin))
+                time = step if train.warmup_scales_decay else step + warmup
+                return peak * jnp.sqrt(origin / jnp.maximum(time, origin))
 
+    if train.warmup_scales_decay:
+        return lambda step: jnp.float32(decay(step) * jnp.minimum(1.0, step / max(warmup, 1)))
     if warmup:
         decay = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), decay], [warmup])
     return lambda step: jnp.asarray(decay(step), jnp.float32)

@@ -11,13 +11,14 @@ from neojax.config import TrainConfig
 from neojax.errors import NeojaxError
 from neojax.mesh import Layout
 from neojax.models import Transformer
+from neojax.training.mlm import BATCH_DIMS, hide
 from neojax.training.optimizer import Optimizer
 from neojax.training.schedule import learning_rate
 
 State = dict[str, Any]
 """{"params": {name: array}, "opt_state": the optimizer's tree}; parameters are float32 in their stored layout."""
 
-BATCH_DIMS = ("microbatches", "batch", "sequence")
+MASKS = 1 << 30  # sets the random bits of masked tokens apart from those of dropout
 
 
 def init_state(model: Transformer, optimizer: Optimizer) -> State:
@@ -39,7 +40,7 @@ def make_train_step(
 
     batch: `inputs` and `targets`, int32 [microbatches, batch, sequence]. Gradients are summed over microbatches and
     divided by the number of scored tokens in all of them, so the step equals that of the whole batch. `step` (int32
-    scalar, 0 for the first) seeds dropout. Metrics, float32 scalars: loss (nats per token), grad_norm,
+    scalar, 0 for the first) seeds dropout and masks. Metrics, float32 scalars: loss (nats per token), grad_norm,
     learning_rate.
     """
     rate = learning_rate(train)
@@ -50,7 +51,11 @@ def make_train_step(
         if drops:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(train.seed), step), index)
         total, nll, _ = model.bind(params).loss(
-            batch["inputs"], batch["targets"], z_loss=train.z_loss, dropout_key=key
+            batch["inputs"],
+            batch["targets"],
+            z_loss=train.z_loss,
+            entmax=train.loss == "entmax",
+            dropout_key=key,
         )
         return total, nll
 
@@ -72,6 +77,9 @@ def make_train_step(
         return jax.lax.scan(accumulate, zeros, (jnp.arange(count), batch))[0]
 
     def train_step(state: State, batch: Mapping[str, jax.Array], step: Any):
+        if train.mlm_mask_id is not None:
+            key = jax.random.fold_in(jax.random.key(train.seed), step)
+            batch = hide(batch, jax.random.fold_in(key, MASKS), train, model.config.n_vocab, model.layout)
         scored = jnp.maximum(jnp.sum(batch["targets"] >= 0, dtype=jnp.float32), 1.0)
         grads, nll = gradients(state["params"], dict(batch), step)
         grads = jax.tree.map(lambda g: g / scored, grads)
@@ -82,11 +90,21 @@ def make_train_step(
     return jax.jit(train_step, donate_argnums=0)
 
 
-def make_eval_step(model: Transformer) -> Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], Any]:
-    """The jitted function (params, batch) -> (sum of nats, scored tokens) over a batch of [1, batch, sequence]."""
+def make_eval_step(
+    model: Transformer, train: TrainConfig | None = None
+) -> Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], Any]:
+    """The jitted function (params, batch) -> (sum of nats, scored tokens) over a batch of [1, batch, sequence].
+
+    `train` says which loss, and whether it is of masked tokens; these are at the same places at every evaluation.
+    """
+    train = train or TrainConfig()
 
     def eval_step(params, batch):
-        _, nll, scored = model.bind(params).loss(batch["inputs"][0], batch["targets"][0])
+        if train.mlm_mask_id is not None:
+            key = jax.random.fold_in(jax.random.key(train.seed), MASKS)
+            batch = hide(batch, key, train, model.config.n_vocab, model.layout)
+        inputs, targets = batch["inputs"][0], batch["targets"][0]
+        _, nll, scored = model.bind(params).loss(inputs, targets, entmax=train.loss == "entmax")
         return nll, scored
 
     return jax.jit(eval_step)

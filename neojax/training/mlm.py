@@ -1,0 +1,51 @@
+"""Masked-language-model training: some tokens of a batch are hidden, and those are the ones that are scored.
+
+gpt-neo scored the tokens it had not masked, by a slip; here, as in BERT, it is the masked ones.
+https://arxiv.org/abs/1810.04805
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from neojax.config import TrainConfig
+from neojax.mesh import Layout
+
+BATCH_DIMS = ("microbatches", "batch", "sequence")
+
+
+def hide(
+    batch: Mapping[str, jax.Array], key: jax.Array, train: TrainConfig, n_vocab: int, layout: Layout
+) -> dict[str, jax.Array]:
+    """A batch of next-token prediction, int32 [microbatches, batch, sequence], as one of masked tokens.
+
+    Each token is scored with probability `mlm_mask_prob`, unless its id is in `mlm_mask_ignore_ids` or it is padding. A
+    scored token stays as it is with probability `mlm_same_token_prob`, becomes any id with `mlm_random_token_prob`, and
+    otherwise becomes `mlm_mask_id`. `mlm_cls_token_id` takes the place of the first token of each row, and is not
+    scored. The choice depends on `key` and the place in the batch, not on the mesh.
+    """
+    tokens, present = batch["inputs"], batch["targets"] >= 0
+    sharding = layout.sharding(BATCH_DIMS, tokens.shape)
+    which, how, what = (
+        jax.random.bits(k, tokens.shape, jnp.uint32, out_sharding=sharding) for k in jax.random.split(key, 3)
+    )
+    if train.mlm_cls_token_id is not None:
+        first = jnp.arange(tokens.shape[-1]) == 0
+        tokens = jnp.where(first, train.mlm_cls_token_id, tokens)
+        present &= ~first
+    for ignored in train.mlm_mask_ignore_ids:
+        present &= tokens != ignored
+    scored = present & (which < _share(train.mlm_mask_prob))
+    same, random = train.mlm_same_token_prob, train.mlm_random_token_prob
+    mask = jnp.asarray(train.mlm_mask_id, tokens.dtype)
+    other = (what % n_vocab).astype(tokens.dtype)
+    shown = jnp.where(how < _share(same + random), other, mask)
+    shown = jnp.where(how < _share(same), tokens, shown)
+    return {"inputs": jnp.where(scored, shown, tokens), "targets": jnp.where(scored, tokens, -1)}
+
+
+def _share(probability: float) -> np.uint32:
+    """The bound that 32 random bits are below with `probability`."""
+    return np.uint32(min(probability * 2**32, 2**32 - 1))
