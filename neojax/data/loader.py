@@ -1,7 +1,7 @@
 """The deterministic stream of batches, through Grain.
 
-A store's tokens are cut into windows of n_ctx + 1 tokens, one every n_ctx, so that each token but the first is
-a target exactly once. Training windows are shuffled anew every epoch, mixed by weight, and repeated for ever:
+A source's tokens are cut into windows of n_ctx + 1 tokens, one every n_ctx, so that each token but the first is
+a target exactly once; where it was cut into examples of that very size before, these are the windows. Training windows are shuffled anew every epoch, mixed by weight, and repeated for ever:
 Grain computes which window stands where by index, so that any batch is found at once and nothing is
 remembered between batches.
 """
@@ -12,7 +12,7 @@ import grain
 import numpy as np
 
 from neojax.config import DataConfig, SourceConfig
-from neojax.data.store import TokenStore, resolve
+from neojax.data.sources import TokenSource, open_source
 from neojax.errors import NeojaxError
 
 NOT_SCORED = -1  # target of a position that holds no token
@@ -22,26 +22,29 @@ Batch = dict[str, np.ndarray]
 
 
 class Windows:
-    """The windows of a store in order, as a Grain source: window i is tokens [i * n_ctx, (i + 1) * n_ctx], both
-    ends included; the last may be shorter. Raises `NeojaxError` where the store has no token to predict."""
+    """The windows of a source in order, as Grain reads them: window i is tokens [i * n_ctx, (i + 1) * n_ctx], both
+    ends included; the last may be shorter. Where all examples of the source hold n_ctx + 1 tokens, window i is
+    example i. Raises `NeojaxError` where the source has no token to predict."""
 
-    def __init__(self, store: TokenStore, n_ctx: int):
-        if store.n_tokens < 2:
+    def __init__(self, source: TokenSource, n_ctx: int):
+        if source.n_tokens < 2:
             raise NeojaxError(
-                f"token store {store.prefix} holds {store.n_tokens} tokens; training and evaluation need at least 2"
+                f"{source} holds {source.n_tokens} tokens; training and evaluation need at least 2"
             )
-        self._store = store
-        self._n_ctx = n_ctx
+        self._source = source
+        self._size = n_ctx + 1
+        self._stride = self._size if source.example_size == self._size else n_ctx
 
     def __len__(self) -> int:
-        return -(-(self._store.n_tokens - 1) // self._n_ctx)
+        shared = self._size - self._stride
+        return -(-(self._source.n_tokens - shared) // self._stride)
 
     def __getitem__(self, i) -> np.ndarray:
-        start = int(i) * self._n_ctx
-        return self._store.read(start, start + self._n_ctx + 1)
+        start = int(i) * self._stride
+        return self._source.read(start, start + self._size)
 
     def __repr__(self) -> str:
-        return f"Windows({self._store.prefix.name}, n_ctx={self._n_ctx})"
+        return f"Windows({self._source}, n_ctx={self._size - 1})"
 
 
 def _stack(windows: Sequence[np.ndarray], n_rows: int, n_ctx: int) -> Batch:
@@ -82,12 +85,12 @@ def train_batches(
     (data, seed, step). A target is -1 where there is no token to score. Raises `NeojaxError`.
     """
     if not data.train:
-        raise NeojaxError("data.train is empty; name at least one token store")
+        raise NeojaxError("data.train is empty; name at least one token store or TFRecord file")
     rows = _rows(batch_size, shard)
     mixture, weights = [], []
     for i, source in enumerate(data.train):
         if source.weight > 0:
-            windows = Windows(TokenStore(resolve(source.path, "train")), n_ctx)
+            windows = Windows(open_source(source.path, "train"), n_ctx)
             # Grain shuffles epoch e with seed + e, so seeds that differ by little would share whole epochs.
             source_seed = int(np.random.SeedSequence((seed, i)).generate_state(1)[0])
             mixture.append(grain.MapDataset.source(windows).shuffle(seed=source_seed).repeat())
@@ -110,13 +113,13 @@ def train_batches(
 def validation_batches(
     source: SourceConfig, n_ctx: int, batch_size: int, *, shard: tuple[int, int] = (0, 1)
 ) -> Iterator[Batch]:
-    """One pass over a store in order, every token but the first a target once.
+    """One pass over a source in order, every token but the first (of each example, see `Windows`) a target once.
 
     Yields as `train_batches`. The last batch is filled up with rows of which nothing is scored, so that every
     shard yields the same number of batches of the same shape. Raises `NeojaxError`.
     """
     rows = _rows(batch_size, shard)
-    windows = Windows(TokenStore(resolve(source.path, "validation")), n_ctx)
+    windows = Windows(open_source(source.path, "validation"), n_ctx)
 
     def batches() -> Iterator[Batch]:
         for first in range(shard[0] * rows, shard[0] * rows + len(windows), batch_size):
@@ -127,14 +130,14 @@ def validation_batches(
     return batches()
 
 
-def check_ids(stores: Iterable[TokenStore], n_vocab: int) -> None:
-    """Raises `NeojaxError` where a store holds an id that is not in [0, n_vocab). Reads each store once."""
-    for store in stores:
-        smallest, largest = store.extremes
+def check_ids(sources: Iterable[TokenSource], n_vocab: int) -> None:
+    """Raises `NeojaxError` where a source holds an id that is not in [0, n_vocab). Reads each token store once."""
+    for source in sources:
+        smallest, largest = source.extremes
         if smallest < 0:
-            raise NeojaxError(f"token store {store.prefix} holds the negative id {smallest}; ids start at 0")
+            raise NeojaxError(f"{source} holds the negative id {smallest}; ids start at 0")
         if largest >= n_vocab:
             raise NeojaxError(
-                f"token store {store.prefix} holds id {largest}, but model.n_vocab={n_vocab} allows ids below it; "
+                f"{source} holds id {largest}, but model.n_vocab={n_vocab} allows ids below it; "
                 f"set model.n_vocab to at least {largest + 1} or prepare the text with this model's tokenizer"
             )

@@ -96,7 +96,8 @@ def prepare(
     Give either `tokenizer`, a tokenizer.json, or `train_tokenizer`, the vocabulary size of a byte-level BPE to
     train on the training documents. Documents keep the order of the inputs; each ends with the end-of-document
     token (`eod`, or the tokenizer's usual one); a share `validation` of them, chosen by a hash of their text, is
-    held out. Nothing of the result depends on `workers`, the number of encoding processes (default: one for
+    held out. Inputs that are TFRecords of token ids come last: each of their examples is a document, and is kept
+    as it is. Nothing of the result depends on `workers`, the number of encoding processes (default: one for
     each core). Raises `NeojaxError`; a finished `out` is only replaced with `force`.
     """
     from neojax.data import readers
@@ -159,8 +160,9 @@ class _Run:
     def write(
         self, tokenizer_path: str | Path | None, n_vocab: int | None, eod: str | None, inputs: list[str]
     ) -> Counts:
+        from neojax.data import tfrecord
         from neojax.data import tokenizer as tokenizers_
-        from neojax.data.encode import Settings
+        from neojax.data.encode import Settings, already_encoded
         from neojax.data.store import SPLITS, StoreWriter
         from neojax.data.workers import Pool
 
@@ -171,6 +173,12 @@ class _Run:
             tokenizer = tokenizers_.load(tokenizer_path)
         end, end_id = tokenizers_.end_of_document(tokenizer, eod)
         n_ids = tokenizers_.n_ids(tokenizer)
+        sources = [tfrecord.TFRecords(f, [f]) for f in self.files if tfrecord.is_tfrecord(f)]
+        for source in sources:
+            if source.extremes[1] >= n_ids:
+                raise NeojaxError(
+                    f"{source} holds id {source.extremes[1]}, but the tokenizer has {n_ids} ids; is it theirs?"
+                )
         settings = Settings(tokenizer.to_str(), end_id, self.validation, self.text_key)
         long = _LONG if tokenizers_.is_splittable(tokenizer) else None
         counts = Counts()
@@ -179,6 +187,9 @@ class _Run:
             pool = stack.enter_context(Pool(self.workers, settings))
             for encoded in pool.map(self._tasks("encoding", counts, long)):
                 _write(encoded, writers, counts)
+            for source in sources:
+                for document in source.examples():
+                    _write(already_encoded(document, self.validation), writers, counts)
             if not counts.train.documents:
                 raise NeojaxError(_nothing(counts))
         tokenizer.save(str(self.folder / "tokenizer.json"))
@@ -255,6 +266,7 @@ class _Run:
         from rich.progress import TransferSpeedColumn as Speed
 
         from neojax.data import readers
+        from neojax.data.tfrecord import is_tfrecord
 
         columns = (
             TextColumn("{task.description}"),
@@ -267,6 +279,9 @@ class _Run:
         with Progress(*columns, console=console, disable=not self.progress) as bar:
             shown = bar.add_task(title, total=sum(f.stat().st_size for f in self.files))
             for file in self.files:
+                if is_tfrecord(file):  # not text
+                    bar.advance(shown, file.stat().st_size)
+                    continue
                 yield from readers.read(file, self.text_key, lambda n: bar.advance(shown, n))
 
 
@@ -301,7 +316,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         nargs="+",
         metavar="INPUT",
         help="files, folders or globs: text files (.txt .md .py ..., a document each), .jsonl, .parquet, "
-        "compressed (.gz .xz .zst .bz2) or archived (.tar .zip)",
+        "compressed (.gz .xz .zst .bz2) or archived (.tar .zip); gpt-neo's .tfrecords, whose tokens are kept",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     which = parser.add_mutually_exclusive_group(required=True)

@@ -55,6 +55,7 @@ class TokenStore:
     dtype: np.dtype
     n_documents: int
     n_tokens: int
+    example_size = None  # documents are whole: nothing was cut for a context length
 
     def __init__(self, prefix: str | Path):
         self.prefix = strip_suffix(prefix)
@@ -123,6 +124,14 @@ class TokenStore:
             )
         self._bin = np.memmap(tokens, self.dtype, mode="r") if length else np.zeros(0, self.dtype)
         self._contiguous = bool((self._pointers == self._starts[:-1] * width).all())
+
+    def __str__(self) -> str:
+        return f"token store {self.prefix}"
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie."""
+        return self.prefix.parent
 
     def documents(self, i: int) -> np.ndarray:
         """Token ids [length] of document `i`, its end-of-document token included."""

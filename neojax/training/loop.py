@@ -17,7 +17,7 @@ from neojax import config as configuration
 from neojax.config import Config, SourceConfig
 from neojax.data import tokenizer as tokenizers
 from neojax.data.loader import check_ids, train_batches, validation_batches
-from neojax.data.store import TokenStore, resolve
+from neojax.data.sources import TokenSource, open_source
 from neojax.errors import NeojaxError
 from neojax.loading import load_params
 from neojax.mesh import Layout, make_layout
@@ -57,11 +57,11 @@ def train(config: Config) -> None:
         raise NeojaxError(
             "train.run_dir is not set; name the folder of this run, such as train.run_dir=runs/first"
         )
-    stores = check_data(config)  # before the devices are started: wrong paths are the commonest error
+    sources = check_data(config)  # before the devices are started: wrong paths are the commonest error
     layout = make_layout(config.mesh)
     model, optimizer = build(config, layout)
     folder = Path(config.train.run_dir)
-    tokenizer = read_tokenizer(config, stores)
+    tokenizer = read_tokenizer(config, sources)
     with (
         jax.set_mesh(layout.mesh),  # type: ignore[arg-type]
         Checkpoints(
@@ -118,7 +118,7 @@ class Run:
         self.config, self.model, self.state, self.step, self.progress = config, model, state, step, progress
         self.meta = meta
         self.train_step = make_train_step(model, optimizer, config.train)
-        self.eval_step = make_eval_step(model)
+        self.eval_step = make_eval_step(model, config.train)
         self.shard = data_shard(model.layout, config.train.microbatch or config.train.batch_size)
         self.tokens_a_step = config.train.batch_size * config.model.n_ctx
 
@@ -233,21 +233,21 @@ def named_sources(sources: tuple[SourceConfig, ...]) -> dict[str, SourceConfig]:
     return names
 
 
-def check_data(config: Config) -> list[TokenStore]:
-    """Opens every store of `data` and checks its ids against the vocabulary. Returns the training stores."""
+def check_data(config: Config) -> list[TokenSource]:
+    """Opens every source of `data` and checks its ids against the vocabulary. Returns the training sources."""
     if not config.data.train:
         raise NeojaxError(
             "data.train is empty; name a token store, such as data.train=DIR, that `neojax prepare ... --out DIR` wrote"
         )
-    stores = [TokenStore(resolve(s.path, "train")) for s in config.data.train]
-    held_out = [TokenStore(resolve(s.path, "validation")) for s in config.data.validation]
-    check_ids(stores + held_out, config.model.n_vocab)
-    return stores
+    sources = [open_source(s.path, "train") for s in config.data.train]
+    held_out = [open_source(s.path, "validation") for s in config.data.validation]
+    check_ids(sources + held_out, config.model.n_vocab)
+    return sources
 
 
-def read_tokenizer(config: Config, stores: list[TokenStore]) -> str | None:
-    """The text of data.tokenizer, or of the tokenizer.json beside the first training store, if there is one."""
-    path = Path(config.data.tokenizer) if config.data.tokenizer else stores[0].prefix.parent / runs.TOKENIZER
+def read_tokenizer(config: Config, sources: list[TokenSource]) -> str | None:
+    """The text of data.tokenizer, or of the tokenizer.json beside the first training source, if there is one."""
+    path = Path(config.data.tokenizer) if config.data.tokenizer else sources[0].folder / runs.TOKENIZER
     if not path.is_file():
         if config.data.tokenizer:
             raise NeojaxError(f"data.tokenizer: no file {path}; name a tokenizer.json")

@@ -1,0 +1,46 @@
+"""What a path of `data.train` or `data.validation` means: a token store, or TFRecord files."""
+
+import glob
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from neojax.data import tfrecord
+from neojax.data.store import TokenStore, resolve
+from neojax.errors import NeojaxError
+
+
+class TokenSource(Protocol):
+    """A stream of token ids that is read at random. As a text, it names itself in messages."""
+
+    @property
+    def n_tokens(self) -> int: ...
+
+    @property
+    def example_size(self) -> int | None:
+        """Tokens in each of the examples that the stream was cut into when it was written; None where it was not
+        cut, or unevenly."""
+
+    @property
+    def extremes(self) -> tuple[int, int]:
+        """Smallest and largest token id; (0, -1) where there is none."""
+
+    @property
+    def folder(self) -> Path:
+        """Where its files lie, and perhaps their tokenizer."""
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Token ids [start, stop) of the stream, clipped to it."""
+
+
+def open_source(path: str | Path, split: str) -> TokenSource:
+    """Opens `path`: TFRecord files (a file, a folder or a glob of them), a token store, or the `split` ("train",
+    "validation") of a folder that `neojax prepare` wrote. Raises `NeojaxError`."""
+    path = str(path)
+    if path and not (Path(path) / "prepared.json").is_file():
+        if files := tfrecord.find(path):
+            return tfrecord.TFRecords(path, files)
+        if tfrecord.is_tfrecord(path) or glob.has_magic(path):
+            raise NeojaxError(f"data.{split}: there are no TFRecord files at {path}")
+    return TokenStore(resolve(path, split))
