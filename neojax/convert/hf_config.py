@@ -11,7 +11,7 @@ from typing import Any
 
 from neojax import config as configuration
 from neojax.config import ModelConfig
-from neojax.errors import NeojaxError
+from neojax.errors import NeojaxError, suggest
 
 CONFIG = "config.json"
 
@@ -62,9 +62,10 @@ ARCHITECTURES = {"GPTNeo": "gpt_neo", "GPT2": "gpt2"}
 UNSUPPORTED = ("scale_attn_by_inverse_layer_idx", "add_cross_attention", "quantization_config")
 # Names of activations that transformers has under another name than ours.
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "silu"}
-SHARED_ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu", "sigmoid", "tanh")
+SHARED_ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu", "sigmoid", "tanh", "mish")
+ATTENTION = ("global", "local")
 # Keys that matter only to initial weights.
-INITIAL = ("scale_by_depth", "scale_by_in")
+INITIAL = ("scale_by_depth", "scale_by_in", "init_from")
 
 
 def is_hf_dir(path: str | Path) -> bool:
@@ -115,11 +116,20 @@ def read_config(path: str | Path) -> ModelConfig:
     model = {ours: raw.get(theirs, default) for theirs, (ours, default) in KEYS[kind].items()}
     activation = model["activation_function"]
     model["activation_function"] = ACTIVATIONS.get(activation, activation)
+    if model["activation_function"] not in SHARED_ACTIVATIONS:
+        near = suggest(str(activation), [*SHARED_ACTIVATIONS, *ACTIVATIONS])
+        raise NeojaxError(f"{source}: activation_function {activation!r} is not one that neojax has{near}")
     if kind == "gpt2":
         model |= {"attention_bias": True, "attention_types": ["global"]}
     else:
         model["attention_types"] = _attention_types(raw, str(source))
-    return configuration.from_dict({"model": model}, source=str(source)).model
+    config = configuration.from_dict({"model": model}, source=str(source)).model
+    for attention in config.attention_layers:
+        if attention not in ATTENTION:
+            raise NeojaxError(
+                f"{source}: attention type {attention!r} is not one of {kind}'s: {', '.join(ATTENTION)}"
+            )
+    return config
 
 
 def _attention_types(raw: Mapping[str, Any], source: str) -> list:
@@ -127,12 +137,10 @@ def _attention_types(raw: Mapping[str, Any], source: str) -> list:
     types, layers = raw.get("attention_types"), raw.get("attention_layers")
     if types is None:
         return layers or ["global", "local"]
-    if layers is not None:
-        n_layer = len(layers)
-        if list(configuration.expand_attention_types(types, n_layer)) != layers:
-            raise NeojaxError(
-                f"{source}: attention_types {types} and attention_layers {layers} disagree; mend one"
-            )
+    if layers is not None and list(configuration.expand_attention_types(types, len(layers))) != layers:
+        raise NeojaxError(
+            f"{source}: attention_types {types} and attention_layers {layers} disagree; mend one"
+        )
     return types
 
 
@@ -162,6 +170,11 @@ def to_json(model: ModelConfig, eos_token_id: int | None) -> dict[str, Any]:
 def _check_exportable(model: ModelConfig, kind: str) -> None:
     known = {ours for ours, _ in KEYS[kind].values()} | {"attention_types", "window_size", *INITIAL}
     known |= {"attention_bias"} if kind == "gpt2" else set()
+    if others := set(model.attention_layers) - set(ATTENTION):
+        raise NeojaxError(
+            f"model.attention_types with {', '.join(sorted(others))} cannot be exported: transformers' {kind} has "
+            f"only {' and '.join(ATTENTION)}"
+        )
     for key in dataclasses.fields(model):
         value = getattr(model, key.name)
         if key.name not in known and value != key.default:

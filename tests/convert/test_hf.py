@@ -236,13 +236,22 @@ def test_a_directory_in_use_is_not_overwritten(saved):
     assert (saved / hf.WEIGHTS).read_bytes() == before
 
 
-def test_what_transformers_cannot_express_is_refused_by_name(tmp_path):
-    with pytest.raises(
-        NeojaxError, match=r"model\.scale_attention=True cannot be exported: transformers' gpt_neo"
-    ):
-        hf.save(random_model(scale_attention=True), tmp_path / "out")
-    with pytest.raises(NeojaxError, match=r"model\.attention_bias=True cannot be exported"):
-        hf.save(random_model(attention_bias=True), tmp_path / "out")
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scale_attention": True},
+        {"attention_bias": True},
+        {"rotary_emb": True},
+        {"mlp_glu": True},
+        {"attention_types": ("global", "linear")},
+        {"activation_function": "snake"},
+        {"causal": False},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_what_transformers_cannot_express_is_refused_by_name(changes, tmp_path):
+    with pytest.raises(NeojaxError, match=rf"model\.{next(iter(changes))}.* cannot be exported"):
+        hf.save(random_model(**changes), tmp_path / "out")
     assert not os.listdir(tmp_path)
 
 

@@ -1,0 +1,137 @@
+"""config.json of GPT-Neo and GPT-2: every key is carried over, older and newer files are read, the rest is named."""
+
+import json
+import re
+
+import pytest
+
+from neojax.config import ModelConfig
+from neojax.convert.hf_config import is_hf_dir, kind_of, read_config, to_json
+from neojax.errors import NeojaxError
+
+NEO = {
+    "model_type": "gpt_neo",
+    "vocab_size": 100,
+    "max_position_embeddings": 64,
+    "hidden_size": 32,
+    "num_layers": 4,
+    "num_heads": 4,
+    "attention_types": [[["global", "local"], 2]],
+}
+LAYERS = ["global", "local", "global", "local"]
+
+
+def read(tmp_path, raw):
+    (tmp_path / "config.json").write_text(raw if isinstance(raw, str) else json.dumps(raw))
+    return read_config(tmp_path)
+
+
+def without(*keys, **changes):
+    return {k: v for k, v in NEO.items() if k not in keys} | changes
+
+
+def test_the_published_125m_config(shared_data, tmp_path):
+    model = read(tmp_path, (shared_data / "hf-configs" / "gpt-neo-125m.config.json").read_text())
+    assert model.attention_layers == ModelConfig().attention_layers
+    assert model == ModelConfig(attention_types=model.attention_types)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        without(attention_layers=LAYERS, architectures=["GPTNeoForCausalLM"]),
+        without("attention_types", attention_layers=LAYERS),
+        without("attention_types"),
+        without("model_type"),
+        without("model_type", "attention_types", architectures=["GPTNeoForCausalLM"]),
+        without("num_layers", "num_heads", num_hidden_layers=4, num_attention_heads=4),
+    ],
+    ids=["both", "layers only", "neither", "no model_type", "architecture only", "aliases"],
+)
+def test_older_and_newer_files_mean_the_same(raw, tmp_path):
+    model = read(tmp_path, raw)
+    assert (model.n_vocab, model.n_ctx, model.n_embd, model.n_layer, model.n_head) == (100, 64, 32, 4, 4)
+    assert model.attention_layers == tuple(LAYERS)
+    assert kind_of(model) == "gpt_neo"
+
+
+def test_every_key_of_gpt_neo_survives_a_round_trip(tmp_path):
+    model = ModelConfig(
+        n_layer=3,
+        n_embd=36,
+        n_head=3,
+        n_ctx=50,
+        n_vocab=99,
+        n_inner=17,
+        attention_types=("local", "global", "global"),
+        window_size=5,
+        activation_function="relu",
+        layer_norm_epsilon=1e-3,
+        embed_dropout=0.1,
+        attn_dropout=0.2,
+        res_dropout=0.3,
+        tie_word_embeddings=False,
+    )
+    again = read(tmp_path, to_json(model, 0))
+    assert again == ModelConfig(**{**vars(model), "attention_types": again.attention_types})
+    assert again.attention_layers == model.attention_layers
+
+
+@pytest.mark.parametrize("size", [{"n_positions": 77, "n_ctx": 9}, {"max_position_embeddings": 77}])
+def test_gpt2_has_its_own_keys_and_defaults(size, tmp_path):
+    model = read(tmp_path, {"model_type": "gpt2", "n_layer": 2, **size})
+    assert model.attention_layers == ("global", "global")
+    assert model.attention_bias and model.scale_attention
+    assert (model.n_vocab, model.n_embd, model.n_ctx, model.res_dropout) == (50257, 768, 77, 0.1)
+    assert read(tmp_path, to_json(model, None)) == model
+
+
+def test_other_names_of_an_activation_are_understood(tmp_path):
+    assert read(tmp_path, without(activation_function="gelu_pytorch_tanh")).activation_function == "gelu_new"
+
+
+BAD = {
+    "not JSON": ("{", "config.json is not valid JSON"),
+    "a list": ("[]", "expected a JSON object, got list"),
+    "another model": (without(model_type="llama"), "model_type 'llama'; neojax reads gpt_neo and gpt2"),
+    "nothing": ({}, "no model_type; neojax reads gpt_neo and gpt2"),
+    "option": (
+        {"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True},
+        "scale_attn_by_inverse_layer_idx=true is not supported",
+    ),
+    "quantized": (
+        without(quantization_config={"bits": 8}),
+        'quantization_config={"bits": 8} is not supported',
+    ),
+    "activation": (
+        without(activation_function="gelu_10"),
+        "activation_function 'gelu_10' is not one that neojax has",
+    ),
+    "layers": (without(num_layers=5), "gives 4 layers but model.n_layer is 5"),
+    "disagree": (
+        without(attention_layers=LAYERS[::-1]),
+        "attention_types .* and attention_layers .* disagree",
+    ),
+    "kind": (without(attention_types=[[["global", "sparse"], 2]]), "unknown attention type 'sparse'"),
+    "our kind": (
+        without(attention_types=[[["global", "linear"], 2]]),
+        "attention type 'linear' is not one of gpt_neo's",
+    ),
+    "number": (without(hidden_size="wide"), "model.n_embd: expected a whole number, got 'wide'"),
+    "heads": (without(num_heads=5), "model.n_embd=32 is not a multiple of model.n_head=5"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_read_is_named_in_one_line(name, tmp_path):
+    raw, message = BAD[name]
+    with pytest.raises(NeojaxError) as e:
+        read(tmp_path, raw)
+    assert re.search(message if ".*" in message else re.escape(message), str(e.value))
+    assert "\n" not in str(e.value)
+
+
+def test_a_folder_without_config_is_no_hugging_face_directory(tmp_path):
+    assert not is_hf_dir(tmp_path)
+    with pytest.raises(NeojaxError, match=r"cannot read .*config\.json"):
+        read_config(tmp_path)
