@@ -346,6 +346,9 @@ def _build(cls: type, raw: Any, prefix: str, source: str) -> Any:
     for name, value in raw.items():
         if name not in fields:
             near = suggest(str(name), fields)
+            elsewhere = [key for key, *_ in describe() if key.endswith(f".{name}")]
+            if elsewhere:
+                raise NeojaxError(f"{source}: unknown key {prefix}{name}; did you mean {elsewhere[0]}?")
             if "did you mean" in near and prefix:
                 near = near.replace("did you mean ", f"did you mean {prefix}")
             raise NeojaxError(f"{source}: unknown key {prefix}{name}{near}")
