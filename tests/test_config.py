@@ -1,0 +1,171 @@
+"""Every key is documented and checked; a config survives being written and read."""
+
+import math
+
+import pytest
+import yaml
+
+from neojax import config as configuration
+from neojax.config import Config, ModelConfig, dump, expand_attention_types, from_dict, load
+from neojax.errors import NeojaxError
+
+
+def refused(call, *args):
+    """The message of the error, one line."""
+    with pytest.raises(NeojaxError) as error:
+        call(*args)
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("train.learning_rat=1", ["train.learning_rat", "did you mean train.learning_rate"]),
+        ("model.n_layers=2", ["model.n_layers", "did you mean model.n_layer"]),
+        ("trian.steps=3", ["trian", "did you mean train"]),
+        ("data.train=[{pth: x}]", ["data.train[0].pth", "did you mean data.train[0].path"]),
+        ("train.steps=ten", ["train.steps", "a whole number", "'ten'"]),
+        ("train.steps=1.5", ["train.steps", "a whole number", "1.5"]),
+        ("train.steps=true", ["train.steps", "a whole number"]),
+        ("train.steps=", ["train.steps", "a whole number"]),
+        ("train.steps=null", ["train.steps", "a whole number"]),
+        ("train.steps=0", ["train.steps", "at least 1"]),
+        ("train.learning_rate=-1", ["train.learning_rate", "at least 0"]),
+        ("train.learning_rate=.nan", ["train.learning_rate", "a number"]),
+        ("train.learning_rate=.inf", ["train.learning_rate", "a number"]),
+        ("train.learning_rate=[1]", ["train.learning_rate", "a number"]),
+        ("train.remat=ful", ["train.remat", "'ful'", "did you mean full"]),
+        ("train.schedule=zzz", ["train.schedule", "cosine", "inverse_sqrt"]),
+        ("train.run_dir=3", ["train.run_dir", "a text"]),
+        ("train.tensorboard=maybe", ["train.tensorboard", "true or false"]),
+        ("data.train=7", ["data.train", "a path or a list"]),
+        ("train.no_decay=[1]", ["train.no_decay", "a list of texts"]),
+        ("model.n_head=5", ["model.n_embd", "model.n_head=5"]),
+        ("model.res_dropout=1", ["model.res_dropout"]),
+        ("model.attention_types=[global, locl]", ["model.attention_types", "did you mean local"]),
+        ("model.attention_types=[[[global], 5]]", ["model.attention_types", "5 layers", "12"]),
+        ("model.attention_types=[global, global, local, local, local]", ["5 layers", "model.n_layer"]),
+        ("model.attention_types=[]", ["model.attention_types"]),
+        ("model.attention_types=[[global, 5]]", ["model.attention_types"]),
+        ("train.microbatch=3", ["train.microbatch=3", "train.batch_size=8"]),
+        ("train.warmup_steps=1000", ["train.warmup_steps=1000", "1000 steps"]),
+        ("steps=3", ["'steps=3'", "section.key=value"]),
+        ("train.steps", ["'train.steps'", "section.key=value"]),
+        ("train.steps=[", ["train.steps=[", "YAML"]),
+    ],
+)
+def test_one_line_names_the_key_and_what_would_do(override, words):
+    text = refused(from_dict, {}, [override])
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    "key, right", [("model.learning_rate", "train.learning_rate"), ("n_embd", "model.n_embd"), ("lr", None)]
+)
+def test_a_key_of_another_section_is_found(key, right):
+    section, _, name = key.rpartition(".")
+    raw = {section: {name: 1}} if section else {name: 1}
+    text = refused(from_dict, raw)
+    assert (f"did you mean {right}" if right else "model, mesh, data, train") in text
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("- 1\n", ["expected sections", "list"]),
+        ("model: 3\n", ["model", "expected keys and values"]),
+        ("model: {n_layer: 2\n", ["not valid YAML"]),
+    ],
+)
+def test_files_that_are_no_config(text, words, tmp_path):
+    path = tmp_path / "c.yml"
+    path.write_text(text)
+    message = refused(load, path)
+    for word in ("c.yml", *words):
+        assert word in message
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    assert "absent.yml" in refused(load, tmp_path / "absent.yml")
+    assert str(tmp_path) in refused(load, tmp_path)
+    (tmp_path / "binary.yml").write_bytes(b"\xff\xfe\x00")
+    assert "binary.yml" in refused(load, tmp_path / "binary.yml")
+
+
+@pytest.mark.parametrize(
+    "text, value", [("6e-4", 6e-4), ("6.0e-4", 6e-4), ("1e-3", 1e-3), (".5", 0.5), ("1", 1.0), ("'2'", 2.0)]
+)
+def test_numbers_as_people_write_them(text, value):
+    """YAML 1.1 reads 6e-4 as a text."""
+    rate = from_dict({}, [f"train.learning_rate={text}"]).train.learning_rate
+    assert rate == value and isinstance(rate, float)
+    assert from_dict(yaml.safe_load(f"train: {{learning_rate: {text}}}")).train.learning_rate == value
+
+
+@pytest.mark.parametrize("text", ["1e3", "1000", "1000.0", "1_000"])
+def test_whole_numbers_as_people_write_them(text):
+    steps = from_dict({}, [f"train.steps={text}"]).train.steps
+    assert steps == 1000 and isinstance(steps, int)
+
+
+def test_values_are_of_their_declared_type():
+    train = from_dict({}, ["train.weight_decay=0", "train.batch_size=4.0"]).train
+    assert isinstance(train.weight_decay, float) and isinstance(train.batch_size, int)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["train.learning_rate=6e-4", "train.epsilon=1e-30", "model.n_inner=100"],
+        ["data.train=[{path: a, weight: 2}, b]", "data.validation=c", "train.no_decay=[vocab, '*norm*']"],
+        ["model.attention_types=[[[global, local], 6]]", "train.run_dir='5'", "data.tokenizer='é: #'"],
+    ],
+)
+def test_what_is_written_is_read_back(overrides, tmp_path):
+    config = from_dict({}, overrides)
+    (tmp_path / "c.yml").write_text(dump(config), encoding="utf-8")
+    assert load(tmp_path / "c.yml") == config
+    assert hash(load(tmp_path / "c.yml")) == hash(config)
+
+
+def test_overrides_win_and_leave_the_rest(tmp_path):
+    path = tmp_path / "c.yml"
+    path.write_text("train: {steps: 5, batch_size: 2, warmup_steps: 0}\nmodel:\n")
+    config = load(path, ["train.steps=7", "train.steps=9"])
+    assert (config.train.steps, config.train.batch_size) == (9, 2)
+    assert config.model == ModelConfig()
+
+
+def test_every_key_is_documented():
+    rows = configuration.describe()
+    assert len(rows) > 40
+    for name, kind, default, doc in rows:
+        assert len(doc) > 10, name
+        assert kind, name
+        section, key = name.split(".")
+        assert getattr(getattr(Config(), section), key) == default
+        assert not isinstance(default, float) or math.isfinite(default)
+
+
+@pytest.mark.parametrize(
+    "spec, layers, expected",
+    [
+        (("global", "local"), 4, "glgl"),
+        (("global",), 3, "ggg"),
+        (("global", "local", "local"), 3, "gll"),
+        (((("global", "local"), 2),), 4, "glgl"),
+        (((("global",), 3), (("local",), 1)), 4, "gggl"),
+        (((("global",), 1), (("local", "global"), 2)), 5, "glglg"),
+    ],
+)
+def test_attention_types(spec, layers, expected):
+    assert "".join(name[0] for name in expand_attention_types(spec, layers)) == expected
+
+
+def test_attention_types_on_the_command_line():
+    for text in ("[global, local]", "global", "global,local", "[[[global, local], 6]]"):
+        assert len(from_dict({}, [f"model.attention_types={text}"]).model.attention_layers) == 12

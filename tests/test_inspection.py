@@ -1,0 +1,70 @@
+"""`neojax inspect` gives the published parameter counts and the true layout."""
+
+import re
+from pathlib import Path
+
+import pytest
+from helpers import N_VOCAB, tiny
+
+from neojax import config as configuration
+from neojax.config import Config, MeshConfig
+from neojax.inspection import print_model
+
+CONFIGS = Path(__file__).resolve().parent.parent / "meshconfigs"
+PUBLISHED = {
+    "125M": 125_198_592,
+    "350M": 24 * (12 * 1024**2 + 10 * 1024) + (50257 + 2048) * 1024 + 2 * 1024,
+    "1.3B": 1_315_575_808,
+    "2.7B": 2_651_307_520,
+}
+
+
+def rows_of(text):
+    """Parameter name -> the rest of its line."""
+    lines = re.findall(r"^(\S+) +((?:layers|vocab|positions|embd) .*)$", text, re.MULTILINE)
+    return dict(lines)
+
+
+def laid_out(path):
+    """The config at `path`, with eight devices where its mesh takes what is there."""
+    shape = configuration.load(path).mesh.shape
+    return configuration.load(path, [f'mesh.shape="{shape.replace("-1", "8")}"'])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_parameter_counts(name, capsys):
+    config = laid_out(CONFIGS / f"{name}.yml")
+    assert config.model.attention_layers[:2] == ("global", "local")
+    assert (config.model.n_ctx, config.model.window_size) == (2048, 256)
+    print_model(config)
+    assert f"{PUBLISHED[name]:,} parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yml")), ids=lambda p: p.stem)
+def test_every_shipped_config_loads_and_can_be_laid_out(path, capsys):
+    print_model(laid_out(path))
+    assert len(rows_of(capsys.readouterr().out)) >= 16
+
+
+def test_layout_and_bytes_of_a_device(capsys):
+    mesh = MeshConfig("data:4, model:2", "batch:data, heads:model, vocab:model", "embd:data")
+    print_model(Config(model=tiny(), mesh=mesh))
+    out = capsys.readouterr().out
+    rows = rows_of(out)
+    assert len(rows) == 2 + 2 * 13 + 2
+    assert rows["wte"].split() == [
+        "vocab",
+        "embd",
+        "62",
+        "32",
+        "vocab:model",
+        "vocab:model",
+        "embd:data",
+        "992",
+    ]
+    assert rows["blocks.1.attn.query"].endswith(f"{2 * 32 * 32 * 4 // 8:,}")
+    assert rows["blocks.0.mlp.up"].split()[-3:] == ["whole", "embd:data", f"{2 * 32 * 128 * 4 // 4:,}"]
+    assert "1 rows of vocabulary padding" in out and f"{N_VOCAB * 32:,}" not in rows["wte"]
+    assert "8 device(s)" in out and "model FLOPs per trained token" in out
+    held = sum(int(row.split()[-1].replace(",", "")) for row in rows.values())
+    assert f"each stores {held:,} bytes of float32 parameters and {2 * held:,} of adamw state" in out

@@ -1,0 +1,159 @@
+"""The training step: accumulation equals the whole batch, its metrics are what they say, and it learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import layout_of, random_tokens, tiny, true_rows
+
+from neojax.config import TrainConfig
+from neojax.errors import NeojaxError
+from neojax.models import Transformer
+from neojax.training.optimizer import make_optimizer
+from neojax.training.schedule import learning_rate
+from neojax.training.step import data_shard, evaluate, init_state, make_eval_step, make_train_step, place
+
+LAYOUT = layout_of("data:2, model:2", "batch:data, heads:model, mlp:model, vocab:model", "embd:data")
+CONFIG = tiny(n_layer=1, attention_types=("global",), n_embd=16, n_ctx=12)
+TRAIN = TrainConfig(learning_rate=1e-2, warmup_steps=2, steps=50, clip_norm=0.5)
+WHOLE = (0, 1)
+
+
+def batch_of(seed=0, rows=8):
+    """A batch whose rows have very different numbers of scored tokens."""
+    targets = random_tokens(rows, 12, seed + 1)
+    for row in range(rows):
+        targets[row, : row * 12 // rows] = -1
+    return {"inputs": random_tokens(rows, 12, seed), "targets": targets}
+
+
+def setup(config=CONFIG, train=TRAIN, layout=LAYOUT):
+    """The model, its first state and its step, on the mesh of `layout`."""
+    model = Transformer(config, layout)
+    optimizer = make_optimizer(train, model.dims())
+    step = make_train_step(model, optimizer, train)
+
+    def run(*args):
+        with jax.set_mesh(layout.mesh):
+            return step(*args)
+
+    with jax.set_mesh(layout.mesh):
+        return model, init_state(model.init(0), optimizer), run
+
+
+def stepped(microbatches, config=CONFIG, train=TRAIN, batch=None, layout=LAYOUT, step=3):
+    _, state, run = setup(config, train, layout)
+    state, metrics = run(state, place(layout, batch or batch_of(), microbatches, WHOLE), jnp.int32(step))
+    return state, {name: float(value) for name, value in metrics.items()}
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return stepped(1)
+
+
+@pytest.mark.parametrize("microbatches", [2, 4])
+def test_microbatches_equal_the_whole_batch(microbatches, whole):
+    """Also where padding is spread unevenly: the mean is over tokens, not over microbatches."""
+    state, metrics = stepped(microbatches)
+    for name, value in metrics.items():
+        assert value == pytest.approx(whole[1][name], rel=1e-5), name
+    for name, value in true_rows(state["params"]).items():
+        np.testing.assert_allclose(value, true_rows(whole[0]["params"])[name], atol=2e-6, err_msg=name)
+
+
+def test_metrics_are_the_loss_the_norm_before_clipping_and_the_rate(whole):
+    model, state, _ = setup(layout=layout_of("data:1"))
+    batch = batch_of()
+
+    def mean(params):
+        total, _, count = model.bind(params).loss(batch["inputs"], batch["targets"])
+        return total / count
+
+    loss, grads = jax.jit(jax.value_and_grad(mean))(state["params"])
+    norm = float(optax.tree.norm(grads))
+    assert norm > TRAIN.clip_norm
+    expected = {"loss": float(loss), "grad_norm": norm, "learning_rate": float(learning_rate(TRAIN)(3))}
+    assert whole[1] == pytest.approx(expected, rel=1e-5)
+
+
+def test_state_is_donated_and_keeps_its_layout():
+    model, state, run = setup()
+    before = state["params"]
+    after, _ = run(state, place(LAYOUT, batch_of(), 1, WHOLE), jnp.int32(0))
+    assert all(p.is_deleted() for p in before.values())
+    for name, spec in model.stored().items():
+        assert after["params"][name].sharding.is_equivalent_to(spec.sharding, len(spec.shape)), name
+
+
+def test_the_step_learns():
+    """Ids that follow one another are learnt within a few steps."""
+    _, state, run = setup()
+    rows = (np.arange(13)[None] * 3 + np.arange(8)[:, None]).astype(np.int32) % 61
+    batch = place(LAYOUT, {"inputs": rows[:, :-1], "targets": rows[:, 1:]}, 1, WHOLE)
+    losses = []
+    for step in range(40):
+        state, metrics = run(state, batch, jnp.int32(step))
+        losses.append(float(metrics["loss"]))
+    assert losses[0] == pytest.approx(np.log(61), abs=0.3)
+    assert losses[-1] < 1.5
+
+
+def test_padding_of_the_vocabulary_is_never_trained():
+    _, state, run = setup(train=TrainConfig(weight_decay=0.1, z_loss=1e-3, steps=10, warmup_steps=0))
+    for step in range(3):
+        state, _ = run(state, place(LAYOUT, batch_of(step), 1, WHOLE), jnp.int32(step))
+    table = np.asarray(state["params"]["wte"])
+    assert table.shape[0] == 62 and not table[61:].any()
+
+
+def test_a_batch_without_targets_changes_nothing_but_decay():
+    batch = batch_of()
+    batch["targets"][:] = -1
+    state, metrics = stepped(1, train=TrainConfig(weight_decay=0.0), batch=batch)
+    assert metrics["loss"] == metrics["grad_norm"] == 0
+    _, start, _ = setup()
+    for name, value in start["params"].items():
+        np.testing.assert_array_equal(value, state["params"][name])
+
+
+def test_every_step_draws_its_own_dropout():
+    config = tiny(n_layer=1, attention_types=("global",), n_embd=16, n_ctx=12, res_dropout=0.3)
+    model, _, run = setup(config)
+    batch = place(LAYOUT, batch_of(), 2, WHOLE)
+
+    def loss(step):
+        optimizer = make_optimizer(TRAIN, model.dims())
+        with jax.set_mesh(LAYOUT.mesh):
+            state = init_state(model.init(0), optimizer)
+        return float(run(state, batch, jnp.int32(step))[1]["loss"])
+
+    assert loss(3) == loss(3) != loss(4)
+
+
+def test_evaluation_weighs_by_token_and_refuses_nothing():
+    model, state, _ = setup()
+    eval_step = make_eval_step(model)
+    batches = [batch_of(0), batch_of(5)]
+    batches[1]["targets"][:6] = -1
+    loss, count = evaluate(eval_step, state["params"], LAYOUT, iter(batches), WHOLE)
+    means = [evaluate(eval_step, state["params"], LAYOUT, iter([b]), WHOLE) for b in batches]
+    assert [n for _, n in means] == [(b["targets"] >= 0).sum() for b in batches]
+    assert count == means[0][1] + means[1][1]
+    assert loss == pytest.approx(np.average([m for m, _ in means], weights=[n for _, n in means]), rel=1e-6)
+    with pytest.raises(NeojaxError, match="no token"):
+        evaluate(eval_step, state["params"], LAYOUT, iter([]), WHOLE)
+
+
+def test_placed_rows_are_the_batch():
+    batch = batch_of()
+    placed = place(LAYOUT, batch, 2, WHOLE)
+    for name, rows in batch.items():
+        np.testing.assert_array_equal(placed[name], rows.reshape(2, 4, 12))
+        assert placed[name].sharding.spec[1] == "data"
+
+
+@pytest.mark.parametrize("layout", ["batch:data", "batch:model", "heads:model", "batch:data+model"])
+def test_one_process_reads_the_whole_batch(layout):
+    assert data_shard(layout_of("data:2, model:4", layout), 8) == (0, 1)
