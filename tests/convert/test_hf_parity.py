@@ -14,11 +14,9 @@ from safetensors.numpy import load_file
 
 from neojax.convert import hf
 
-MODEL = "batch:data, heads:model, mlp:model, vocab:model"
 LAYOUTS = {
     "one device": ("data:1", "", ""),
-    "model": ("data:2, model:4", MODEL, ""),
-    "fsdp": ("data:2, model:4", MODEL, "embd:data"),
+    "split": ("data:2, model:4", "batch:data, heads:model, mlp:model, vocab:model", "embd:data"),
 }
 CASES = {
     "alternating": lambda: gpt_neo([[["global", "local"], 2]]),
@@ -37,18 +35,9 @@ CASES = {
 }
 
 
-# The layouts beside one device that a case is tried on; a split changes nothing about the other variations.
-SPLIT_CASES = {
-    "alternating": ("model", "fsdp"),
-    "window of 256": ("fsdp",),
-    "untied": ("fsdp",),
-    "gpt2": ("model", "fsdp"),
-}
-
-
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module")
 def case(request, tmp_path_factory):
-    """The name of a case, a model of transformers, the directory it is saved in, and its tokens, logits and gradients."""
+    """A model of transformers, the directory it is saved in, and its tokens, logits and gradients."""
     model = CASES[request.param]()
     folder = tmp_path_factory.mktemp("hf")
     model.save_pretrained(folder)
@@ -56,14 +45,17 @@ def case(request, tmp_path_factory):
     ids = torch.tensor(tokens, dtype=torch.long)
     out = model(ids, labels=ids)
     out.loss.backward()
-    return request.param, model, folder, tokens, out.logits.detach().numpy()
+    return model, folder, tokens, out.logits.detach().numpy()
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+# A split changes nothing about the other variations.
+SPLIT = ("alternating", "window of 256", "untied", "gpt2")
+TRIED = [*((name, "one device") for name in CASES), *((name, "split") for name in SPLIT)]
+
+
+@pytest.mark.parametrize(("case", "layout"), TRIED, indirect=["case"])
 def test_logits_and_gradients_are_those_of_transformers(case, layout, tmp_path):
-    name, reference, folder, tokens, logits = case
-    if layout not in ("one device", *SPLIT_CASES.get(name, ())):
-        pytest.skip("one device is enough for this variation")
+    reference, folder, tokens, logits = case
     model = hf.load(folder, layout_of(*LAYOUTS[layout]))
     targets = np.pad(tokens[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
 
@@ -86,12 +78,13 @@ def test_logits_and_gradients_are_those_of_transformers(case, layout, tmp_path):
         np.testing.assert_allclose(ours[name], grad, atol=1e-4 * np.abs(grad).max(), rtol=0, err_msg=name)
 
 
+@pytest.mark.parametrize("case", CASES, indirect=True)
 def test_what_is_saved_is_what_transformers_had(case, tmp_path):
     """Through a padded, split model and files of several shards."""
     from transformers import AutoModelForCausalLM
 
-    _, reference, folder, tokens, logits = case
-    model = hf.load(folder, layout_of(*LAYOUTS["fsdp"]))
+    reference, folder, tokens, logits = case
+    model = hf.load(folder, layout_of(*LAYOUTS["split"]))
     hf.save(model, tmp_path / "out", max_shard_size=20_000)
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager")
     before, after = reference.state_dict(), again.state_dict()
