@@ -80,7 +80,7 @@ def test_mistakes_are_one_line(args, words, config, capsys):
         status = main([str(config) if a == "CONFIG" else a for a in args])
     except SystemExit as e:  # argparse
         status = e.code
-    out, err = capsys.readouterr()
+    err = capsys.readouterr().err
     assert status == 2
     assert err.startswith("error: ") and err.count("\n") == 1, err
     for word in words:

@@ -1,5 +1,6 @@
 """A run directory, or one of its checkpoints, opens as a model; what is none says why."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import random_tokens, tiny, true_rows
@@ -21,7 +22,9 @@ def run(tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
     with Checkpoints(run, keep=2) as checkpoints:
         for step in (3, 7):
-            checkpoints.save(step, {"params": params(step), "opt_state": {}}, meta(CONFIG, None))
+            checkpoints.save(
+                step, {"params": params(step), "opt_state": {"count": jnp.zeros(())}}, meta(CONFIG, None)
+            )
             checkpoints.wait()
     (run / "config.yml").write_text(configuration.dump(CONFIG))
     return run
@@ -53,7 +56,7 @@ def test_logits_on_a_mesh_are_those_of_one_device(run):
 
 def test_the_compute_type_can_be_chosen(run):
     assert neojax.load(run, dtype="bfloat16").dtype == "bfloat16"
-    with pytest.raises(NeojaxError, match="float16.*float32"):
+    with pytest.raises(NeojaxError, match="expected auto, float32"):
         neojax.load(run, dtype="float16")
 
 

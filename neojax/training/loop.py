@@ -48,6 +48,9 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
     model.stored()
     rows = train.microbatch or train.batch_size
     layout.spec(BATCH_DIMS, (1, rows, config.model.n_ctx), what=f"a microbatch of {rows} sequences")
+    # Traces activations too: a layout that does not fit them is known before weights are made and a run directory is.
+    tokens = jax.ShapeDtypeStruct((rows, config.model.n_ctx), jnp.int32)
+    jax.eval_shape(lambda p, t: model.bind(p).loss(t, t), model.stored(), tokens)
     return model, make_optimizer(train, model.dims())
 
 
