@@ -1,4 +1,4 @@
-"""Weights of transformers compute the same here: logits, gradients and greedy continuations, on every layout."""
+"""Weights of transformers compute the same here, logits and gradients, on one device and on a split mesh."""
 
 import jax
 import numpy as np
