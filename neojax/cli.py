@@ -42,7 +42,12 @@ def main(argv: Sequence[str] | None = None, prog: str = "neojax") -> int:
 
 
 def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
-    args = parser.parse_args(argv)
+    # section.key=value may stand anywhere, also behind options, where argparse does not look for it.
+    args, rest = parser.parse_known_args(argv)
+    if rest and not (hasattr(args, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides = [*args.overrides, *rest]
     args.run(args)
 
 

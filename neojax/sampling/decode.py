@@ -1,0 +1,243 @@
+"""The compiled half of generation: prefill a batch of prompts in one pass, then decode several tokens a call.
+
+Prompts of one batch stand flush right, padded on the left, so that all rows have the same time: one slot of the
+cache is written a step, and only `start` tells rows apart. Random numbers depend on the seed, the prompt, the number
+of the sample and the number of the token, never on the batch, the chunk or the mesh.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from neojax.mesh import Layout
+from neojax.models import Transformer
+from neojax.models.layers import Cache, Window
+from neojax.sampling.logits import Controls, next_token
+
+
+class Rows(NamedTuple):
+    """What a batch of rows carries from step to step; the first dimension of every array is batch.
+
+    `start`: the time of the row's first token; `token`: the newest one; `count`: tokens generated; `limit`: at how
+    many of them to end; `key`: uint32 [batch, 2]; `present`: bool [batch, vocab], the tokens of the row so far.
+    """
+
+    start: jax.Array
+    token: jax.Array
+    count: jax.Array
+    limit: jax.Array
+    key: jax.Array
+    present: jax.Array
+    caches: tuple[Cache, ...]
+
+
+class Decoder:
+    """A model's weights, ready for generation, and the compiled functions over them.
+
+    Prefill uses the weights as they are. Decoding, which reads every weight for every token, uses a copy in the
+    compute type and in the used layout, one array a layer: nothing is cast, gathered or sliced again each step.
+    """
+
+    def __init__(self, model: Transformer):
+        whole = model.layout.without("sequence", "memory_length", "positions")
+        self.layout = whole
+        self.config = model.config
+        stacked = Transformer(model.config, whole, dtype=model.dtype, stacked=model.repeats > 0)
+        single = Transformer(model.config, whole, dtype=model.dtype, stacked=False)
+        self._prefill = nnx.split(stacked.bind(model.params()))
+        self._decode = nnx.split(single.bind(_decoding_params(model, single, whole)))
+
+    def put(self, array: np.ndarray, *dims: str) -> jax.Array:
+        """`array` on the mesh, laid out by the names of its dimensions; replicated without them."""
+        return jax.device_put(array, self.layout.sharding(dims or [""] * array.ndim, array.shape))
+
+    def prefill(
+        self,
+        prompts: np.ndarray,
+        start: np.ndarray,
+        source: np.ndarray,
+        limit: np.ndarray,
+        key: np.ndarray,
+        controls: Controls,
+        slots: Mapping[str, int],
+    ) -> tuple[np.ndarray, Rows]:
+        """Reads prompts and draws the first token of every row.
+
+        prompts: int32 [prompts, sequence] with `start` pads at the left; source: int32 [batch], the prompt of each
+        row; slots: the length of the cache for each attention type. Returns tokens int32 [batch] and the rows.
+        """
+        rows = _prefill(
+            *self._prefill,
+            self.put(prompts, "batch", "sequence"),
+            self.put(start, "batch"),
+            self.put(source, "batch"),
+            self.put(limit, "batch"),
+            self.put(key, "batch", ""),
+            controls,
+            tuple(sorted(slots.items())),
+        )
+        return self.fetch(rows.token), rows
+
+    def decode(
+        self, rows: Rows, time: int, done: np.ndarray, eos: np.ndarray, controls: Controls, steps: int
+    ) -> tuple[np.ndarray, Rows]:
+        """Up to `steps` more tokens for every row that is not `done`; `time` is that of the rows' newest token.
+
+        A row ends by itself after a token in `eos` or at its limit. Returns int32 [batch, steps], -1 after the end of
+        a row, and the rows, whose buffers take the place of those given.
+        """
+        tokens, rows = _decode(
+            *self._decode, rows, self.put(np.int32(time)), self.put(done, "batch"), eos, controls, steps
+        )
+        return self.fetch(tokens), rows
+
+    def take(self, rows: Rows, which: np.ndarray) -> Rows:
+        """The rows number `which` int32 [new batch]."""
+        return _take_rows(rows, self.put(which, "batch"))
+
+    def fetch(self, array: jax.Array) -> np.ndarray:
+        """`array` on the host, also where parts of it are on other hosts."""
+        if not array.is_fully_addressable:
+            array = jax.device_put(array, jax.sharding.NamedSharding(self.layout.mesh, jax.P()))
+        return np.asarray(array)
+
+
+def _decoding_params(model: Transformer, single: Transformer, layout: Layout) -> dict[str, jax.Array]:
+    """The parameters of `model` under the names of `single`, in the used layout, matrices in the compute type."""
+    dims = single.dims()
+
+    @jax.jit
+    def convert(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        values = {}
+        for name in dims:
+            head, _, rest = name.partition(".")
+            if head == "blocks" and model.repeats and not model.shared:
+                layer, _, rest = rest.partition(".")
+                repeat, block = divmod(int(layer), len(model.kinds))
+                value = params[f"blocks.{block}.{rest}"][repeat]
+            else:
+                value = params[name]
+            value = value.astype(model.dtype) if value.ndim > 1 else value
+            values[name] = jax.reshard(value, layout.sharding(dims[name], value.shape))
+        return values
+
+    return convert(model.params())
+
+
+@partial(jax.jit, static_argnames=("graphdef", "slots"))
+def _prefill(
+    graphdef: Any,
+    state: Any,
+    prompts: jax.Array,
+    start: jax.Array,
+    source: jax.Array,
+    limit: jax.Array,
+    key: jax.Array,
+    controls: Controls,
+    slots: tuple[tuple[str, int], ...],
+) -> Rows:
+    model = nnx.merge(graphdef, state)
+    hidden, caches = model.hidden(prompts, Window(start, slots=dict(slots)))
+    logits = _last_logits(model, hidden)
+    present = _mark_prompts(prompts, start, logits)
+    start, logits, present, caches = _gather((start, logits, present, caches), source)
+    count = jnp.zeros_like(limit)
+    token, present = _draw(model.layout, logits, present, key, count, controls)
+    return Rows(start, token, count + 1, limit, key, present, caches)
+
+
+@partial(jax.jit, static_argnames=("graphdef", "steps"), donate_argnames="rows")
+def _decode(
+    graphdef: Any,
+    state: Any,
+    rows: Rows,
+    time: jax.Array,
+    done: jax.Array,
+    eos: jax.Array,
+    controls: Controls,
+    steps: int,
+) -> tuple[jax.Array, Rows]:
+    model = nnx.merge(graphdef, state)
+
+    def unfinished(carry):
+        step, _, done, _ = carry
+        return (step < steps) & ~jnp.all(done)
+
+    def forward(carry):
+        step, rows, done, out = carry
+        hidden, caches = model.hidden(rows.token[:, None], Window(rows.start, time + step), rows.caches)
+        logits = _last_logits(model, hidden)
+        token, present = _draw(model.layout, logits, rows.present, rows.key, rows.count, controls)
+        count = jnp.where(done, rows.count, rows.count + 1)
+        out = jnp.where((jnp.arange(steps) == step) & ~done[:, None], token[:, None], out)
+        done = done | jnp.any(token[:, None] == eos, axis=-1) | (count >= rows.limit)
+        rows = rows._replace(token=token, count=count, present=present, caches=caches)
+        return step + 1, rows, done, out
+
+    out = jnp.full((done.shape[0], steps), -1, jnp.int32, device=model.layout.sharding(["batch", ""]))
+    _, rows, _, out = jax.lax.while_loop(unfinished, forward, (jnp.zeros_like(time), rows, done, out))
+    return out, rows
+
+
+@jax.jit
+def _take_rows(rows: Rows, which: jax.Array) -> Rows:
+    return _gather(rows, which)
+
+
+def _gather(tree: Any, rows: jax.Array) -> Any:
+    """Rows of every array of `tree`, each in the layout it has."""
+    return jax.tree.map(lambda a: a.at[rows].get(out_sharding=jax.typeof(a).sharding), tree)
+
+
+def _last_logits(model: Transformer, hidden: jax.Array) -> jax.Array:
+    """float32 [batch, vocab] after the last token, with a whole vocabulary on every device of a row."""
+    logits = model.logits(hidden[:, -1:])[:, 0]
+    return jax.reshard(logits, model.layout.without("vocab").sharding(["batch", "vocab"]))
+
+
+def _mark_prompts(prompts: jax.Array, start: jax.Array, logits: jax.Array) -> jax.Array:
+    """bool, the shape and layout of `logits`: the tokens of each prompt."""
+    vocab = logits.shape[1]
+
+    def mark(prompts: jax.Array, start: jax.Array) -> jax.Array:
+        real = jnp.arange(prompts.shape[1]) >= start[:, None]
+        rows = jnp.arange(prompts.shape[0])[:, None]
+        blank = jnp.zeros((prompts.shape[0], vocab), bool)
+        return blank.at[rows, jnp.where(real, prompts, vocab)].set(True, mode="drop")
+
+    sharding = jax.typeof(logits).sharding
+    batch = sharding.spec[0]
+    return jax.shard_map(
+        mark, mesh=sharding.mesh, in_specs=(jax.P(batch, None), jax.P(batch)), out_specs=sharding.spec
+    )(prompts, start)
+
+
+def _draw(
+    layout: Layout,
+    logits: jax.Array,
+    present: jax.Array,
+    key: jax.Array,
+    count: jax.Array,
+    controls: Controls,
+) -> tuple[jax.Array, jax.Array]:
+    """The next token of every row, each device drawing for its own rows, and the marks with it."""
+
+    def draw(logits, present, key, count, controls):
+        keys = jax.random.wrap_key_data(key, impl="threefry2x32")
+        token = next_token(logits, present, jax.vmap(jax.random.fold_in)(keys, count), controls)
+        return token, present.at[jnp.arange(token.shape[0]), token].set(True)
+
+    row = layout.spec(["batch"])
+    wide = jax.P(*row, None)
+    return jax.shard_map(
+        draw,
+        mesh=layout.mesh,
+        in_specs=(wide, wide, wide, row, jax.P()),
+        out_specs=(row, wide),
+        check_vma=False,  # inside, loops start from constants, which vary over no axis
+    )(logits, present, key, count, controls)

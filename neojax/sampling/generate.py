@@ -1,0 +1,326 @@
+"""Text from prompts: batches of rows, decoded by chunks, until each meets its end."""
+
+import warnings
+import weakref
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from neojax.data.tokenizer import end_of_document
+from neojax.errors import NeojaxError
+from neojax.models import Transformer
+from neojax.sampling.decode import Decoder
+from neojax.sampling.logits import Controls
+from neojax.sampling.text import Continuation
+
+FinishReason = Literal["stop", "eos", "length"]
+Stream = Callable[[int, str], None]
+
+CHUNK = 8  # tokens decoded for one round trip to the host; what is streamed comes in pieces of so many
+BATCH = 64  # rows decoded at once at most
+
+
+@dataclass
+class Sample:
+    """One continuation. `text` and `tokens` are what follows the prompt, without the end-of-document token; the text
+    is cut before a stop string. `finish_reason` is stop, eos or length; `text` is None without a tokenizer."""
+
+    prompt: str | list[int]
+    text: str | None
+    tokens: list[int]
+    finish_reason: FinishReason
+
+
+@dataclass
+class _Row:
+    """One continuation in the making; `index` is its place in the result."""
+
+    index: int
+    prompt: tuple[int, ...]
+    limit: int
+    key: np.ndarray
+    continuation: Continuation
+    finish_reason: FinishReason | None = None
+    stream: Stream | None = field(default=None, repr=False)
+
+    def push(self, tokens: Iterable[int], eos: Sequence[int]) -> None:
+        """Takes new tokens (-1: none) and notes whether they end the row."""
+        taken: list[int] = []
+        for token in tokens:
+            if token < 0 or self.finish_reason:
+                break
+            if token in eos:
+                self.finish_reason = "eos"
+                break
+            taken.append(int(token))
+            if len(self.continuation.tokens) + len(taken) >= self.limit:
+                self.finish_reason = "length"
+        piece = self.continuation.push(taken, last=self.finish_reason is not None)
+        if self.continuation.stopped:
+            self.finish_reason = "stop"
+        if piece and self.stream:
+            self.stream(self.index, piece)
+
+
+class Sampler:
+    """Generation with one model. Keep it for many calls: it holds the weights laid out for decoding, and what it
+    compiled serves every prompt length of a bucket and all settings of the filters."""
+
+    def __init__(self, model: Transformer):
+        if not model.config.causal:
+            raise NeojaxError(
+                "model.causal is false: a model trained on masked tokens sees both sides of a token and cannot "
+                "continue a text; score whole texts with it instead"
+            )
+        self.config = model.config
+        self.tokenizer = model.tokenizer
+        self.eos_token_id = model.eos_token_id
+        self._decoder = Decoder(model)
+        self._least = self._decoder.layout.split("batch")
+
+    def generate(
+        self,
+        prompts: str | Sequence[str] | Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int = 128,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        num_samples: int = 1,
+        stop: str | Sequence[str] = (),
+        eos: int | Sequence[int] | None = None,
+        stream: Stream | None = None,
+    ) -> list[Sample]:
+        """Continues every prompt `num_samples` times; see `generate`."""
+        stop = (stop,) if isinstance(stop, str) else tuple(stop)
+        _check(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, num_samples, stop)
+        if stop and self.tokenizer is None:
+            raise NeojaxError("stop strings need a tokenizer and this model has none; stop at token ids with eos")
+        if eos is None:
+            eos = () if self.eos_token_id is None else (self.eos_token_id,)
+        eos = (eos,) if isinstance(eos, int) else tuple(eos)
+        controls = Controls(
+            *(np.float32(temperature), np.int32(min(top_k, self.config.n_vocab)), np.float32(top_p)),
+            *(np.float32(min_p), np.float32(repetition_penalty)),
+        )
+        given = [prompts] if isinstance(prompts, str) else list(prompts)
+        rows = []
+        for number, prompt in enumerate(given):
+            tokens = self._fit(self.encode(prompt), max_new_tokens, number)
+            limit = min(max_new_tokens, max(1, self.config.n_ctx - len(tokens)))
+            for sample in range(num_samples):
+                key = _row_key(seed, tokens, sample)
+                rows.append(
+                    _Row(len(rows), tokens, limit, key, Continuation(self.tokenizer, stop), stream=stream)
+                )
+        # Rows of like length together, so that little is padded.
+        by_length = sorted(rows, key=lambda row: len(row.prompt))
+        for first in range(0, len(rows), BATCH):
+            self._run(by_length[first : first + BATCH], max_new_tokens, eos, controls)
+        return [
+            Sample(
+                given[row.index // num_samples] if isinstance(given[row.index // num_samples], str)
+                else list(row.prompt),
+                None if self.tokenizer is None else row.continuation.text,
+                row.continuation.tokens,
+                row.finish_reason or "length",
+            )
+            for row in rows
+        ]  # fmt: skip
+
+    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+        """The tokens of a prompt; an empty one is the end-of-document token alone, before which all text begins."""
+        if isinstance(prompt, str):
+            if self.tokenizer is None and prompt:
+                raise NeojaxError("the model has no tokenizer: give prompts as lists of token ids")
+            tokens = self.tokenizer.encode(prompt).ids if prompt else []
+        else:
+            tokens = [int(token) for token in prompt]
+            for token in tokens:
+                if not 0 <= token < self.config.n_vocab:
+                    raise NeojaxError(
+                        f"prompt: token {token} is not in the vocabulary, 0 to {self.config.n_vocab - 1}"
+                    )
+        if tokens:
+            return tokens
+        if self.eos_token_id is not None:
+            return [self.eos_token_id]
+        if self.tokenizer is not None:
+            return [end_of_document(self.tokenizer)[1]]
+        raise NeojaxError("the prompt is empty and the model has no end-of-document token to start from")
+
+    def _fit(self, tokens: Sequence[int], max_new_tokens: int, number: int) -> tuple[int, ...]:
+        """The last tokens of a prompt that leave room: for `max_new_tokens`, or half the context if that is less."""
+        n_ctx = self.config.n_ctx
+        room = max(1, n_ctx - max_new_tokens, n_ctx // 2)
+        if len(tokens) > room:
+            warnings.warn(
+                f"prompt {number + 1} has {len(tokens)} tokens; its last {room} are used, since prompt and "
+                f"continuation share a context of {n_ctx}",
+                stacklevel=4,
+            )
+        return tuple(tokens[-room:])
+
+    def _run(self, rows: list[_Row], max_new_tokens: int, eos: Sequence[int], controls: Controls) -> None:
+        """Prefills and decodes one batch, leaving its rows finished."""
+        prompts = list(dict.fromkeys(row.prompt for row in rows))
+        n_ctx = self.config.n_ctx
+        length = min(n_ctx, bucket(max(map(len, prompts))))
+        padded, start = self._pad(prompts, length)
+        total = min(n_ctx, power_of_two(length + max_new_tokens))
+        live: list[_Row | None] = [*rows, *[None] * (self._round(len(rows)) - len(rows))]
+
+        def column(value: Callable[[_Row], Any]) -> np.ndarray:  # padding rows are like the first
+            return np.array([value(row or rows[0]) for row in live])
+
+        first, state = self._decoder.prefill(
+            *(padded, start),
+            column(lambda row: prompts.index(row.prompt)).astype(np.int32),
+            column(lambda row: row.limit).astype(np.int32),
+            column(lambda row: row.key),
+            controls,
+            slots={"global": total, "local": min(total, self.config.window_size)},
+        )
+        ends = np.array(eos or [-1], np.int32)
+        new, time = first[:, None], length
+        while True:
+            for row, tokens in zip(live, new):
+                if row is not None:
+                    row.push(tokens, eos)
+            live = [None if row is None or row.finish_reason else row for row in live]
+            going = [place for place, row in enumerate(live) if row is not None]
+            if not going:
+                return
+            if (smaller := self._round(len(going))) < len(live):  # finished rows should cost nothing
+                kept = going + [going[0]] * (smaller - len(going))
+                state = self._decoder.take(state, np.array(kept, np.int32))
+                live = [live[place] for place in going] + [None] * (smaller - len(going))
+            done = np.array([row is None for row in live])
+            new, state = self._decoder.decode(state, time, done, ends, controls, CHUNK)
+            time += CHUNK
+
+    def _pad(self, prompts: list[tuple[int, ...]], length: int) -> tuple[np.ndarray, np.ndarray]:
+        count = self._round(len(prompts))
+        start = np.full(count, length - 1, np.int32)
+        tokens = np.zeros((count, length), np.int32)
+        for i, prompt in enumerate(prompts):
+            start[i] = length - len(prompt)
+            tokens[i, start[i] :] = prompt
+        return tokens, start
+
+    def _round(self, rows: int) -> int:
+        """The batch that `rows` rows run in: a power of two in every part of the split batch."""
+        return self._least * power_of_two(-(-rows // self._least))
+
+
+def generate(
+    model: Transformer,
+    prompts: str | Sequence[str] | Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 128,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    num_samples: int = 1,
+    stop: str | Sequence[str] = (),
+    eos: int | Sequence[int] | None = None,
+    stream: Stream | None = None,
+    return_samples: bool = False,
+) -> Any:
+    """Continues prompts: texts, or lists of token ids (which need no tokenizer).
+
+    The same seed gives the same text, whatever else is in the batch and whatever the mesh. A temperature of 0 takes the
+    likeliest token; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off; the filters apply in that order
+    and as in Hugging Face. A row ends at a `stop` string (of which nothing is returned), at a token in `eos`
+    (default: the model's end-of-document token; () for none) or after `max_new_tokens`. Prompt and continuation
+    share n_ctx positions: a prompt keeps its last n_ctx - max_new_tokens tokens, or n_ctx / 2 if that is more, with
+    a warning if it was longer. `stream(index, text)` is called with pieces of text as they come; index counts samples,
+    those of one prompt together.
+
+    Returns the continuation (a str; token ids where there is no tokenizer) for one prompt and one sample, else a list
+    in the order of prompts, each `num_samples` times; with `return_samples` always a list of `Sample`. Raises
+    `NeojaxError`.
+    """
+    samples = sampler_of(model).generate(
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        num_samples=num_samples,
+        stop=stop,
+        eos=eos,
+        stream=stream,
+    )
+    if return_samples:
+        return samples
+    texts = [sample.tokens if sample.text is None else sample.text for sample in samples]
+    return texts[0] if isinstance(prompts, str) and num_samples == 1 else texts
+
+
+_samplers: "weakref.WeakKeyDictionary[Transformer, tuple[list[Any], Sampler]]" = weakref.WeakKeyDictionary()
+
+
+def sampler_of(model: Transformer) -> Sampler:
+    """The sampler of `model`, made at the first call and again when its parameters have been replaced."""
+    weights = list(model.params().values())
+    kept, sampler = _samplers.get(model, ([], None))
+    if sampler is None or any(a is not b for a, b in zip(kept, weights)):
+        sampler = Sampler(model)
+        _samplers[model] = weights, sampler
+    sampler.tokenizer, sampler.eos_token_id = model.tokenizer, model.eos_token_id
+    return sampler
+
+
+def bucket(length: int) -> int:
+    """A prompt length rounded up, by at most a quarter, to one of few: a compiled prefill serves all of a bucket."""
+    step = max(16, power_of_two(length) // 8)
+    return -(-length // step) * step
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is at least `n`."""
+    return 1 << (n - 1).bit_length()
+
+
+@jax.jit
+def _fold(seed: jax.Array, prompt: jax.Array, sample: jax.Array) -> jax.Array:
+    key = jax.random.key(seed, impl="threefry2x32")
+    return jax.random.key_data(jax.random.fold_in(jax.random.fold_in(key, prompt), sample))
+
+
+def _row_key(seed: int, prompt: tuple[int, ...], sample: int) -> np.ndarray:
+    """uint32 [2]: other prompts and other samples of a prompt draw other numbers."""
+    content = zlib.crc32(np.asarray(prompt, np.int32).tobytes())
+    return np.asarray(_fold(np.uint32(seed), np.uint32(content), np.uint32(sample)))
+
+
+def _check(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, num_samples, stop):
+    """Raises `NeojaxError` for a setting outside its range."""
+    for name, value, good, expected in (
+        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
+        ("temperature", temperature, 0 <= temperature < float("inf"), "0 (greedy) or more"),
+        ("top_k", top_k, top_k >= 0, "0 (off) or a number of tokens"),
+        ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1 (off)"),
+        ("min_p", min_p, 0 <= min_p <= 1, "0 (off) to 1"),
+        ("repetition_penalty", repetition_penalty, 0 < repetition_penalty < float("inf"), "above 0; 1 is off"),
+        ("seed", seed, 0 <= seed < 2**32, "0 to 4294967295"),
+        ("num_samples", num_samples, num_samples >= 1, "at least 1"),
+    ):
+        if not good:
+            raise NeojaxError(f"{name} is {value}; expected {expected}")
+    if not all(stop):
+        raise NeojaxError("a stop string is empty; leave it out, or give the text to stop at")

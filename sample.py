@@ -1,0 +1,8 @@
+"""Text from a trained model: `python sample.py RUN_OR_CHECKPOINT --prompt TEXT`."""
+
+import sys
+
+from neojax.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main(["sample", *sys.argv[1:]]))
