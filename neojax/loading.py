@@ -29,16 +29,15 @@ def load(path: str | Path, *, mesh: MeshConfig | None = None, dtype: str = "auto
     path = Path(path)
     if dtype not in ("auto", *COMPUTE_TYPES):
         raise NeojaxError(f"dtype {dtype!r}: expected auto, float32 or bfloat16")
+    layout = make_layout(mesh) if mesh else None  # first of all, since it may choose JAX's devices
     if hf.is_hf_dir(path):
-        return hf.load(path, choose_layout(mesh, MeshConfig(layout="")), dtype=compute_type(dtype))
+        return hf.load(path, layout or usual_layout(MeshConfig(layout="")), dtype=compute_type(dtype))
     run, step, config, tokenizer = open_run(path)
-    return restore(run, step, config, choose_layout(mesh, config.mesh), compute_type(dtype), tokenizer)
+    return restore(run, step, config, layout or usual_layout(config.mesh), compute_type(dtype), tokenizer)
 
 
-def choose_layout(mesh: MeshConfig | None, usual: MeshConfig) -> Layout:
-    """The layout of `mesh`; without, that of `usual` on the mesh in force; without one, a single device."""
-    if mesh is not None:
-        return make_layout(mesh)
+def usual_layout(usual: MeshConfig) -> Layout:
+    """The layout of `usual` on the mesh in force; without one, a single device."""
     current = jax.sharding.get_mesh()
     return single_device() if current.empty else layout_on(current, usual)
 
