@@ -174,8 +174,18 @@ def _header(data: bytes) -> int:
 
 def _entry(data: bytes) -> _Entry:
     values = {number: value for number, _, value in fields(data)}
-    dims = [{n: v for n, _, v in fields(d)} for n, _, d in fields(message(data, 2)) if n == 2]
-    crc = int.from_bytes(values.get(6, b""), "little")
+    dims = [{n: v for n, _, v in fields(d)} for d in _messages(message(data, 2), 2)]
+    crc = values.get(6, b"")
     shape = tuple(int(dim.get(1, 0)) for dim in dims)
     dtype, shard, offset, size = (int(values.get(number, 0)) for number in (1, 3, 4, 5))
-    return _Entry(dtype, shape, shard, offset, size, crc, is_sliced=7 in values)
+    return _Entry(dtype, shape, shard, offset, size, int.from_bytes(_bytes(crc), "little"), 7 in values)
+
+
+def _messages(data: bytes, number: int) -> list[bytes]:
+    return [_bytes(value) for n, _, value in fields(data) if n == number]
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("a number in the place of bytes")
+    return value

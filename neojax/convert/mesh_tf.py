@@ -65,17 +65,24 @@ class MeshTF:
     step: int
     moments: dict[str, dict[str, jax.Array]]
 
+    @property
+    def keeps_moments(self) -> bool:
+        """Whether the moments are there and of the optimizer that `config` asks for."""
+        return bool(self.moments) and self.config.train.optimizer == "adamw"
+
     def opt_state(self) -> Any:
         """The state with which the optimizer of `config` goes on at `step`; without moments they begin at zero."""
         params = self.model.params()
         state = jax.jit(make_optimizer(self.config.train, self.model.dims()).init)(params)
-        moments = self.moments if self.config.train.optimizer == "adamw" else {}
-        # Moments that begin at zero need their correction for it to begin anew, too: only the schedule goes on.
-        goes_on = None if moments else lambda path, _: getattr(path[-1], "tuple_name", "") == SCHEDULE
-        return optax.tree.set(state, goes_on, count=jnp.int32(self.step), **moments)
+        count = jnp.int32(self.step)
+        if self.keeps_moments:
+            return optax.tree.set(state, count=count, **self.moments)
+        # The correction of moments that begin at zero begins anew with them: only the schedule goes on.
+        return optax.tree.set(state, lambda path, _: _is_of_schedule(path[-1]), count=count)
 
 
-SCHEDULE = optax.ScaleByScheduleState.__name__
+def _is_of_schedule(key: Any) -> bool:
+    return getattr(key, "tuple_name", "") == optax.ScaleByScheduleState.__name__
 
 
 def load(
@@ -96,7 +103,7 @@ def load(
     if prefix is None:
         raise NeojaxError(f"{path} has no TensorFlow checkpoint; expected model.ckpt-STEP.index and its data")
     source = Path(config) if config else _find_config(prefix.parent)
-    settings = configuration.load(source)
+    settings = _read_config(source)
     model = Transformer(settings.model, layout, dtype=dtype)
     model.stored()  # a layout that does not fit, before files are read
     tokenizer = read_tokenizer(prefix.parent)
@@ -124,6 +131,15 @@ def load(
     model = values()
     model.tokenizer = tokenizer
     return MeshTF(model, settings, step, moments)
+
+
+def _read_config(source: Path) -> Config:
+    """A gpt-neo config, or one of our own (YAML)."""
+    if source.suffix == ".json":
+        from neojax.convert.gpt_neo import load as load_gpt_neo
+
+        return configuration.from_dict(load_gpt_neo(source), source=str(source))
+    return configuration.load(source)
 
 
 def _find_config(folder: Path) -> Path:
@@ -159,18 +175,18 @@ def _places(found: Iterable[Piece], source: Path) -> list[Place]:
 
 def _match(places: Iterable[Place], files: Bundle, source: Path) -> None:
     """Raises `NeojaxError` where a variable is missing, misshapen, or one that the model does not have."""
-    wanted = {place.tensor: place.tensor_shape for place in places}
+    wanted = {p.tensor: p.tensor_shape for p in places}
     missing = [name for name in wanted if name not in files.shapes]
     if missing:
         raise NeojaxError(
             f"{files.prefix}.index has no variable {missing[0]}{_more(missing)}, which {source} asks for; "
             "is it the config of this model?"
         )
-    for place in places:
+    for where in places:
         for suffix in ("", *(f"/{slot}" for slot in MOMENTS.values())):
-            name, shape = place.tensor + suffix, place.tensor_shape
+            name, shape = where.tensor + suffix, where.tensor_shape
             have = files.shapes.get(name, shape)
-            padded = place.piece.role == "wte" and have[:1] > shape[:1] and have[1:] == shape[1:]
+            padded = where.piece.role == "wte" and have[:1] > shape[:1] and have[1:] == shape[1:]
             if have != shape and not padded:
                 raise NeojaxError(
                     f"{files.prefix}.index: {name} has shape {list(have)}, but by {source} it has {list(shape)}"

@@ -1,0 +1,265 @@
+import json
+from pathlib import Path
+
+import bundle_writer as writer
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import yaml
+from helpers import layout_of, tiny, write_data
+
+from neojax import config as configuration
+from neojax.config import Config, DataConfig, SourceConfig, TrainConfig
+from neojax.convert import mesh_tf
+from neojax.convert.run import write_run
+from neojax.errors import NeojaxError
+from neojax.loading import load as load_run
+from neojax.models import Transformer
+from neojax.training.checkpoint import Checkpoints
+from neojax.training.loop import train
+from neojax.training.optimizer import make_optimizer
+from neojax.training.step import abstract_state
+
+REAL = Path(__file__).parent / "data" / "mesh_tf"
+CONFIG = tiny(n_vocab=53)
+PADDED = 64
+
+
+def variables(params):
+    """A model's parameters under gpt-neo's names and in its shapes; groups are of two layers."""
+    d = CONFIG.n_embd
+    found = {
+        "gpt2/wte": np.pad(np.asarray(params["wte"]), ((0, PADDED - CONFIG.n_vocab), (0, 0))),
+        "gpt2/wpe": params["wpe"],
+        "gpt2/ln_f/g": params["norm_f.scale"],
+        "gpt2/ln_f/b": params["norm_f.bias"],
+    }
+    for layer in range(CONFIG.n_layer):
+        own = {k: params[f"blocks.{layer % 2}.{k}"][layer // 2] for k in BLOCK}
+        for key, name in BLOCK.items():
+            value = np.asarray(own[key])
+            if key in ("attn.query", "attn.key", "attn.value", "attn.out"):
+                value = value.reshape(d, d)
+            found[f"gpt2/h{layer}/{name}"] = value
+    return {name: np.asarray(value, np.float32) for name, value in found.items()}
+
+
+BLOCK = {
+    **{
+        f"norm_{i}.{ours}": f"norm_{i}/{theirs}"
+        for i in (1, 2)
+        for ours, theirs in (("scale", "g"), ("bias", "b"))
+    },
+    "attn.query": "attn/q",
+    "attn.key": "attn/k",
+    "attn.value": "attn/v",
+    "attn.out": "attn/o",
+    "attn.out_bias": "attn/compute_output_bias/o_b",
+    "mlp.up": "mlp/conv1d_main/c_fc/kernel",
+    "mlp.up_bias": "mlp/conv1d_main/c_fc/bias",
+    "mlp.down": "mlp/conv1d_main/c_proj/kernel",
+    "mlp.down_bias": "mlp/conv1d_main/c_proj/bias",
+}
+
+
+@pytest.fixture
+def config_file(tmp_path):
+    path = tmp_path / "model.yml"
+    path.write_text(configuration.dump(Config(model=CONFIG, train=TrainConfig(steps=8, warmup_steps=2))))
+    return path
+
+
+@pytest.fixture
+def weights():
+    """Random values for every variable."""
+    rng = np.random.default_rng(0)
+    shapes = Transformer(CONFIG).params()
+    params = {name: rng.normal(size=p.shape) * 0.2 for name, p in shapes.items()}
+    return variables(params)
+
+
+def write(tmp_path, tensors, step=5, **options):
+    return writer.write(
+        tmp_path / "in" / f"model.ckpt-{step}", {**tensors, "global_step": np.int64(step)}, **options
+    )
+
+
+def hugging_face(tensors):
+    """transformers' GPT-Neo with the same weights, named by that library's own rules."""
+    import torch
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    c = CONFIG
+    config = GPTNeoConfig(
+        vocab_size=c.n_vocab,
+        hidden_size=c.n_embd,
+        num_layers=c.n_layer,
+        num_heads=c.n_head,
+        max_position_embeddings=c.n_ctx,
+        window_size=c.window_size,
+        attention_types=[[["global", "local"], c.n_layer // 2]],
+    )
+    config._attn_implementation = "eager"
+    renamed = {}
+    for name, value in tensors.items():
+        name = name.removeprefix("gpt2/").replace("norm_1", "ln_1").replace("norm_2", "ln_2")
+        name = name.replace("conv1d_main/", "").replace("compute_output_bias/o_b", "out_proj/bias")
+        if name.startswith("h"):
+            layer, rest = name[1:].split("/", 1)
+            name = f"h.{layer}.{rest}"
+        for short, full in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("o", "out_proj")):
+            if name.endswith(f"attn/{short}"):
+                name = name[: -len(short)] + f"{full}/kernel"
+        name = name.replace("attn/", "attn/attention/")
+        if name.endswith("kernel"):
+            name, value = name.removesuffix("kernel") + "weight", value.T
+        for theirs, full in (("g", "weight"), ("b", "bias")):
+            if name.endswith(f"/{theirs}"):
+                name = name.removesuffix(theirs) + full
+        if name in ("wte", "wpe"):
+            name, value = f"{name}/weight", value[: c.n_vocab] if name == "wte" else value
+        renamed["transformer." + name.replace("/", ".")] = torch.tensor(np.asarray(value, np.float32))
+    model = GPTNeoForCausalLM(config).eval()
+    missing, unexpected = model.load_state_dict(renamed, strict=False)
+    assert not unexpected and set(missing) <= {"lm_head.weight"}, (missing, unexpected)
+    model.tie_weights()
+    return model
+
+
+@pytest.mark.parametrize("shards, dtype", [(1, np.float32), (3, ml_dtypes.bfloat16)])
+def test_logits_are_those_of_the_same_weights_in_transformers(tmp_path, weights, config_file, shards, dtype):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    weights = {name: value.astype(dtype) for name, value in weights.items()}
+    loaded = mesh_tf.load(write(tmp_path, weights, shards=shards), config_file)
+    tokens = np.random.default_rng(1).integers(0, CONFIG.n_vocab, (2, CONFIG.n_ctx)).astype(np.int32)
+    with torch.no_grad():
+        theirs = hugging_face(weights)(torch.tensor(tokens).long()).logits.numpy()
+    np.testing.assert_allclose(loaded.model(tokens), theirs, atol=1e-4)
+    assert loaded.step == 5 and loaded.moments == {}
+
+
+def test_on_a_mesh_every_tensor_is_the_same_and_padding_is_zero(tmp_path, weights, config_file):
+    moments = {
+        f"{n}/{slot}": v + i for n, v in weights.items() for i, slot in enumerate(("adam_m", "adam_v"))
+    }
+    prefix = write(tmp_path, weights | moments)
+    plain = mesh_tf.load(prefix, config_file)
+    layout = layout_of("data:2, model:4", "batch:data, heads:model, vocab:model", "embd:data")
+    split = mesh_tf.load(prefix, config_file, layout)
+    for ours, others in (
+        (plain.model.params(), split.model.params()),
+        *zip(plain.moments.values(), split.moments.values()),
+    ):
+        for name, value in ours.items():
+            other = np.asarray(others[name])
+            if name == "wte":
+                assert other.shape[0] == 56 and not other[53:].any()
+                other = other[:53]
+            np.testing.assert_array_equal(value, other)
+
+
+def test_training_goes_on_with_the_moments_and_the_step(tmp_path):
+    data = str(write_data(tmp_path / "data", n_vocab=CONFIG.n_vocab))
+    settings = TrainConfig(
+        run_dir=str(tmp_path / "whole"), steps=6, batch_size=8, warmup_steps=2, log_every=1, checkpoint_every=3,
+        learning_rate=0.01, tensorboard=False,
+    )  # fmt: skip
+    config = Config(model=CONFIG, data=DataConfig(train=(SourceConfig(data),)), train=settings)
+    train(config)
+
+    model = Transformer(CONFIG)
+    with jax.set_mesh(model.layout.mesh), Checkpoints(tmp_path / "whole") as checkpoints:
+        state = checkpoints.restore(3, abstract_state(model, make_optimizer(settings, model.dims())))
+    adam = state["opt_state"][0]
+    tensors = variables(state["params"])
+    for slot, values in (("adam_m", adam.mu), ("adam_v", adam.nu)):
+        tensors |= {f"{name}/{slot}": value for name, value in variables(values).items()}
+    (tmp_path / "run.yml").write_text(configuration.dump(config))
+    loaded = mesh_tf.load(write(tmp_path, tensors, step=3), tmp_path / "run.yml")
+    assert loaded.keeps_moments
+    write_run(loaded.model, tmp_path / "on", loaded.config, loaded.step, loaded.opt_state())
+    train(configuration.of_run(tmp_path / "on"))
+
+    rows = {
+        name: [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "on")
+    }
+    losses = {
+        name: {r["step"]: (r["loss"], r["learning_rate"]) for r in found} for name, found in rows.items()
+    }
+    assert losses["on"] == {step: losses["whole"][step] for step in (4, 5, 6)}
+
+
+def test_without_moments_the_schedule_goes_on_and_they_begin_anew(tmp_path, weights, config_file):
+    loaded = mesh_tf.load(write(tmp_path, weights), config_file)
+    leaves = jax.tree_util.tree_leaves_with_path(loaded.opt_state())
+    counts = {str(path): int(v) for path, v in leaves if "count" in str(path[-1])}
+    assert sorted(counts.values()) == [0, 5]
+    write_run(loaded.model, tmp_path / "run", loaded.config, loaded.step, loaded.opt_state())
+    tokens = np.zeros((1, 4), np.int32)
+    np.testing.assert_array_equal(load_run(tmp_path / "run")(tokens), loaded.model(tokens))
+
+
+def without(name):
+    return lambda w: w.pop(name)
+
+
+def put(name, value):
+    return lambda w: w.update({name: np.asarray(value, np.float32)})
+
+
+@pytest.mark.parametrize(
+    "change, cause",
+    [
+        (without("gpt2/h1/attn/q"), r"no variable gpt2/h1/attn/q, which .*model\.yml asks for"),
+        (put("gpt2/h4/attn/q", np.ones((32, 32))), "holds gpt2/h4/attn/q, which the model"),
+        (put("gpt2/wpe", np.ones((25, 32))), r"gpt2/wpe has shape \[25, 32\], but by .* it has \[24, 32\]"),
+        (put("gpt2/wte", np.ones((52, 32))), r"gpt2/wte has shape \[52, 32\], but by .* it has \[53, 32\]"),
+        (put("gpt2/ln_f/g/adam_m", np.ones(3)), r"gpt2/ln_f/g/adam_m has shape \[3\]"),
+    ],
+)
+def test_what_does_not_fit_the_config_is_named(tmp_path, weights, config_file, change, cause):
+    change(weights)
+    with pytest.raises(NeojaxError, match=cause) as e:
+        mesh_tf.load(write(tmp_path, weights), config_file)
+    assert "\n" not in str(e.value)
+
+
+def test_a_missing_config_or_checkpoint_is_said(tmp_path, weights):
+    with pytest.raises(NeojaxError, match=r"which gpt-neo config.* there is none; name it with --config"):
+        mesh_tf.load(write(tmp_path, weights))
+    with pytest.raises(NeojaxError, match="has no TensorFlow checkpoint"):
+        mesh_tf.load(tmp_path)
+
+
+def neojax_convert(*arguments):
+    """`neojax convert`, without the parsers of the other commands."""
+    import argparse
+
+    from neojax.convert import command
+
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    command.run(parser.parse_args([str(a) for a in arguments]))
+
+
+def test_a_checkpoint_of_tensorflow_becomes_a_run(tmp_path, capsys):
+    pytest.importorskip("neojax.convert.gpt_neo")
+    neojax_convert(REAL, tmp_path / "run")
+    assert "at step 1234, with the optimizer's state" in capsys.readouterr().out
+    config = yaml.safe_load((tmp_path / "run" / "config.yml").read_text())
+    assert config["model"]["n_embd"] == 8 and config["train"]["steps"] == 2000
+    assert load_run(tmp_path / "run")(np.zeros((1, 4), np.int32)).shape == (1, 4, 53)
+
+
+def test_nothing_is_written_of_a_damaged_checkpoint(tmp_path, weights, config_file):
+    prefix = write(tmp_path, weights)
+    shard = prefix.with_name(prefix.name + ".data-00000-of-00001")
+    raw = shard.read_bytes()
+    for content, cause in ((raw[:-4], "cut short"), (raw[:-4] + b"oops", "bad checksum of gpt2/")):
+        shard.write_bytes(content)
+        with pytest.raises(NeojaxError, match=cause):
+            neojax_convert(prefix.parent, tmp_path / "run", "--config", config_file)
+        assert not list(tmp_path.glob("run*"))
