@@ -259,7 +259,7 @@ def expand_attention_types(spec: tuple, n_layer: int) -> tuple[str, ...]:
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Reads a YAML config and applies `section.key=value` overrides. Raises `NeojaxError`.
+    """Reads a YAML config, or a gpt-neo JSON config, and applies `section.key=value` overrides. Raises `NeojaxError`.
 
     With `model.init_from`, keys of `model` that are not given are those of the model there.
     """
@@ -271,6 +271,10 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def _read(path: Path) -> Any:
+    if path.suffix == ".json":
+        from neojax.convert import gpt_neo  # it reads the keys of this module
+
+        return gpt_neo.load(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as e:

@@ -238,10 +238,18 @@ def fill_shape(shape: Mapping[str, int], devices: int, what: str) -> dict[str, i
         free = next((a for a, s in shape.items() if s == -1), next(iter(shape)))
         raise NeojaxError(
             f"{what} needs {'a multiple of ' if -1 in shape.values() else ''}{known} device(s) but there "
-            f"{'is' if devices == 1 else 'are'} {devices}; try mesh.shape={free}:-1, "
+            f"{'is' if devices == 1 else 'are'} {devices}; try mesh.shape={_fitting(shape, free, devices)}, "
             f"or mesh.cpu_devices={known} to run on fake CPU devices"
         )
     return filled
+
+
+def _fitting(shape: Mapping[str, int], free: str, devices: int) -> str:
+    """A shape with the same axes for `devices`: `free` takes what the others, where they divide it, leave."""
+    others = [axis for axis in shape if axis != free]
+    keep = devices % math.prod(shape[axis] for axis in others) == 0
+    sizes = {axis: shape[axis] if keep else 1 for axis in others} | {free: -1}
+    return ",".join(f"{axis}:{sizes[axis]}" for axis in shape)
 
 
 def make_layout(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Layout:

@@ -15,6 +15,7 @@ from jax.experimental import multihost_utils
 
 from neojax import config as configuration
 from neojax.config import Config, SourceConfig
+from neojax.convert import gpt_neo
 from neojax.data import tokenizer as tokenizers
 from neojax.data.loader import check_ids, train_batches, validation_batches
 from neojax.data.sources import TokenSource, open_source
@@ -60,6 +61,7 @@ def train(config: Config) -> None:
         raise NeojaxError(
             "train.run_dir is not set; name the folder of this run, such as train.run_dir=runs/first"
         )
+    gpt_neo.missing(config.train.run_dir, config.data.train, config.data.validation)
     sources = check_data(config)  # before the devices are started: wrong paths are the commonest error
     layout = make_layout(config.mesh)
     model, optimizer = build(config, layout)

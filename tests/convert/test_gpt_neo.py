@@ -1,0 +1,229 @@
+"""gpt-neo's JSON configs: every shipped file, every key, and what cannot be honoured."""
+
+import json
+
+import pytest
+import yaml
+
+from neojax import cli
+from neojax import config as configuration
+from neojax.convert import gpt_neo
+from neojax.errors import NeojaxError
+
+SMALL = {
+    "n_head": 2,
+    "n_embd": 16,
+    "n_vocab": 32,
+    "n_ctx": 8,
+    "n_layer": 2,
+    "attention_types": [[["global", "local"], 1]],
+    "lr": 0.001,
+    "train_batch_size": 8,
+    "train_steps": 10,
+    "opt_name": "adam",
+    "warmup_steps": 2,
+}
+
+
+def write(folder, **keys):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**SMALL, **keys}))
+    return path
+
+
+def load(folder, **keys):
+    return configuration.load(write(folder, **keys))
+
+
+@pytest.fixture(scope="module")
+def shipped(shared_data):
+    files = sorted((shared_data / "gpt-neo-configs").glob("*.json"))
+    assert len(files) == 10
+    return files
+
+
+def test_every_shipped_config_loads_and_its_yaml_is_the_same_config(shipped, tmp_path):
+    for path in shipped:
+        config = configuration.load(path)
+        again = tmp_path / "run.yml"
+        again.write_text(gpt_neo.convert_text(path))
+        assert configuration.load(again) == config, path.name
+        raw = json.loads(path.read_text())
+        model, train = config.model, config.train
+        for key in ("n_head", "n_embd", "n_vocab", "n_ctx", "n_layer", "res_dropout", "scale_by_depth"):
+            assert getattr(model, key) == raw[key]
+        assert (train.learning_rate, train.batch_size, train.steps) == (
+            raw["lr"],
+            raw["train_batch_size"],
+            raw["train_steps"],
+        )
+        assert train.weight_decay == raw["weight_decay"] and train.clip_norm == raw["gradient_clipping"]
+        assert train.remat == ("full" if raw["recompute_grad"] else "none")
+        assert train.precision == raw.get("precision", "float32")
+        assert train.run_dir == raw["model_path"]
+        assert model.activation_function == "gelu_new"
+        assert not train.bias_correction and train.warmup_scales_decay
+
+
+def test_every_shipped_mesh_and_layout_fits_its_model(shipped):
+    from neojax.mesh import abstract_layout
+    from neojax.models import Transformer
+    from neojax.training.optimizer import make_optimizer
+
+    for path in shipped:
+        config = configuration.load(path)
+        model = Transformer(config.model, abstract_layout(config.mesh))
+        model.stored()
+        mask = make_optimizer(config.train, model.dims())  # the patterns of no_decay match
+        assert mask is not None
+
+
+def test_datasets_are_resolved_beside_the_config(shipped):
+    by_name = {path.stem: configuration.load(path) for path in shipped}
+    bare = by_name["gpt2_small"]  # "datasets": ["openwebtext2_new_inputs"]
+    assert [s.path for s in bare.data.train] == [
+        "gs://neo-datasets/openwebtext2_new_inputs/train/*.tfrecords"
+    ]
+    assert bare.data.validation[0].path.endswith("eval/*.tfrecords")
+    assert (bare.train.eval_every, bare.train.eval_batches) == (
+        5000,
+        8,
+    )  # 30 x 128 sequences in batches of 512
+    assert by_name["gpt3_13B_256"].train.microbatch == 16  # 2048 tokens a replica, 16 replicas
+    assert by_name["gpt3_XL_256_Pile"].mesh.layout == "batch:x, memory_length:y, embd:y"
+
+
+def test_weights_nulls_and_several_datasets(tmp_path):
+    (tmp_path / "dataset_configs").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / f"{name}_0.tfrecords").touch()
+        text = {
+            "path": f"{name}_*.tfrecords",
+            "eval_path": "",
+            "tokenizer_path": f"{name}.json",
+            "n_vocab": 32,
+        }
+        (tmp_path / "dataset_configs" / f"{name}.json").write_text(json.dumps(text))
+    config = load(
+        tmp_path, datasets=[["a", 25, "documents_random", 3.0], ["b", None, None, None]], eval_steps=5
+    )
+    assert [(s.path, s.weight) for s in config.data.train] == [
+        (str(tmp_path / "a_*.tfrecords"), 3.0),
+        (str(tmp_path / "b_*.tfrecords"), 1.0),
+    ]
+    assert config.data.validation == ()
+
+
+FEATURES = {
+    "rotary_emb": ({"rotary_emb": True}, "model.rotary_emb", True),
+    "rotary off": ({"rotary_emb": False}, "model.rotary_emb", False),
+    "axial": ({"axial_pos_emb": [4, 2]}, "model.axial_pos_emb", (4, 2)),
+    "memory": ({"num_mem_kv": "4"}, "model.num_mem_kv", 4),
+    "untied": ({"no_weight_tie": True}, "model.tie_word_embeddings", False),
+    "radius": ({"local_attention_radius": 4}, "model.window_size", 4),
+    "what was read": ({"activation_fn": "selu"}, "model.activation_function", "selu"),
+    "what was written": ({"activation_function": "mish"}, "model.activation_function", "mish"),
+    "gelu": ({"activation_function": "gelu"}, "model.activation_function", "gelu_new"),
+    "adafactor": ({"opt_name": "Adafactor"}, "train.optimizer", "adafactor"),
+    "numeric text": ({"lr": "1e-4"}, "train.learning_rate", 1e-4),
+    "null": ({"gradient_clipping": None, "seed": None}, "train.clip_norm", 0.0),
+    "no decay": ({"lr_decay": None}, "train.schedule", "constant"),
+    "linear": ({"lr_decay": "linear", "lr_decay_end": 7}, "train.decay_steps", 7),
+    "z_loss": ({}, "train.z_loss", 1e-4),
+    "entmax": ({"entmax_loss": True}, "train.loss", "entmax"),
+    "remat": ({"recompute_grad": True}, "train.remat", "full"),
+    "bf16": ({"precision": "bfloat16"}, "train.precision", "bfloat16"),
+    "seed": ({"seed": 7}, "train.seed", 7),
+    "microbatch": ({"tokens_per_mb_per_replica": 24}, "train.microbatch", 2),  # 3 rows do not divide 8
+    "masked": ({"mlm_training": True, "mlm_mask_id": 31}, "model.causal", False),
+    "mask": ({"mlm_training": True, "mlm_mask_id": 31, "mlm_mask_prob": 0.3}, "train.mlm_mask_prob", 0.3),
+    "mask unused": ({"mlm_mask_id": 31}, "train.mlm_mask_id", None),
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_each_key_has_its_meaning(name, tmp_path):
+    keys, where, value = FEATURES[name]
+    if "microbatch" in where:
+        keys = {**keys, "mesh_shape": "x:1", "layout": "batch:x"}
+    section, key = where.split(".")
+    assert getattr(getattr(load(tmp_path, **keys), section), key) == value
+
+
+def test_unknown_keys_and_rules_are_listed_once(tmp_path, capsys):
+    config = load(
+        tmp_path,
+        my_key=1,
+        other=2,
+        iterations=500,
+        mesh_shape="x:1;y:1",
+        layout="batch:x vocab:n_vocab,foo:y",
+    )
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1 and "layout rule vocab:n_vocab, layout rule foo:y, my_key, other" in err
+    assert "iterations" not in err
+    assert (config.mesh.shape, config.mesh.layout) == ("x:1, y:1", "batch:x")
+    assert "my_key" in gpt_neo.convert_text(tmp_path / "config.json").splitlines()[1]
+
+
+def test_rezero_and_scalenorm_have_weights_to_leave_undecayed(tmp_path):
+    from neojax.models import Transformer
+    from neojax.training.optimizer import decay_mask
+
+    for keys in ({}, {"rezero": True}, {"scalenorm": True}):
+        config = load(tmp_path, **keys)
+        mask = decay_mask(config.train.no_decay, Transformer(config.model).dims())
+        kept = {n for n, decays in mask.items() if not decays}
+        assert kept and all("bias" in n or "norm_1" in n or "norm_2" in n or "gate" in n for n in kept)
+        assert mask["norm_f.scale"] and mask["norm_f.bias"] and mask["wte"]  # gpt-neo decays ln_f
+
+
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        ({"moe_layers": [1]}, "moe_layers"),
+        ({"n_head": None}, "n_head"),
+        ({"activation_function": "geluu"}, "gelu"),
+        ({"lr": "fast"}, "lr: expected a number"),
+        ({"lr_decay": "sudden"}, "lr_decay"),
+        ({"mlm_training": True}, "mlm_mask_id"),
+        ({"model_type": "gpt_neo"}, "Hugging Face"),
+        ({"datasets": [[3]]}, "datasets"),
+        ({"axial_pos_emb": [2, 2]}, "axial_pos_emb"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line(keys, message, tmp_path):
+    with pytest.raises(NeojaxError, match=message) as e:
+        load(tmp_path, **keys)
+    assert "\n" not in str(e.value)
+
+
+def test_not_json(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(NeojaxError, match="not valid JSON"):
+        configuration.load(tmp_path / "config.json")
+
+
+def test_paths_that_are_not_here_are_one_line_with_the_overrides(tmp_path, capsys):
+    path = write(tmp_path, datasets=["pile-x"], model_path="gs://bucket/My_Model")
+    assert cli.main(["train", str(path)]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "dataset_configs/pile-x.json" in err and "data.train=PATH train.run_dir=runs/My_Model" in err
+
+
+def test_a_mesh_larger_than_the_machine_names_a_shape_that_fits():
+    from neojax.mesh import fill_shape
+
+    with pytest.raises(NeojaxError, match=r"mesh\.shape=x:-1,y:2"):
+        fill_shape({"x": 128, "y": 2}, 8, "mesh.shape")
+    with pytest.raises(NeojaxError, match=r"mesh\.shape=x:-1,y:1"):
+        fill_shape({"x": 64, "y": 4}, 2, "mesh.shape")
+
+
+def test_convert_writes_commented_yaml(tmp_path):
+    path = write(tmp_path, mlm_training=True, mlm_mask_id=31)
+    assert cli.main(["convert", str(path), str(tmp_path / "run.yml")]) == 0
+    text = (tmp_path / "run.yml").read_text()
+    assert "learning_rate: 0.001  # lr" in text and "causal: false  # mlm_training" in text
+    assert yaml.safe_load(text) == gpt_neo.load(path)
