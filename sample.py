@@ -1,4 +1,4 @@
-"""Text from a trained model: `python sample.py RUN_OR_CHECKPOINT --prompt TEXT`."""
+"""Generates text: `python sample.py RUN_OR_CHECKPOINT [--prompt TEXT] [section.key=value ...]`."""
 
 import sys
 

@@ -1,125 +1,202 @@
-"""`neojax sample RUN [--prompt TEXT]`: text from a trained model."""
+"""`neojax sample RUN_OR_CHECKPOINT [--prompt TEXT ...] [mesh.key=value ...]`."""
 
 import json
 import sys
+import warnings
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from neojax import config
+from neojax.config import MeshConfig
 from neojax.errors import NeojaxError
+
+if TYPE_CHECKING:
+    from neojax.sampling.generate import Sample
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """The arguments of `neojax sample`."""
     parser.add_argument(
-        "model",
+        "source",
         metavar="RUN_OR_CHECKPOINT",
         help="a run directory, RUN/checkpoints/STEP, or a Hugging Face directory",
     )
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument(
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="text to continue; repeat for several (default: none)",
+    )
+    prompts.add_argument(
+        "--prompt-file",
+        metavar="FILE",
+        help='a prompt from a text file (- for standard input), or one a line from .jsonl: {"prompt": TEXT}',
+    )
+    number = parser.add_argument
+    number("--max-new-tokens", type=int, default=128, metavar="N", help="tokens to generate (%(default)s)")
+    number("--temperature", type=float, default=1.0, metavar="T", help="0: the likeliest token (%(default)s)")
+    number(
+        "--top-k", type=int, default=0, metavar="K", help="only the K likeliest tokens; 0: all (%(default)s)"
+    )
+    number(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="only the likeliest tokens that together have probability P (%(default)s)",
+    )
+    number(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="only tokens at least P times as likely as the likeliest (%(default)s)",
+    )
+    number(
+        "--repetition-penalty",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="above 1: tokens seen before become less likely (%(default)s)",
+    )
+    number("--seed", type=int, default=0, metavar="S", help="the same seed gives the same text (%(default)s)")
+    number("--num-samples", type=int, default=1, metavar="N", help="samples of each prompt (%(default)s)")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeat for several"
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object a sample: prompt, text, tokens, finish_reason",
+    )
+    parser.add_argument("--no-stream", action="store_true", help="print a sample only when it is complete")
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="mesh.key=value",
-        help="the mesh to sample on, as in mesh.shape=model:4 mesh.layout=heads:model,mlp:model,vocab:model",
+        help="the mesh to run on, on top of the run's, as in mesh.cpu_devices=8 (default: one device)",
     )
-    parser.add_argument("--prompt", action="append", default=[], metavar="TEXT", help="repeat it for several")
-    parser.add_argument(
-        "--prompt-file",
-        action="append",
-        default=[],
-        metavar="F",
-        help='a file that is one prompt, or a .jsonl with a "prompt" (or "text") a line; - is standard input',
-    )
-    parser.add_argument("--max-new-tokens", type=int, default=128, metavar="N")
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy")
-    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens")
-    parser.add_argument(
-        "--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest tokens of mass P"
-    )
-    parser.add_argument(
-        "--min-p", type=float, default=0.0, metavar="P", help="drop tokens below P times the likeliest"
-    )
-    parser.add_argument(
-        "--repetition-penalty", type=float, default=1.0, metavar="X", help="above 1: fewer repeated tokens"
-    )
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same text")
-    parser.add_argument("--num-samples", type=int, default=1, metavar="N", help="samples of each prompt")
-    parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before TEXT; may be repeated"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object a sample, and nothing else")
-    parser.add_argument("--no-stream", action="store_true", help="print the text when it is complete")
-    parser.add_argument(
-        "--dtype", default="auto", choices=("auto", "float32", "bfloat16"), help="compute type"
-    )
+    _let_overrides_stand_last(parser)
+
+
+def _let_overrides_stand_last(parser: ArgumentParser) -> None:
+    """argparse before Python 3.13 takes an optional positional argument only next to the one before it."""
+    parse = parser.parse_known_args
+
+    def parse_known_args(args=None, namespace=None):
+        found, rest = parse(args, namespace)
+        late = [word for word in rest if "=" in word and not word.startswith("-")]
+        found.overrides = [*found.overrides, *late]
+        return found, [word for word in rest if word not in late]
+
+    parser.parse_known_args = parse_known_args  # type: ignore[method-assign, assignment]
 
 
 def run(args: Namespace) -> None:
-    """Prints the samples. Raises `NeojaxError` for what the user can mend."""
-    prompts = [*args.prompt, *(text for name in args.prompt_file for text in read_prompts(name))] or [""]
-    for text in args.overrides:
-        if not text.startswith("mesh."):
-            raise NeojaxError(f"{text!r}: only mesh.key=value can be set here; the rest comes with the model")
-    mesh = config.from_dict({}, args.overrides).mesh if args.overrides else None
+    """Generates and prints what the arguments ask for."""
+    prompts = read_prompts(args)
+    mesh = mesh_of(args.source, args.overrides)
     from neojax.loading import load
-    from neojax.sampling.generate import generate
+    from neojax.sampling.generate import check_settings, generate
 
-    model = load(args.model, mesh=mesh, dtype=args.dtype)
-    streams = not args.json and not args.no_stream and len(prompts) * args.num_samples == 1
-    if streams:
+    settings = {
+        name: getattr(args, name)
+        for name in (
+            *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
+            *("seed", "num_samples", "stop"),
+        )
+    }
+    check_settings(**settings)  # before the weights are read
+    model = load(args.source, mesh=mesh)
+    if model.tokenizer is None:
+        raise NeojaxError(
+            f"{args.source} has no tokenizer, so there is no text to continue; use neojax.generate"
+        )
+    streaming = not (args.json or args.no_stream) and len(prompts) * args.num_samples == 1
+    if streaming:
         print(prompts[0], end="", flush=True)
-    samples = generate(
-        model,
-        prompts,
-        max_new_tokens=args.max_new_tokens,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        repetition_penalty=args.repetition_penalty,
-        seed=args.seed,
-        num_samples=args.num_samples,
-        stop=args.stop,
-        stream=(lambda row, piece: print(piece, end="", flush=True)) if streams else None,
-        return_samples=True,
-    )
-    if streams:
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+        samples = generate(
+            model,
+            prompts,
+            **settings,
+            stream=(lambda _, piece: print(piece, end="", flush=True)) if streaming else None,
+            return_samples=True,
+        )
+    if streaming:
         print()
-        return
-    for i, sample in enumerate(samples):
-        if args.json:
-            print(json.dumps(vars(sample), ensure_ascii=False), flush=True)
-            continue
-        if len(samples) > 1:
-            print(
-                f"{'' if i == 0 else chr(10)}--- prompt {i // args.num_samples + 1}, sample {i % args.num_samples + 1}"
-            )
-        print(f"{sample.prompt}{sample.text}", flush=True)
+    elif args.json:
+        for sample in samples:
+            print(as_json(sample), flush=True)
+    else:
+        for i, sample in enumerate(samples):
+            if len(samples) > 1:
+                print(f"{'' if i == 0 else chr(10)}--- {i + 1} of {len(samples)}")
+            print(f"{sample.prompt}{sample.text}", flush=True)
 
 
-def read_prompts(name: str) -> list[str]:
-    """The prompts of a file. Raises `NeojaxError`."""
+def as_json(sample: "Sample") -> str:
+    """A sample as one line of JSON."""
+    return json.dumps(
+        {
+            "prompt": sample.prompt,
+            "text": sample.text,
+            "tokens": sample.tokens,
+            "finish_reason": sample.finish_reason,
+        },
+        ensure_ascii=False,
+    )
+
+
+def read_prompts(args: Namespace) -> list[str]:
+    """The prompts that the arguments give; one empty prompt where they give none. Raises `NeojaxError`."""
+    if args.prompt_file is None:
+        return args.prompt or [""]
+    name = args.prompt_file
     try:
         text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise NeojaxError(
-            f"--prompt-file {name}: cannot read it as text: {getattr(e, 'strerror', None) or e}"
-        ) from None
+    except OSError as e:
+        raise NeojaxError(f"cannot read --prompt-file {name}: {e.strerror or e}") from None
+    except UnicodeDecodeError:
+        raise NeojaxError(f"--prompt-file {name} is not UTF-8 text") from None
     if not name.endswith(".jsonl"):
-        return [text]
+        return [text.removesuffix("\n")]  # the line end that editors add
     prompts = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         try:
-            value: Any = json.loads(line)
-        except json.JSONDecodeError:
-            value = None
-        found = value.get("prompt", value.get("text")) if isinstance(value, dict) else value
-        if not isinstance(found, str):
-            raise NeojaxError(f'--prompt-file {name}: line {number} is not a JSON object with a "prompt"')
-        prompts.append(found)
+            entry = json.loads(line)
+        except ValueError:
+            entry = None
+        prompt = entry.get("prompt") if isinstance(entry, dict) else entry
+        if not isinstance(prompt, str):
+            raise NeojaxError(
+                f'--prompt-file {name}, line {number}: expected {{"prompt": TEXT}} or a text in quotes'
+            )
+        prompts.append(prompt)
     if not prompts:
-        raise NeojaxError(f"--prompt-file {name} holds no prompt")
+        raise NeojaxError(f"--prompt-file {name} has no prompts; expected one a line")
     return prompts
+
+
+def mesh_of(source: str, overrides: list[str]) -> MeshConfig | None:
+    """The mesh of the run with `overrides`, or None (one device) without any. Raises `NeojaxError`."""
+    if not overrides:
+        return None
+    for override in overrides:
+        if not override.startswith("mesh."):
+            raise NeojaxError(
+                f"override {override!r}: sampling takes those of the mesh, such as mesh.cpu_devices=8"
+            )
+    from neojax.convert import hf
+    from neojax.loading import find_run
+
+    path = Path(source)
+    raw = {}
+    if not hf.is_hf_dir(path):
+        raw = {"mesh": config.to_dict(config.load(find_run(path)[0] / "config.yml").mesh)}
+    return config.from_dict(raw, overrides, source=source).mesh

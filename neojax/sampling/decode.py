@@ -23,13 +23,13 @@ from neojax.sampling.logits import Controls, next_token
 class Rows(NamedTuple):
     """What a batch of rows carries from step to step; the first dimension of every array is batch.
 
-    `start`: the time of the row's first token; `token`: the newest one; `count`: tokens generated; `limit`: at how
+    `start`: the time of the row's first token; `token`: the newest one; `made`: tokens generated; `limit`: at how
     many of them to end; `key`: uint32 [batch, 2]; `present`: bool [batch, vocab], the tokens of the row so far.
     """
 
     start: jax.Array
     token: jax.Array
-    count: jax.Array
+    made: jax.Array
     limit: jax.Array
     key: jax.Array
     present: jax.Array
@@ -92,7 +92,13 @@ class Decoder:
         a row, and the rows, whose buffers take the place of those given.
         """
         tokens, rows = _decode(
-            *self._decode, rows, self.put(np.int32(time)), self.put(done, "batch"), eos, controls, steps
+            *self._decode,
+            rows,
+            self.put(np.array(time, np.int32)),
+            self.put(done, "batch"),
+            eos,
+            controls,
+            steps,
         )
         return self.fetch(tokens), rows
 
@@ -172,11 +178,11 @@ def _decode(
         step, rows, done, out = carry
         hidden, caches = model.hidden(rows.token[:, None], Window(rows.start, time + step), rows.caches)
         logits = _last_logits(model, hidden)
-        token, present = _draw(model.layout, logits, rows.present, rows.key, rows.count, controls)
-        count = jnp.where(done, rows.count, rows.count + 1)
+        token, present = _draw(model.layout, logits, rows.present, rows.key, rows.made, controls)
+        made = jnp.where(done, rows.made, rows.made + 1)
         out = jnp.where((jnp.arange(steps) == step) & ~done[:, None], token[:, None], out)
-        done = done | jnp.any(token[:, None] == eos, axis=-1) | (count >= rows.limit)
-        rows = rows._replace(token=token, count=count, present=present, caches=caches)
+        done = done | jnp.any(token[:, None] == eos, axis=-1) | (made >= rows.limit)
+        rows = rows._replace(token=token, made=made, present=present, caches=caches)
         return step + 1, rows, done, out
 
     out = jnp.full((done.shape[0], steps), -1, jnp.int32, device=model.layout.sharding(["batch", ""]))

@@ -100,9 +100,13 @@ class Sampler:
     ) -> list[Sample]:
         """Continues every prompt `num_samples` times; see `generate`."""
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        _check(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, num_samples, stop)
+        check_settings(
+            max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, num_samples, stop
+        )
         if stop and self.tokenizer is None:
-            raise NeojaxError("stop strings need a tokenizer and this model has none; stop at token ids with eos")
+            raise NeojaxError(
+                "stop strings need a tokenizer and this model has none; stop at token ids with eos"
+            )
         if eos is None:
             eos = () if self.eos_token_id is None else (self.eos_token_id,)
         eos = (eos,) if isinstance(eos, int) else tuple(eos)
@@ -110,8 +114,10 @@ class Sampler:
             *(np.float32(temperature), np.int32(min(top_k, self.config.n_vocab)), np.float32(top_p)),
             *(np.float32(min_p), np.float32(repetition_penalty)),
         )
-        given = [prompts] if isinstance(prompts, str) else list(prompts)
-        rows = []
+        given: list[str | list[int]] = (
+            [prompts] if isinstance(prompts, str) else [p if isinstance(p, str) else list(p) for p in prompts]
+        )
+        rows: list[_Row] = []
         for number, prompt in enumerate(given):
             tokens = self._fit(self.encode(prompt), max_new_tokens, number)
             limit = min(max_new_tokens, max(1, self.config.n_ctx - len(tokens)))
@@ -126,14 +132,13 @@ class Sampler:
             self._run(by_length[first : first + BATCH], max_new_tokens, eos, controls)
         return [
             Sample(
-                given[row.index // num_samples] if isinstance(given[row.index // num_samples], str)
-                else list(row.prompt),
+                given[row.index // num_samples],
                 None if self.tokenizer is None else row.continuation.text,
                 row.continuation.tokens,
                 row.finish_reason or "length",
             )
             for row in rows
-        ]  # fmt: skip
+        ]
 
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """The tokens of a prompt; an empty one is the end-of-document token alone, before which all text begins."""
@@ -308,7 +313,17 @@ def _row_key(seed: int, prompt: tuple[int, ...], sample: int) -> np.ndarray:
     return np.asarray(_fold(np.uint32(seed), np.uint32(content), np.uint32(sample)))
 
 
-def _check(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, num_samples, stop):
+def check_settings(
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    repetition_penalty: float,
+    seed: int,
+    num_samples: int,
+    stop: Sequence[str],
+) -> None:
     """Raises `NeojaxError` for a setting outside its range."""
     for name, value, good, expected in (
         ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
@@ -316,7 +331,12 @@ def _check(max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty,
         ("top_k", top_k, top_k >= 0, "0 (off) or a number of tokens"),
         ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1 (off)"),
         ("min_p", min_p, 0 <= min_p <= 1, "0 (off) to 1"),
-        ("repetition_penalty", repetition_penalty, 0 < repetition_penalty < float("inf"), "above 0; 1 is off"),
+        (
+            "repetition_penalty",
+            repetition_penalty,
+            0 < repetition_penalty < float("inf"),
+            "above 0; 1 is off",
+        ),
         ("seed", seed, 0 <= seed < 2**32, "0 to 4294967295"),
         ("num_samples", num_samples, num_samples >= 1, "at least 1"),
     ):
