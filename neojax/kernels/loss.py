@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from neojax import named
+from neojax.kernels.chunked_loss import chunked_cross_entropy
 from neojax.kernels.entmax import entmax_loss
 
 
@@ -32,8 +33,24 @@ def cross_entropy(
 
     targets: int32 [batch, sequence]; -1 is not scored. Returns scalars (objective, negative log-likelihood in
     nats, number of scored tokens); the objective is the likelihood term plus `z_loss` times the squared
-    log-partition (PaLM, section 5). With `entmax` the loss of `kernels.entmax` stands in for the likelihood. The target's logit is picked by comparison, which works on a split vocabulary.
+    log-partition (PaLM, section 5). With `entmax` the loss of `kernels.entmax` stands in for the likelihood.
+    Rule: in chunks of tokens, unless `entmax` asks for whole rows of logits.
     """
+    if entmax:
+        return reference_cross_entropy(hidden, table, targets, n_vocab, z_loss, entmax)
+    return chunked_cross_entropy(hidden, table, targets, n_vocab, z_loss)
+
+
+def reference_cross_entropy(
+    hidden: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    n_vocab: int,
+    z_loss: float = 0.0,
+    entmax: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """As `cross_entropy`, by the definition: all logits at once. The target's logit is picked by comparison, which
+    works on a split vocabulary."""
     scores = logits(hidden, table, n_vocab)
     targets = named.lay(targets, "batch sequence")
     scored = targets >= 0
