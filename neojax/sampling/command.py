@@ -61,6 +61,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="R",
         help="above 1: tokens seen before become less likely (%(default)s)",
     )
+    parser.add_argument(
+        "--entmax", action="store_true", help="draw from entmax, as a model trained with train.loss=entmax wants"
+    )
     number("--seed", type=int, default=0, metavar="S", help="the same seed gives the same text (%(default)s)")
     number("--num-samples", type=int, default=1, metavar="N", help="samples of each prompt (%(default)s)")
     parser.add_argument(
@@ -123,6 +126,7 @@ def run(args: Namespace) -> None:
             model,
             prompts,
             **settings,
+            entmax=args.entmax,
             stream=(lambda _, piece: print(piece, end="", flush=True)) if streaming else None,
             return_samples=True,
         )

@@ -92,6 +92,7 @@ class Sampler:
         top_p: float = 1.0,
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
+        entmax: bool = False,
         seed: int = 0,
         num_samples: int = 1,
         stop: str | Sequence[str] = (),
@@ -112,7 +113,7 @@ class Sampler:
         eos = (eos,) if isinstance(eos, int) else tuple(eos)
         controls = Controls(
             *(np.float32(temperature), np.int32(min(top_k, self.config.n_vocab)), np.float32(top_p)),
-            *(np.float32(min_p), np.float32(repetition_penalty)),
+            *(np.float32(min_p), np.float32(repetition_penalty), np.bool_(entmax)),
         )
         given: list[str | list[int]] = (
             [prompts] if isinstance(prompts, str) else [p if isinstance(p, str) else list(p) for p in prompts]
@@ -235,6 +236,7 @@ def generate(
     top_p: float = 1.0,
     min_p: float = 0.0,
     repetition_penalty: float = 1.0,
+    entmax: bool = False,
     seed: int = 0,
     num_samples: int = 1,
     stop: str | Sequence[str] = (),
@@ -246,7 +248,8 @@ def generate(
 
     The same seed gives the same text, whatever else is in the batch and whatever the mesh. A temperature of 0 takes the
     likeliest token; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off; the filters apply in that order
-    and as in Hugging Face. A row ends at a `stop` string (of which nothing is returned), at a token in `eos`
+    and as in Hugging Face. With `entmax` tokens are drawn from a sparse distribution (gpt-neo's entmax_sampling, for
+    models trained with train.loss=entmax). A row ends at a `stop` string (of which nothing is returned), at a token in `eos`
     (default: the model's end-of-document token; () for none) or after `max_new_tokens`. Prompt and continuation
     share n_ctx positions: a prompt keeps its last n_ctx - max_new_tokens tokens, or n_ctx / 2 if that is more, with
     a warning if it was longer. `stream(index, text)` is called with pieces of text as they come; index counts samples,
@@ -264,6 +267,7 @@ def generate(
         top_p=top_p,
         min_p=min_p,
         repetition_penalty=repetition_penalty,
+        entmax=entmax,
         seed=seed,
         num_samples=num_samples,
         stop=stop,

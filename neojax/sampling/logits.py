@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from neojax.kernels.entmax import entmax
+
 
 class Controls(NamedTuple):
     """How the next token is drawn, as scalars. `temperature` 0 takes the likeliest token; `top_k` 0, `top_p` 1,
@@ -22,6 +24,7 @@ class Controls(NamedTuple):
     top_p: Any = 1.0
     min_p: Any = 0.0
     repetition_penalty: Any = 1.0
+    entmax: Any = False
 
 
 def penalise(logits: jax.Array, present: jax.Array, penalty: jax.Array | float) -> jax.Array:
@@ -55,9 +58,15 @@ def keep_min_p(logits: jax.Array, p: jax.Array | float) -> jax.Array:
     return jnp.where(logits - top >= jnp.log(p), logits, -jnp.inf)
 
 
+def sparse(logits: jax.Array) -> jax.Array:
+    """The logarithms of entmax's probabilities, most of which are zero (`kernels.entmax`)."""
+    return jnp.log(entmax(logits))
+
+
 def warp(logits: jax.Array, controls: Controls) -> jax.Array:
-    """Temperature, top-k, top-p and min-p, in this order (Hugging Face's); the temperature must be above 0."""
+    """Temperature, entmax, then top-k, top-p and min-p in Hugging Face's order; the temperature must be above 0."""
     logits = logits / controls.temperature
+    logits = jax.lax.cond(controls.entmax, sparse, lambda logits: logits, logits)
     for keep, value, on in (
         (keep_top_k, controls.top_k, controls.top_k > 0),
         (keep_top_p, controls.top_p, controls.top_p < 1),
