@@ -1,0 +1,110 @@
+"""Decoding with a cache is the whole forward pass: logits at every position, and the greedy text on every mesh."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from helpers import layout_of, perturbed, tiny
+from jax import numpy as jnp
+
+from neojax.models import Transformer
+from neojax.models.layers import Window
+from neojax.sampling.decode import Decoder
+from neojax.sampling.generate import generate
+
+PROMPTS = [[1, 2, 3], [5] * 12, [60, 0, 7, 9, 9, 31, 2], [44]]
+LAYOUTS = {
+    "data": ("data:8", "batch:data", ""),
+    "model": ("model:4", "heads:model, mlp:model, vocab:model", ""),
+    "fsdp and model": ("data:4, model:2", "batch:data, heads:model, mlp:model, vocab:model", "embd:data"),
+    "embd": ("x:2, y:4", "batch:x, embd:y", ""),
+    "sequence": ("x:2, y:4", "batch:x, sequence:y", "embd:x+y"),
+}
+
+
+def make(config, layout=None, seed=0):
+    """A model with the same noisy weights whatever the layout; rows that pad the vocabulary are noise as well."""
+    plain = Transformer(config).init(seed)
+    weights = perturbed(plain.params(), seed)
+    if layout is None:
+        return plain.bind(weights)
+    model = Transformer(config, layout)
+    noise = np.random.default_rng(9)
+    values = {}
+    for name, spec in model.stored().items():
+        value = noise.normal(size=spec.shape).astype(np.float32)
+        value[tuple(map(slice, weights[name].shape))] = weights[name]
+        values[name] = jax.device_put(value, spec.sharding)
+    return model.bind(values)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make(tiny())
+
+
+def greedy_without_cache(model, prompt, count):
+    tokens = list(prompt)
+    for _ in range(count):
+        padded = np.zeros((1, model.config.n_ctx), np.int32)
+        padded[0, : len(tokens)] = tokens
+        tokens.append(int(np.argmax(np.asarray(model(padded))[0, len(tokens) - 1])))
+    return tokens[len(prompt) :]
+
+
+@pytest.mark.parametrize("attention", [("global", "local"), ("local",), ("global", "linear")])
+def test_cached_logits_are_those_of_the_whole_pass_past_the_window_with_padding(attention):
+    config = tiny(attention_types=attention)
+    model = make(config)
+    decoder = Decoder(model)
+    single = nnx.merge(*decoder._decode)
+    lengths, first = [3, 9, 1], 9
+    tokens = np.random.default_rng(0).integers(0, 61, (3, 24)).astype(np.int32)
+    whole = np.asarray(model(tokens))
+    prompts = np.zeros((3, first), np.int32)
+    for row, length in enumerate(lengths):
+        prompts[row, first - length :] = tokens[row, :length]
+    put = decoder.put
+    start = put(np.array([first - n for n in lengths], np.int32), "batch")
+    slots = {"global": 24, "local": 7}  # the local ring is shorter than the prompt and turns more than once
+
+    @jax.jit
+    def prefill(tokens):
+        hidden, caches = single.hidden(tokens, Window(start, slots=slots))
+        return single.logits(hidden), caches
+
+    @jax.jit
+    def step(token, time, caches):
+        hidden, caches = single.hidden(token, Window(start, time), caches)
+        return single.logits(hidden), caches
+
+    logits, caches = prefill(put(prompts, "batch", "sequence"))
+    for row, length in enumerate(lengths):
+        np.testing.assert_allclose(logits[row, first - length :], whole[row, :length], atol=2e-4, rtol=2e-4)
+    for i in range(24 - max(lengths)):
+        column = np.array([[tokens[row, length + i]] for row, length in enumerate(lengths)])
+        logits, caches = step(put(column, "batch", "sequence"), jnp.int32(first + i), caches)
+        for row, length in enumerate(lengths):
+            np.testing.assert_allclose(logits[row, 0], whole[row, length + i], atol=2e-4, rtol=2e-4)
+
+
+def test_greedy_text_of_a_mixed_batch_is_that_without_a_cache(model):
+    found = generate(model, PROMPTS, max_new_tokens=12, temperature=0)
+    assert found == [greedy_without_cache(model, prompt, 12) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_text_on_a_mesh_is_that_of_one_device(model, name):
+    meshed = make(tiny(), layout_of(*LAYOUTS[name]))
+    for settings in ({"temperature": 0}, {"seed": 3, "top_p": 0.9, "repetition_penalty": 1.3, "num_samples": 2}):
+        one = generate(model, PROMPTS, max_new_tokens=12, **settings)
+        assert generate(meshed, PROMPTS, max_new_tokens=12, **settings) == one
+        assert all(token < 61 for row in one for token in row)
+
+
+def test_bfloat16_decoding_keeps_the_float32_weights_of_norms():
+    model = Transformer(tiny(), dtype=jnp.bfloat16).init(0)
+    weights = Decoder(model)._decode[1]
+    types = {leaf.ndim: leaf.dtype for leaf in jax.tree.leaves(weights)}
+    assert types[1] == jnp.float32 and types[2] == types[3] == jnp.bfloat16
+    assert len(generate(model, [[1, 2]], max_new_tokens=4)[0]) == 4
