@@ -1,0 +1,179 @@
+"""`sample.py`: what is on stdout and stderr, where prompts come from, and clean ends."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import pytest
+from helpers import perturbed, tiny
+
+import neojax
+from neojax import config as configuration
+from neojax.cli import main
+from neojax.config import Config, MeshConfig
+from neojax.data.tokenizer import train
+from neojax.models import Transformer
+from neojax.training.checkpoint import Checkpoints
+from neojax.training.run_dir import meta
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run directory with a tokenizer, whose training split it over a mesh."""
+    tokenizer = train(["the cat sat on the mat and the dog sat on the log. " * 3], 270)
+    mesh = MeshConfig("data:2, model:2", "batch:data, heads:model, mlp:model, vocab:model", "embd:data")
+    config = Config(model=tiny(n_layer=2, n_ctx=64, n_vocab=tokenizer.get_vocab_size()), mesh=mesh)
+    run = tmp_path_factory.mktemp("run")
+    params = perturbed(Transformer(config.model).init(0).params())
+    with Checkpoints(run, keep=1) as checkpoints:
+        state = {"params": params, "opt_state": {"count": jnp.zeros(())}}
+        checkpoints.save(1, state, meta(config, tokenizer.to_str()))
+        checkpoints.wait()
+    (run / "config.yml").write_text(configuration.dump(config))
+    return str(run)
+
+
+def sample(capsys, *arguments):
+    """What the command prints; it must succeed without a word on stderr."""
+    assert main(["sample", *arguments]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def fails(capsys, *arguments):
+    """The one line that the command ends with."""
+    try:
+        status = main(["sample", *arguments])
+    except SystemExit as e:
+        status = e.code
+    out, err = capsys.readouterr()
+    assert status == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+def test_json_is_one_object_a_sample_and_nothing_else(run, capsys):
+    arguments = [
+        "--prompt",
+        "the cat",
+        "--prompt",
+        "",
+        "--num-samples",
+        "2",
+        "--max-new-tokens",
+        "6",
+        "--json",
+    ]
+    lines = [json.loads(line) for line in sample(capsys, run, *arguments).splitlines()]
+    expected = neojax.generate(
+        neojax.load(run), ["the cat", ""], num_samples=2, max_new_tokens=6, return_samples=True
+    )
+    assert lines == [vars(one) for one in expected]
+    assert [list(line) for line in lines] == [["prompt", "text", "tokens", "finish_reason"]] * 4
+
+
+def test_streamed_text_is_the_text_printed_at_once(run, capsys):
+    arguments = [run, "--prompt", "the cat", "--max-new-tokens", "30", "--seed", "3", "--stop", "zebra"]
+    streamed = sample(capsys, *arguments)
+    assert streamed == sample(capsys, *arguments, "--no-stream")
+    assert streamed.startswith("the cat") and streamed.endswith("\n")
+
+
+def test_samples_of_several_prompts_are_told_apart(run, capsys):
+    out = sample(
+        capsys, run, "--prompt", "the", "--prompt", "a dog", "--num-samples", "2", "--max-new-tokens", "3"
+    )
+    heads = [line for line in out.splitlines() if line.startswith("--- ")]
+    assert len(heads) == 4 and len(set(heads)) == 4
+    assert out.count("\na dog") == 2
+
+
+@pytest.mark.parametrize(
+    "name, text, prompts",
+    [
+        ("one.txt", "the cat\nsat\n", ["the cat\nsat"]),
+        ("many.jsonl", '{"prompt": "the"}\n\n"a \\u00e9"\n', ["the", "a \u00e9"]),
+        ("-", "on the mat\n", ["on the mat"]),
+    ],
+)
+def test_prompts_come_from_a_file_or_standard_input(run, capsys, tmp_path, monkeypatch, name, text, prompts):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    out = sample(
+        capsys, run, "--prompt-file", "-" if name == "-" else str(path), "--json", "--max-new-tokens", "2"
+    )
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == prompts
+
+
+def test_a_mesh_gives_the_same_text(run, capsys):
+    arguments = [run, "--prompt", "the dog", "--max-new-tokens", "12", "--json"]
+    one = sample(capsys, *arguments)
+    assert sample(capsys, *arguments, "mesh.cpu_devices=4") == one
+    assert sample(capsys, *arguments, "mesh.cpu_devices=4", "mesh.shape=data:1, model:4") == one
+
+
+def test_a_prompt_that_is_too_long_is_said_once_on_stderr(run, capsys):
+    assert (
+        main(["sample", run, "--prompt", "the cat sat on the mat " * 20, "--json", "--max-new-tokens", "3"])
+        == 0
+    )
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 1
+    assert err.startswith("warning: prompt 1 has ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["absent"], "absent does not exist"),
+        (["RUN", "--temperature", "-1"], "temperature is -1.0"),
+        (["RUN", "--top-p", "2"], "top_p is 2.0"),
+        (["RUN", "--max-new-tokens", "0"], "max_new_tokens is 0"),
+        (["RUN", "--stop", ""], "stop string is empty"),
+        (["RUN", "--prompt-file", "no-such-file"], "no-such-file"),
+        (["RUN", "--prompt", "a", "--prompt-file", "b"], "not allowed with"),
+        (["RUN", "model.n_layer=3"], "model.n_layer=3"),
+        (["RUN", "mesh.shpae=data:1"], "mesh.shape"),
+        (["RUN", "mesh.cpu_devices=4", "mesh.shape=data:3"], "mesh"),
+        (["RUN", "--sed", "x"], "x"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(run, capsys, arguments, words):
+    assert words in fails(capsys, *[run if word == "RUN" else word for word in arguments])
+
+
+@pytest.mark.parametrize("line", ["{", '{"text": "a"}', "3"])
+def test_a_bad_line_of_prompts_is_named(run, capsys, tmp_path, line):
+    (tmp_path / "p.jsonl").write_text(f'"fine"\n{line}\n')
+    assert "line 2" in fails(capsys, run, "--prompt-file", str(tmp_path / "p.jsonl"))
+
+
+def start(*arguments):
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "sample.py"), *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+
+
+def test_whoever_reads_may_leave(run):
+    process = start(run, "--prompt", "the", "--json", "--num-samples", "3")
+    process.stdout.close()
+    assert process.wait(60) == 141
+    assert process.stderr.read() == b""
+
+
+def test_an_interrupt_is_one_word(run):
+    # Long enough to be interrupted in the midst of it: the first characters are there before the last.
+    process = start(run, "--prompt", "the", "--num-samples", "1", "--max-new-tokens", "60")
+    assert process.stdout.read(3) == b"the"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert process.stderr.read() == b"interrupted\n"
