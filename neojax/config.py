@@ -80,6 +80,9 @@ class ModelConfig:
     embed_dropout: float = _key(0.0, "dropout rate on the sum of token and position embedding", least=0)
     attn_dropout: float = _key(0.0, "dropout rate on attention probabilities (global layers only)", least=0)
     res_dropout: float = _key(0.0, "dropout rate on the output of each attention and MLP branch", least=0)
+    initializer_range: float | None = _key(
+        None, "standard deviation of all initial matrices, as in GPT-2; null: gpt-neo's own for each", least=0
+    )
     scale_by_depth: bool = _key(False, "initialise the MLP's output projection smaller by sqrt(n_layer)")
     scale_by_in: bool = _key(False, "initialise MLP weights smaller by sqrt of their inputs")
     init_from: str = _key(

@@ -65,7 +65,7 @@ ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish"
 SHARED_ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu", "sigmoid", "tanh", "mish")
 ATTENTION = ("global", "local")
 # Keys that matter only to initial weights.
-INITIAL = ("scale_by_depth", "scale_by_in", "init_from")
+INITIAL = ("scale_by_depth", "scale_by_in", "initializer_range", "init_from")
 
 
 def is_hf_dir(path: str | Path) -> bool:

@@ -1,6 +1,7 @@
-"""Causal attention, global or within a sliding window: the reference and a blocked kernel for local layers.
+"""Attention over whole sequences: the reference, and blocked kernels for global and for local layers.
 
-Every function takes unscaled scores (GPT-Neo has no 1/sqrt(head_dim)) and does the softmax in float32.
+Every function takes unscaled scores (GPT-Neo has no 1/sqrt(head_dim)) and does the softmax in float32. The backward
+pass computes scores again from q, k and v instead of keeping them.
 """
 
 from functools import partial
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 
 from neojax import named
 
+BLOCK = 512  # queries that are worked on together, where the whole matrix of scores would be too large
 NEVER = float(jnp.finfo(jnp.float32).min)
 
 Memory = tuple[named.Param, named.Param]
@@ -49,16 +51,23 @@ def attention(
     """Self-attention over whole sequences, causal unless told otherwise.
 
     q, k, v: [batch, sequence, heads, head_dim], laid out as those names say; `window`: keys a query sees,
-    itself included (None: all before it); `memory`: more keys and values, seen by all; `start` int32 [batch]: number of padding tokens at the left of a row.
-    Rule: a window shorter than the sequence runs blocked, unless the layout splits `sequence`, `memory_length` or
-    `head_dim`, which every block needs whole; everything else is the reference. Returns the shape and layout of q.
+    itself included (None: all before it); `memory`: more keys and values, seen by all; `start` int32 [batch]: number
+    of padding tokens at the left of a row. Returns the shape and layout of q.
+
+    Rule: causal attention without memory and dropout runs blocked, by `local` if twice the window is shorter than the
+    sequence and by `blocked` if the sequence is longer than BLOCK, unless the layout splits `sequence`,
+    `memory_length` or `head_dim`, which every block needs whole. Everything else is the reference.
     """
     layout = named.current_layout()
     split = any(layout.axes(dim) for dim in ("sequence", "memory_length", "head_dim"))
-    plain = causal and memory is None and dropout is None
-    if window is not None and window < q.shape[1] and not split and plain:
-        return local(q, k, v, window=window, start=start)
-    return reference(q, k, v, window=window, start=start, causal=causal, memory=memory, dropout=dropout)
+    length = q.shape[1]
+    if causal and memory is None and dropout is None and not split:
+        if window is not None and 2 * window < length:
+            return local(q, k, v, window=window, start=start)
+        if length > BLOCK:
+            return blocked(q, k, v, window=window, start=start)
+    kernel = partial(reference, window=window, causal=causal, memory=memory, dropout=dropout)
+    return jax.checkpoint(lambda q, k, v, start: kernel(q, k, v, start=start))(q, k, v, start)
 
 
 def reference(
@@ -139,22 +148,58 @@ def log_sum(scores: jax.Array) -> jax.Array:
     return top + jnp.log(jnp.sum(jnp.exp(scores - top), axis=-1, keepdims=True))
 
 
-def local(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, window: int, start: jax.Array | None = None
+def blocked(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, window: int | None = None, start: jax.Array | None = None
 ) -> jax.Array:
-    """As `attention` with a window, in blocks of `window` queries that look at their own and the previous
-    block of keys, so that time and memory are O(sequence * window) instead of O(sequence^2)."""
+    """As `attention`, in blocks of BLOCK queries that look at all keys before them: the scores that are held at a time
+    are [heads, BLOCK, keys], and those after the block are never computed."""
+
+    def by_blocks(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array) -> jax.Array:
+        length = q.shape[1]
+        return jnp.concatenate(
+            [
+                _plain(q[:, i : i + BLOCK], k[:, : i + BLOCK], v[:, : i + BLOCK], start, i, window)
+                for i in range(0, length, BLOCK)
+            ],
+            axis=1,
+        )
+
+    return _on_each_device(by_blocks, q, k, v, start)
+
+
+@partial(jax.checkpoint, static_argnums=(4, 5))
+def _plain(
+    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, first: int, window: int | None
+) -> jax.Array:
+    """Attention of queries of times `first`, ... to keys of times 0, ..., on one device."""
+    seen = visible(first + jnp.arange(q.shape[1]), jnp.arange(k.shape[1]), window, start)[:, None]
+    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=-1).astype(v.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+def _on_each_device(kernel, q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array | None) -> jax.Array:
+    """Runs `kernel` (q, k, v, start) on every device's own rows and heads."""
     spec = named.sharding("batch sequence heads head_dim").spec
     if start is None:
         start = jnp.zeros((q.shape[0],), jnp.int32)
     return jax.shard_map(
-        partial(_local_block, window=window),
+        kernel,
         mesh=named.current_layout().mesh,
         in_specs=(spec, spec, spec, named.sharding("batch").spec),
         out_specs=spec,
     )(q, k, v, named.lay(start, "batch"))
 
 
+def local(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, window: int, start: jax.Array | None = None
+) -> jax.Array:
+    """As `attention` with a window, in blocks of `window` queries that look at their own and the previous
+    block of keys, so that time and memory are O(sequence * window) instead of O(sequence^2)."""
+    return _on_each_device(lambda q, k, v, start: _local_block(q, k, v, start, window), q, k, v, start)
+
+
+@partial(jax.checkpoint, static_argnums=4)
 def _local_block(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, window: int) -> jax.Array:
     batch, length, heads, head_dim = q.shape
     blocks = -(-length // window)

@@ -183,12 +183,17 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = checkpoint_name(widen(x, self.up, self.up_bias), "mlp_up")
         if self.gate is None or self.gate_bias is None:
-            y = ACTIVATIONS[self.activation](y)
+            y = activate(self.activation, y)
         else:
             gate = checkpoint_name(widen(x, self.gate, self.gate_bias), "mlp_gate")
-            y = y * ACTIVATIONS[self.activation](gate)
+            y = y * activate(self.activation, gate)
         y = einsum("batch sequence mlp, mlp embd -> batch sequence embd", y, self.down)
         return y + named.use(self.down_bias, "embd", y.dtype)
+
+
+def activate(name: str, x: jax.Array) -> jax.Array:
+    """The activation; the backward pass computes it again from x, which is cheaper than keeping its parts."""
+    return jax.checkpoint(ACTIVATIONS[name])(x)
 
 
 def widen(x: jax.Array, weight: Param, bias: Param) -> jax.Array:

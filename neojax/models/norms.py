@@ -4,6 +4,7 @@ Facts: gpt-neo's `layer_norm`, `scale_norm` and `rezero`.
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -58,8 +59,9 @@ class Gate(nnx.Module):
         return x * named.use(self.scale, "", x.dtype)
 
 
+@partial(jax.checkpoint, static_argnums=1)
 def standardise(x: jax.Array, epsilon: float) -> jax.Array:
-    """x in float32 with mean 0 and variance 1 over its last dimension."""
+    """x in float32 with mean 0 and variance 1 over its last dimension; nothing but x is kept for the backward pass."""
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     return y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)

@@ -123,20 +123,23 @@ class Transformer(nnx.Module):
 
     def init(self, seed: int = 0) -> "Transformer":
         """The model with initial weights in float32, in the stored layout; the same for every mesh."""
-        specs = self.stored()
+        specs, std = self.stored(), self.config.initializer_range
 
         @partial(jax.jit, out_shardings={name: spec.sharding for name, spec in specs.items()})
         def make(key: jax.Array) -> dict[str, jax.Array]:
             values = {}
             for name, param in self.named_params():
                 own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-                values[name] = param.init(own, specs[name].shape, specs[name].sharding)
+                draw = param.init
+                if std is not None and isinstance(draw, Normal):
+                    draw = Normal(std)
+                values[name] = draw(own, specs[name].shape, specs[name].sharding)
                 # Rows of a table that only pad the vocabulary stay zero; drawing the true rows alone keeps
                 # them independent of the padding.
                 padding = specs[name].shape[0] - self.config.n_vocab if "vocab" in param.dims else 0
                 if padding:
                     replicated = jax.sharding.NamedSharding(self.layout.mesh, jax.P())
-                    true = param.init(own, (self.config.n_vocab, self.config.n_embd), replicated)
+                    true = draw(own, (self.config.n_vocab, self.config.n_embd), replicated)
                     values[name] = jax.reshard(jnp.pad(true, ((0, padding), (0, 0))), specs[name].sharding)
             return values
 
