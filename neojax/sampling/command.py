@@ -62,7 +62,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="above 1: tokens seen before become less likely (%(default)s)",
     )
     parser.add_argument(
-        "--entmax", action="store_true", help="draw from entmax, as a model trained with train.loss=entmax wants"
+        "--entmax",
+        action="store_true",
+        help="draw from entmax, as a model trained with train.loss=entmax wants",
     )
     number("--seed", type=int, default=0, metavar="S", help="the same seed gives the same text (%(default)s)")
     number("--num-samples", type=int, default=1, metavar="N", help="samples of each prompt (%(default)s)")

@@ -228,7 +228,7 @@ class Sampler:
 
 def generate(
     model: Transformer,
-    prompts: str | Sequence[str] | Sequence[Sequence[int]],
+    prompts: Any,
     *,
     max_new_tokens: int = 128,
     temperature: float = 1.0,
@@ -244,7 +244,7 @@ def generate(
     stream: Stream | None = None,
     return_samples: bool = False,
 ) -> Any:
-    """Continues prompts: texts, or lists of token ids (which need no tokenizer).
+    """Continues `prompts`: a text or a list of token ids (which needs no tokenizer), or a list of such.
 
     The same seed gives the same text, whatever else is in the batch and whatever the mesh. A temperature of 0 takes the
     likeliest token; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off; the filters apply in that order
@@ -259,6 +259,11 @@ def generate(
     in the order of prompts, each `num_samples` times; with `return_samples` always a list of `Sample`. Raises
     `NeojaxError`.
     """
+    single = isinstance(prompts, str)
+    if not single and len(prompts) and not isinstance(prompts[0], str | Sequence):
+        single, prompts = True, [prompts]  # the token ids of one prompt
+    if not len(prompts) and not single:
+        raise NeojaxError("no prompt is given; give a text, a list of token ids, or a list of either")
     samples = sampler_of(model).generate(
         prompts,
         max_new_tokens=max_new_tokens,
@@ -277,7 +282,7 @@ def generate(
     if return_samples:
         return samples
     texts = [sample.tokens if sample.text is None else sample.text for sample in samples]
-    return texts[0] if isinstance(prompts, str) and num_samples == 1 else texts
+    return texts[0] if single and num_samples == 1 else texts
 
 
 _samplers: "weakref.WeakKeyDictionary[Transformer, tuple[list[Any], Sampler]]" = weakref.WeakKeyDictionary()

@@ -42,7 +42,13 @@ def test_the_same_seed_gives_the_same_text_whatever_the_batch(model):
 
 @pytest.mark.parametrize("chunk, batch", [(1, 64), (5, 2)])
 def test_chunks_and_batches_change_nothing(model, monkeypatch, chunk, batch):
-    settings = {"max_new_tokens": 11, "seed": 1, "num_samples": 3, "stop": ("e", "at"), "return_samples": True}
+    settings = {
+        "max_new_tokens": 11,
+        "seed": 1,
+        "num_samples": 3,
+        "stop": ("e", "at"),
+        "return_samples": True,
+    }
     before = generate(model, ["the", "on the mat"], **settings)
     monkeypatch.setattr(module, "CHUNK", chunk)
     monkeypatch.setattr(module, "BATCH", batch)

@@ -1,0 +1,120 @@
+"""Tokens/s of our decoding and of Hugging Face's `generate` with its cache: same shapes and type, greedy, no stop.
+
+    python benchmarks/sampling.py [--model 125M] [--batch 1 8] [--prompt 64] [--new 64] [--rounds 5]
+
+Random weights and prompts. Tokens are the new ones; the time includes reading the prompt. For every batch also the
+share of the memory bandwidth that reading the weights once a token comes to, against the sum of a large array on the
+same cores, which takes its turn in the same rounds.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import shapes
+from side_by_side import measure, report, save
+
+READ = 1 << 30  # bytes of the array whose reading is timed
+
+
+def prompts(options: Mapping[str, Any]) -> Any:
+    """Random token ids int64 [batch, prompt]."""
+    import numpy as np
+
+    return np.random.default_rng(0).integers(0, 50257, (options["batch"], options["prompt"]))
+
+
+def neojax_generate(options: Mapping[str, Any]) -> Callable[[], int]:
+    """`neojax.generate` on one device."""
+    import neojax
+    from neojax.models import Transformer
+
+    model = Transformer(shapes.ours(options["model"]), dtype=options["dtype"]).init(0)
+    tokens = prompts(options).tolist()
+
+    def once() -> int:
+        rows = neojax.generate(model, tokens, max_new_tokens=options["new"], temperature=0, eos=())
+        assert all(len(row) == options["new"] for row in rows)
+        return options["new"] * options["batch"]
+
+    once()
+    return once
+
+
+def hugging_face_generate(options: Mapping[str, Any]) -> Callable[[], int]:
+    """`GPTNeoForCausalLM.generate`, eager, with the key-value cache it has by default."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = shapes.hugging_face(options["model"]).to(device, getattr(torch, options["dtype"])).eval()
+    tokens = torch.tensor(prompts(options), device=device)
+    new = options["new"]
+    model.generation_config.eos_token_id = None
+
+    def once() -> int:
+        out = model.generate(
+            tokens, attention_mask=torch.ones_like(tokens), do_sample=False, min_new_tokens=None,
+            max_new_tokens=new, use_cache=True, pad_token_id=0,
+        )  # fmt: skip
+        assert out.shape[1] == tokens.shape[1] + new
+        return new * options["batch"]
+
+    once()
+    return once
+
+
+def memory(options: Mapping[str, Any]) -> Callable[[], int]:
+    """Reads a large array on all cores; its "tokens" are bytes."""
+    import torch
+
+    array = torch.ones(READ // 4)
+
+    def once() -> int:
+        for _ in range(4):
+            array.sum()
+        return 4 * READ
+
+    once()
+    return once
+
+
+def weight_bytes(options: Mapping[str, Any]) -> int:
+    """Bytes of the parameters that decoding a token reads: all but the position table."""
+    import math
+
+    from neojax.models import Transformer
+
+    params = Transformer(shapes.ours(options["model"])).params()
+    size = {"float32": 4, "bfloat16": 2}[options["dtype"]]
+    return size * sum(math.prod(p.shape) for name, p in params.items() if name != "wpe")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="125M", choices=shapes.SHAPES)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
+    parser.add_argument("--new", type=int, default=64, help="tokens to generate")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--rounds", type=int, default=5)
+    options = vars(parser.parse_args())
+    contenders = {"neojax": neojax_generate, "transformers, eager": hugging_face_generate, "memory": memory}
+    reports = []
+    for batch in options["batch"]:
+        rates = measure(contenders, {**options, "batch": batch}, options["rounds"])
+        bandwidth = statistics.median(rates.pop("memory"))
+        title = "decoding, {model}, {dtype}, batch {0}, {prompt} + {new} tokens".format(batch, **options)
+        result = report(title, rates, "transformers, eager")
+        steps = statistics.median(rates["neojax"]) / batch
+        share = steps * weight_bytes(options) / bandwidth
+        print(f"  neojax reads weights at {share:.0%} of the memory bandwidth, {bandwidth / 1e9:.1f} GB/s")
+        reports.append({**result, "memory_bytes_per_second": bandwidth, "share_of_bandwidth": share})
+    save("sampling", reports)
+
+
+if __name__ == "__main__":
+    main()
