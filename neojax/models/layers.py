@@ -18,8 +18,9 @@ from neojax.models.positions import rotate
 from neojax.named import Constant, Dropout, Normal, Param, einsum
 
 KeyValues = tuple[jax.Array, jax.Array]
-"""The cached keys and values of one layer, each [batch, slots, heads, head_dim]: a ring in which the token of
-time t is at slot t modulo slots. Keys of rotary positions are turned already; learned keys are not in it."""
+"""The cached keys and values of one layer, each [batch, heads, slots, head_dim], the order in which decoding
+multiplies them: a ring in which the token of time t is at slot t modulo slots. Keys of rotary positions are turned
+already; learned keys are not in it."""
 
 Cache = KeyValues | linear_attention.State | tuple[()]
 """What one layer keeps of the tokens so far; empty for a layer without attention."""
@@ -117,12 +118,12 @@ class Attention(nnx.Module):
             )
             return y, None if where.slots is None else first_cache(k, v, where.slots[kind])
         kept = append(cache, k, v, where.time)
-        slots = kept[0].shape[1]
+        slots = kept[0].shape[2]
         now = jnp.asarray(where.time)
         times = now - (now - jnp.arange(slots)) % slots
         seen = visible(now[None], times, window, where.start)
         seen = seen[:, None] if where.start is not None else seen
-        return weigh(q, *kept, seen, "slots", memory), kept
+        return weigh(q, *kept, seen, "batch heads slots head_dim", memory), kept
 
     def accumulate(self, q, k, v, where, cache):
         """Linear attention over the tokens of the call, or of one new token to the state of those before it."""
@@ -144,20 +145,22 @@ def first_cache(k: jax.Array, v: jax.Array, slots: int) -> KeyValues:
     def ring(x: jax.Array) -> jax.Array:
         length = x.shape[1]
         if length > slots:  # the last `slots` tokens, each turned to its slot
-            return jnp.roll(x[:, length - slots :], length % slots, axis=1)
-        return jnp.pad(x, ((0, 0), (0, slots - length), (0, 0), (0, 0)))
+            x = jnp.roll(x[:, length - slots :], length % slots, axis=1)
+        else:
+            x = jnp.pad(x, ((0, 0), (0, slots - length), (0, 0), (0, 0)))
+        return x.swapaxes(1, 2)
 
     return ring(k), ring(v)
 
 
 def append(cache: KeyValues, k: jax.Array, v: jax.Array, time: jax.Array | int) -> KeyValues:
     """The ring with one more token, of time `time`; k and v are [batch, 1, heads, head_dim]."""
-    slot = jnp.asarray(time) % cache[0].shape[1]
-    old_k, old_v = cache
-    return (
-        jax.lax.dynamic_update_slice_in_dim(old_k, k.astype(old_k.dtype), slot, axis=1),
-        jax.lax.dynamic_update_slice_in_dim(old_v, v.astype(old_v.dtype), slot, axis=1),
-    )
+    slot = jnp.asarray(time) % cache[0].shape[2]
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2).astype(old.dtype), slot, axis=2)
+
+    return put(cache[0], k), put(cache[1], v)
 
 
 class MLP(nnx.Module):
