@@ -31,12 +31,14 @@ class _Split(NamedTuple):
 def chunked_cross_entropy(
     hidden: jax.Array, table: jax.Array, targets: jax.Array, n_vocab: int, z_loss: float = 0.0
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """As `loss.reference_cross_entropy`: scalars (objective, nats, scored tokens). Only the objective has a gradient.
+    """As `loss.reference_cross_entropy`: scalars (objective, nats, scored tokens). With `z_loss` only the
+    objective has a gradient.
 
     hidden [batch, sequence, embd], table [vocab, embd] (rows past `n_vocab` are padding), targets int32
     [batch, sequence] (-1: not scored).
     """
     layout = named.current_layout()
+    layout.spec(("batch", "sequence", "vocab"), what="logits")  # raises where a device would hold no block of them
     shards = layout.split("vocab")
     rows = CHUNK_BYTES // (4 * table.shape[0] // shards)
     split = _Split(
@@ -73,9 +75,10 @@ def _forward(split: _Split, hidden: jax.Array, table: jax.Array, targets: jax.Ar
     return _scan(split, hidden, table, targets, gradients=True)
 
 
-def _backward(_: _Split, residuals: Any, cotangents: Any):
+def _backward(split: _Split, residuals: Any, cotangents: Any):
     d_hidden, d_table = residuals
-    scale = cotangents[0]
+    objective, nats, _ = cotangents
+    scale = objective if split.z_loss else objective + nats  # without z_loss the two are the same sum
     return (
         (d_hidden * scale).astype(d_hidden.dtype),
         (d_table * scale).astype(d_hidden.dtype),
