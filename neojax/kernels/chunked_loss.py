@@ -38,7 +38,7 @@ def chunked_cross_entropy(
     [batch, sequence] (-1: not scored).
     """
     layout = named.current_layout()
-    layout.spec(("batch", "sequence", "vocab"), what="logits")  # raises where a device would hold no block of them
+    layout.spec(("batch", "sequence", "vocab"), what="logits")  # raises for an axis that splits two of them
     shards = layout.split("vocab")
     rows = CHUNK_BYTES // (4 * table.shape[0] // shards)
     split = _Split(
