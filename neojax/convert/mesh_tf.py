@@ -104,6 +104,11 @@ def load(
         raise NeojaxError(f"{path} has no TensorFlow checkpoint; expected model.ckpt-STEP.index and its data")
     source = Path(config) if config else _find_config(prefix.parent)
     settings = _read_config(source)
+    if "none" in settings.model.attention_layers:
+        raise NeojaxError(
+            f"{source}: attention_types has layers of type none, at which gpt-neo doubled its activations; weights "
+            "trained so mean something else here and are not converted"
+        )
     model = Transformer(settings.model, layout, dtype=dtype)
     model.stored()  # a layout that does not fit, before files are read
     tokenizer = read_tokenizer(prefix.parent)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from pathlib import Path
 
@@ -263,3 +264,11 @@ def test_nothing_is_written_of_a_damaged_checkpoint(tmp_path, weights, config_fi
         with pytest.raises(NeojaxError, match=cause):
             neojax_convert(prefix.parent, tmp_path / "run", "--config", config_file)
         assert not list(tmp_path.glob("run*"))
+
+
+def test_layers_of_type_none_are_refused(tmp_path, weights):
+    """gpt-neo doubled its activations there, so that the weights mean something else here."""
+    path = tmp_path / "model.yml"
+    path.write_text(configuration.dump(Config(model=dataclasses.replace(CONFIG, attention_types=("none",)))))
+    with pytest.raises(NeojaxError, match="layers of type none"):
+        mesh_tf.load(write(tmp_path, weights), path)
