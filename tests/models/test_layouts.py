@@ -69,7 +69,8 @@ def test_same_everywhere(name, one_device):
     grads_1 = true_rows(grads_1)
     for param, g in true_rows(grads).items():
         np.testing.assert_allclose(g, grads_1[param], atol=1e-5 * np.abs(grads_1[param]).max(), err_msg=param)
-        np.testing.assert_array_equal(first[param], first_1[param], err_msg=param)
+        # The random bits are the same; code compiled for parts of another size may round the last bit otherwise.
+        np.testing.assert_allclose(first[param], first_1[param], rtol=1e-6, atol=1e-7, err_msg=param)
         assert grads[param].sharding.spec == model.stored()[param].sharding.spec, param
     assert (logits[..., N_VOCAB:] == -np.inf).all()
     np.testing.assert_allclose(logits[..., :N_VOCAB], logits_1, atol=2e-5)
