@@ -23,7 +23,6 @@
 - mlm_training: model.causal, negated; mlm_*: train.mlm_*, used when mlm_training is true.
 """
 
-import json
 import math
 import re
 import sys
@@ -35,6 +34,7 @@ from typing import Any
 import yaml
 
 from neojax.config import ACTIVATIONS, SourceConfig
+from neojax.convert.hf_config import read_json
 from neojax.errors import NeojaxError, suggest
 
 SAME = (
@@ -105,7 +105,7 @@ def load(path: str | Path) -> dict[str, dict[str, Any]]:
 def read(path: str | Path) -> Conversion:
     """As `load`, with the origin of each value."""
     path = Path(path)
-    raw = {key: value for key, value in _json(path).items() if value is not None}
+    raw = {key: value for key, value in read_json(path).items() if value is not None}
     if "model_type" in raw or "architectures" in raw:
         raise NeojaxError(
             f"{path} is a Hugging Face config, not a gpt-neo one; train from its directory with model.init_from"
@@ -160,18 +160,6 @@ class Taken:
         if value is not None and not isinstance(value, str):
             raise NeojaxError(f"{self.path}: {key}: expected a text, got {value!r}")
         return default if value is None else value
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise NeojaxError(f"cannot read {path}: {e.strerror or e}") from None
-    except ValueError as e:
-        raise NeojaxError(f"{path} is not valid JSON: {e}") from None
-    if not isinstance(value, dict):
-        raise NeojaxError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _model(taken: Taken, out: Conversion) -> None:
@@ -263,7 +251,7 @@ def _dataset(config: Path, name: str) -> dict[str, Any] | None:
     for folder in (config.parent, config.parent.parent, Path("configs"), Path(".")):
         path = folder / "dataset_configs" / f"{name}.json"
         if path.is_file():
-            return _json(path)
+            return read_json(path)
     return None
 
 
