@@ -6,8 +6,9 @@ On the mesh's Explicit axes the array types carry the layout, so a mistake is an
 """
 
 import contextlib
+import math
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 
@@ -93,17 +94,48 @@ def einsum(equation: str, *operands: Param | jax.Array, dtype: jnp.dtype | None 
     type that products are accumulated in.
     """
     left, _, right = equation.partition("->")
-    terms = [term.split() for term in left.split(",")]
+    terms, out = [term.split() for term in left.split(",")], right.split()
     first = operands[0].dtype
     arrays = [use(x, " ".join(term), first) for term, x in zip(terms, operands, strict=True)]
     sizes = {name: size for term, a in zip(terms, arrays) for name, size in zip(term, a.shape)}
-    out = right.split()
-    sharding = current_layout().sharding(
-        out, [sizes[name] for name in out], what=f"the result of {equation!r}"
-    )
-    letter = dict(zip(sizes, string.ascii_letters))
-    short = ",".join("".join(letter[n] for n in t) for t in terms) + "->" + "".join(letter[n] for n in out)
-    return jnp.einsum(short, *arrays, out_sharding=sharding, preferred_element_type=dtype or first)
+    shape = [sizes[name] for name in out]
+    whole = current_layout().sharding(out, shape, what=f"the result of {equation!r}")
+    runs = joined([*terms, out])
+    letter = dict(zip(runs, string.ascii_letters))
+
+    def join(names: list[str]) -> tuple[list[int], NamedSharding]:
+        kept = [name for name in names if name in runs]
+        return [math.prod(sizes[n] for n in runs[name]) for name in kept], current_layout().sharding(kept)
+
+    arrays = [_reshape(a, *join(term)) for a, term in zip(arrays, terms)]
+    short = [[letter[name] for name in names if name in runs] for names in (*terms, out)]
+    equation = ",".join(map("".join, short[:-1])) + "->" + "".join(short[-1])
+    y = jnp.einsum(equation, *arrays, out_sharding=join(out)[1], preferred_element_type=dtype or first)
+    return _reshape(y, shape, whole)
+
+
+def joined(terms: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+    """The names in `terms` in runs, by their first name: names that stand side by side wherever they occur are one
+    dimension to a product, and a product of matrices is faster than one of [batch, sequence, embd]. A name that is
+    split over the mesh begins a run."""
+    after: dict[str, set[str]] = {}
+    before: dict[str, set[str]] = {}
+    for term in terms:
+        for left, right in zip(["", *term], [*term, ""]):
+            after.setdefault(left, set()).add(right)
+            before.setdefault(right, set()).add(left)
+    runs: dict[str, list[str]] = {}
+    run: list[str] = []
+    for name in dict.fromkeys(name for term in terms for name in term):
+        if run and after[run[-1]] == {name} and before[name] == {run[-1]} and not current_layout().axes(name):
+            run.append(name)
+        else:
+            runs[name] = run = [name]
+    return runs
+
+
+def _reshape(array: jax.Array, shape: Sequence[int], sharding: NamedSharding) -> jax.Array:
+    return array if array.shape == tuple(shape) else jax.lax.reshape(array, shape, out_sharding=sharding)
 
 
 def sharding(dims: str) -> NamedSharding:

@@ -35,6 +35,19 @@ def test_einsum_gathers_parameters_and_lays_out_the_result(jit):
     np.testing.assert_allclose(out, np.einsum("bse,em->bsm", x, w), atol=1e-5)
 
 
+def test_names_that_travel_together_are_one_dimension_of_the_product():
+    """[batch, sequence] and [heads, head_dim] are joined, but not where the mesh splits the second of them."""
+    x, w = jnp.zeros((4, 6, 8)), jnp.zeros((8, 2, 3))
+    equation = "batch sequence embd, embd heads head_dim -> batch sequence heads head_dim"
+    ranks = {}
+    for layout in ("batch:data", "batch:data, sequence:model"):
+        with named.use_layout(layout_of("data:2, model:2", layout)):
+            jaxpr = jax.make_jaxpr(lambda x, w: einsum(equation, x, w))(x, w)
+        (dot,) = [e for e in jaxpr.eqns if e.primitive.name == "dot_general"]
+        ranks[layout] = [v.aval.ndim for v in dot.invars]
+    assert ranks == {"batch:data": [2, 2], "batch:data, sequence:model": [3, 2]}
+
+
 def test_gradients_come_back_as_stored():
     x, w = array(4, 6, 8), array(8, 16, seed=1)
 
