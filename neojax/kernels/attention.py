@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from neojax import named
 
-BLOCK = 512  # queries that are worked on together, where the whole matrix of scores would be too large
+BLOCK = 256  # queries that are worked on together, where the whole matrix of scores would be too large
 NEVER = float(jnp.finfo(jnp.float32).min)
 
 Memory = tuple[named.Param, named.Param]
