@@ -33,12 +33,14 @@ class Optimizer:
         """The optimizer state before the first step, stored as the parameters are."""
         return self.transform.init(params)
 
-    def update(self, grads: Params, opt_state: Any, params: Params) -> tuple[Params, Any, jax.Array]:
-        """One step: (new parameters, new state, float32 global norm of `grads` before clipping)."""
-        norm = optax.tree.norm(grads)
-        if self.clip_norm:
-            scale = jnp.minimum(1.0, self.clip_norm / norm)
-            grads = {name: g * scale for name, g in grads.items()}
+    def update(
+        self, grads: Params, opt_state: Any, params: Params, count: jax.Array | float = 1.0
+    ) -> tuple[Params, Any, jax.Array]:
+        """One step with the gradients `grads` / `count`: (new parameters, new state, their float32 global norm before
+        clipping). The division is done on the way, without a pass over memory of its own."""
+        norm = optax.tree.norm(grads) / count
+        scale = (jnp.minimum(1.0, self.clip_norm / norm) if self.clip_norm else 1.0) / count
+        grads = {name: g * scale for name, g in grads.items()}
         updates, opt_state = self.transform.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, norm
 

@@ -82,8 +82,7 @@ def make_train_step(
             batch = hide(batch, jax.random.fold_in(key, MASKS), train, model.config.n_vocab, model.layout)
         scored = jnp.maximum(jnp.sum(batch["targets"] >= 0, dtype=jnp.float32), 1.0)
         grads, nll = gradients(state["params"], dict(batch), step)
-        grads = jax.tree.map(lambda g: g / scored, grads)
-        params, opt_state, norm = optimizer.update(grads, state["opt_state"], state["params"])
+        params, opt_state, norm = optimizer.update(grads, state["opt_state"], state["params"], scored)
         metrics = {"loss": nll / scored, "grad_norm": norm, "learning_rate": rate(step)}
         return {"params": params, "opt_state": opt_state}, metrics
 
