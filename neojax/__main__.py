@@ -1,5 +1,5 @@
 """`python -m neojax` is the command line."""
 
-from neojax.cli import main
+from neojax.cli import entry
 
-raise SystemExit(main())
+raise SystemExit(entry())

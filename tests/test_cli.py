@@ -109,3 +109,25 @@ def test_a_bug_is_a_traceback():
 
     with pytest.raises(ValueError, match="a bug"):
         guarded(bug)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of Linux's C library")
+@pytest.mark.parametrize(
+    "command", [["train.py"], ["-m", "neojax", "train"]], ids=["train.py", "neojax train"]
+)
+def test_training_starts_anew_with_huge_pages_and_the_same_arguments(command, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os; print(os.getpid(), os.environ.get('GLIBC_TUNABLES'))"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    for own in ("", "glibc.malloc.check=0"):
+        env.pop("GLIBC_TUNABLES", None)
+        env.update({"GLIBC_TUNABLES": own} if own else {})
+        done = subprocess.run(
+            [sys.executable, *command, "absent.yml"], cwd=ROOT, env=env, capture_output=True, text=True
+        )
+        assert (done.returncode, "absent.yml" in done.stderr) == (2, True)
+        starts = done.stdout.split("\n")[:-1]
+        tunables = [line.split()[1] for line in starts]
+        assert tunables == ([own] if own else ["None", "glibc.malloc.hugetlb=1"])
+        assert len({line.split()[0] for line in starts}) == 1, "the process id stays"
