@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 RESULTS = Path(__file__).parent / "results"
 Contender = Callable[[Mapping[str, Any]], Callable[[], int]]
@@ -32,16 +33,21 @@ def _serve(make: Contender, options: Mapping[str, Any], pipe: Connection) -> Non
 
 
 def measure(
-    contenders: Mapping[str, Contender], options: Mapping[str, Any], rounds: int
+    contenders: Mapping[str, Contender],
+    options: Mapping[str, Any],
+    rounds: int,
+    environments: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, list[float]]:
-    """Tokens per second of every contender in every round."""
+    """Tokens per second of every contender in every round; `environments` are variables that some start with."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes = []
     for name, make in contenders.items():  # set up one after another: compilers are hungry
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(make, options, theirs), daemon=True)
-        process.start()
+        own = (environments or {}).get(name, {})
+        with mock.patch.dict(os.environ, own):
+            process.start()
         theirs.close()
         assert ours.recv() == "ready"
         pipes[name] = ours

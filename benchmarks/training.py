@@ -2,7 +2,8 @@
 
     python benchmarks/training.py [--model 125M] [--batch 2] [--sequence 512] [--rounds 5] [--compile]
 
-Both do a whole AdamW step with clipping by the global norm on random tokens.
+Both do a whole AdamW step with clipping by the global norm on random tokens. Ours runs as `neojax train` does, with huge
+pages; as nobody does that for PyTorch by default, it is measured without and with them.
 """
 
 import argparse
@@ -15,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import shapes
 from side_by_side import measure, report, save
 
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 6e-4, 0.1, 1.0
 
 
@@ -31,7 +33,8 @@ def neojax_step(options: Mapping[str, Any]) -> Callable[[], int]:
     from neojax.training.step import init_state, make_train_step, place
 
     batch, sequence = options["batch"], options["sequence"]
-    model = Transformer(shapes.ours(options["model"], sequence), single_device(), dtype=options["dtype"])
+    config = shapes.ours(options["model"], sequence)
+    model = Transformer(config, single_device(), dtype=options["dtype"], unroll=options.get("unroll", 1))
     train = TrainConfig(
         schedule="constant",
         warmup_steps=0,
@@ -55,6 +58,11 @@ def neojax_step(options: Mapping[str, Any]) -> Callable[[], int]:
 
     once()
     return once
+
+
+def unrolled_step(options: Mapping[str, Any]) -> Callable[[], int]:
+    """As `neojax_step` without a loop over layers: `train.unroll: 0`."""
+    return neojax_step({**options, "unroll": 0})
 
 
 def hugging_face_step(options: Mapping[str, Any]) -> Callable[[], int]:
@@ -101,11 +109,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
     options = vars(parser.parse_args())
-    contenders = {"neojax": neojax_step, "transformers, eager": hugging_face_step}
+    contenders = {
+        "neojax": neojax_step,
+        "neojax, train.unroll=0": unrolled_step,
+        "transformers, eager": hugging_face_step,
+        "transformers, eager, huge pages": hugging_face_step,
+    }
     if options["compile"]:
         contenders["transformers, torch.compile"] = hugging_face_compiled
+    environments = {name: HUGE_PAGES for name in contenders if "neojax" in name or "huge pages" in name}
     title = "training, {model}, {dtype}, batch {batch} x {sequence}".format(**options)
-    rates = measure(contenders, options, options["rounds"])
+    rates = measure(contenders, options, options["rounds"], environments)
     save("training", [report(title, rates, "transformers, eager")])
 
 

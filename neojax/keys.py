@@ -168,6 +168,12 @@ class TrainConfig:
         "what the backward pass recomputes: none; full: whole blocks; names: all but named matmul outputs",
         choices=("none", "full", "names"),
     )
+    unroll: int = _key(
+        1,
+        "repetitions of the layer group compiled into one turn of the loop over layers; more take longer to compile and "
+        "more memory, and may run faster; 0: all, the fastest on CPU",
+        least=0,
+    )
     optimizer: str = _key("adamw", "update rule", choices=("adamw", "adafactor"))
     learning_rate: float = _key(6e-4, "peak learning rate", least=0)
     warmup_steps: int = _key(100, "steps of linear warmup from zero", least=0)

@@ -41,8 +41,8 @@ class Transformer(nnx.Module):
     """The language model: training, scoring, prefill and decode share it.
 
     Layers are grouped by the smallest repeating pattern of attention types; the parameters of the repetitions
-    are stacked along a first dimension `layers` and scanned. With `stacked=False` every layer has parameters
-    of its own and the layers are unrolled. A new instance is abstract: it has names, dimensions and shapes but no
+    are stacked along a first dimension `layers` and scanned, `unroll` of them in one turn of the loop (0: all, so that
+    there is no loop). With `stacked=False` every layer has parameters of its own and the layers are unrolled. A new instance is abstract: it has names, dimensions and shapes but no
     values until `init` or `bind` gives them. `tokenizer` (a `tokenizers.Tokenizer`) and `eos_token_id` travel with
     a model that was loaded.
     """
@@ -57,12 +57,14 @@ class Transformer(nnx.Module):
         *,
         dtype: Any = jnp.float32,
         remat: str = "none",
+        unroll: int = 1,
         stacked: bool = True,
     ):
         self.config = config
         self.layout = layout = layout or single_device()
         self.dtype = jnp.dtype(dtype)
         self.remat = remat
+        self.unroll = unroll
         kinds = config.attention_layers
         self.kinds = smallest_pattern(kinds) if stacked else kinds  # of the layers of one group
         self.repeats = len(kinds) // len(self.kinds) if stacked else 0
@@ -249,7 +251,8 @@ class Transformer(nnx.Module):
             caches = tuple(jax.tree.map(lambda *a: jnp.stack(a), *caches[i::group]) for i in range(group))
         first = jnp.arange(self.repeats) * group
         layers = None if self.shared else state
-        x, kept = jax.lax.scan(self._checkpointed(body), x, (first, layers, caches))
+        turn = min(self.unroll or self.repeats, self.repeats)
+        x, kept = jax.lax.scan(self._checkpointed(body), x, (first, layers, caches), unroll=turn)
         if kept is not None:
             kept = tuple(jax.tree.map(lambda a, r=r: a[r], c) for r in range(self.repeats) for c in kept)
         return x, kept
@@ -268,7 +271,9 @@ class Transformer(nnx.Module):
     def _checkpointed(self, body):
         if self.remat == "none":
             return body
-        return jax.checkpoint(body, policy=REMAT_POLICIES[self.remat], prevent_cse=self.repeats <= 1)
+        return jax.checkpoint(
+            body, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll != 1 or self.repeats <= 1
+        )
 
 
 @partial(jax.jit, static_argnums=0)

@@ -45,7 +45,8 @@ from neojax.training.step import (
 def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
     """The (abstract) model and the optimizer of `config`. Raises `NeojaxError` where the layout does not fit."""
     train = config.train
-    model = Transformer(config.model, layout, dtype=compute_type(train.precision), remat=train.remat)
+    dtype = compute_type(train.precision)
+    model = Transformer(config.model, layout, dtype=dtype, remat=train.remat, unroll=train.unroll)
     model.stored()
     rows = train.microbatch or train.batch_size
     layout.spec(BATCH_DIMS, (1, rows, config.model.n_ctx), what=f"a microbatch of {rows} sequences")

@@ -164,6 +164,14 @@ def test_scanned_equals_unrolled(plain):
     assert_same_gradients(grads, unstacked(plain[1], CONFIG))
 
 
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("unroll", [0, 2])
+def test_turns_of_the_loop_that_do_several_repetitions_change_nothing(plain, unroll, remat):
+    loss, grads = value_and_grad(Transformer(CONFIG, unroll=unroll, remat=remat), weights())
+    np.testing.assert_allclose(loss, plain[0], rtol=1e-6)
+    assert_same_gradients(grads, plain[1])
+
+
 def test_one_group_that_does_not_repeat_is_unrolled():
     config = tiny(n_layer=3, attention_types=("global", "local", "local"))
     logits = Transformer(config).bind(weights(config))(TOKENS)
