@@ -26,6 +26,7 @@ ACTIVATIONS = (
         "cosid",
     ),
     *("minsin", "maxtanh", "tanhexp", "lisht", "seagull", "snake", "roottanh", "softplusmone"),
+    *("rrelu", "aria", "prelu", "parcsinh", "psoftplus", "proottanh"),
 )
 
 
