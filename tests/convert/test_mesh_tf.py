@@ -249,7 +249,8 @@ def neojax_convert(*arguments):
 def test_a_checkpoint_of_tensorflow_becomes_a_run(tmp_path, capsys):
     pytest.importorskip("neojax.convert.gpt_neo")
     neojax_convert(REAL, tmp_path / "run")
-    assert "at step 1234, with the optimizer's state" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "at step 1234, with the optimizer's state" in said and "no tokenizer beside" in said
     config = yaml.safe_load((tmp_path / "run" / "config.yml").read_text())
     assert config["model"]["n_embd"] == 8 and config["train"]["steps"] == 2000
     assert load_run(tmp_path / "run")(np.zeros((1, 4), np.int32)).shape == (1, 4, 53)
