@@ -166,6 +166,18 @@ def test_unknown_keys_and_rules_are_listed_once(tmp_path, capsys):
     assert "my_key" in gpt_neo.convert_text(tmp_path / "config.json").splitlines()[1]
 
 
+def test_what_adafactor_has_not_here_is_listed(tmp_path, capsys):
+    fixed = {"ada_epsilon1": "1e-30", "ada_epsilon2": 1e-3, "beta1": 0, "weight_decay": 0}
+    load(tmp_path, opt_name="adafactor", **fixed)
+    assert not capsys.readouterr().err
+    load(tmp_path, opt_name="adafactor", ada_epsilon1=1e-20, beta1=0.9, weight_decay=0.1)
+    err = capsys.readouterr().err
+    for key in ("ada_epsilon1 (it is 1e-30)", "beta1 (of Adafactor)", "weight_decay (of Adafactor)"):
+        assert key in err
+    load(tmp_path, opt_name="adam", ada_epsilon1=1e-20)
+    assert not capsys.readouterr().err
+
+
 def test_rezero_and_scalenorm_have_weights_to_leave_undecayed(tmp_path):
     from neojax.models import Transformer
     from neojax.training.optimizer import decay_mask
