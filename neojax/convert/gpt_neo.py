@@ -164,12 +164,13 @@ class Taken:
 
 
 def _model(taken: Taken, out: Conversion) -> None:
-    flags = ("rotary_emb", "mlp_glu", "scalenorm", "rezero", "macaron", "share_parameters", "scale_by_depth")
+    flags = {"rotary_emb", "mlp_glu", "scalenorm", "rezero", "macaron", "share_parameters"}
+    flags |= {"scale_by_depth", "scale_by_in"}
     for key in SAME:
         if key in taken.raw:
-            out.put(
-                f"model.{key}", taken.flag(key) if key in (*flags, "scale_by_in") else taken.drop(key), key
-            )
+            value = taken.flag(key) if key in flags else taken.drop(key)
+            is_count = isinstance(value, str) and value.isdecimal()
+            out.put(f"model.{key}", int(value) if is_count else value, key)
     out.sections["model"].setdefault("n_ctx", 2048)
     for theirs, ours in {"local_attention_radius": "window_size", "intermediate_size": "n_inner"}.items():
         if taken.drop(theirs) is not None:

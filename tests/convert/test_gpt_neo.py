@@ -234,8 +234,12 @@ def test_a_mesh_larger_than_the_machine_names_a_shape_that_fits():
 
 
 def test_convert_writes_commented_yaml(tmp_path):
-    path = write(tmp_path, mlm_training=True, mlm_mask_id=31)
+    path = write(tmp_path, mlm_training=True, mlm_mask_id=31, n_vocab="32")
     assert cli.main(["convert", str(path), str(tmp_path / "run.yml")]) == 0
     text = (tmp_path / "run.yml").read_text()
-    assert "learning_rate: 0.001  # lr" in text and "causal: false  # mlm_training" in text
+    assert (
+        "  n_vocab: 32\n" in text
+        and "learning_rate: 0.001  # lr" in text
+        and "causal: false  # mlm_training" in text
+    )
     assert yaml.safe_load(text) == gpt_neo.load(path)
