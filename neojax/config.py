@@ -65,12 +65,27 @@ def _read(path: Path) -> Any:
 
         return gpt_neo.load(path)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as f:
+            raw = yaml.load(f, _OnceLoader)
     except OSError as e:
         raise NeojaxError(f"cannot read config {path}: {e.strerror or e}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise NeojaxError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from None
     return {} if raw is None else raw
+
+
+class _OnceLoader(yaml.SafeLoader):
+    """YAML in which a key that is given twice is an error, as its specification says; PyYAML takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        lines: dict[Any, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
+                raise NeojaxError(
+                    f"{self.name}: key {key.value} is given twice, in lines {lines[key.value]} and {line}; keep one"
+                )
+        return super().construct_mapping(node, deep)
 
 
 def of_run(run_dir: str | Path, overrides: Iterable[str] = ()) -> Config:

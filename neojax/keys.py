@@ -26,6 +26,7 @@ ACTIVATIONS = (
         "cosid",
     ),
     *("minsin", "maxtanh", "tanhexp", "lisht", "seagull", "snake", "roottanh", "softplusmone"),
+    *("rrelu", "aria", "prelu", "parcsinh", "psoftplus", "proottanh"),
 )
 
 
@@ -192,7 +193,8 @@ class TrainConfig:
     weight_decay: float = _key(0.1, "decoupled weight decay, times the learning rate", least=0)
     no_decay: tuple[str, ...] = _key(
         ("ndim<2",),
-        'parameters without weight decay: "ndim<2", a dimension name (vocab), or a name pattern (*norm*)',
+        'parameters without weight decay: "ndim<2" (vectors and numbers), a dimension name (vocab), or a name pattern '
+        "(*norm*)",
     )
     beta1: float = _key(0.9, "decay of AdamW's first moment", least=0)
     beta2: float = _key(0.95, "decay of AdamW's second moment", least=0)

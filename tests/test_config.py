@@ -169,3 +169,17 @@ def test_attention_types(spec, layers, expected):
 def test_attention_types_on_the_command_line():
     for text in ("[global, local]", "global", "global,local", "[[[global, local], 6]]"):
         assert len(from_dict({}, [f"model.attention_types={text}"]).model.attention_layers) == 12
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("train:\n  steps: 1\n  seed: 2\n  steps: 3\n", ["steps is given twice, in lines 2 and 4"]),
+        ("model: {n_layer: 1}\ntrain: {}\nmodel: {n_head: 2}\n", ["model is given twice, in lines 1 and 3"]),
+    ],
+)
+def test_a_key_that_is_given_twice_is_refused(text, words, tmp_path):
+    path = tmp_path / "run.yml"
+    path.write_text(text)
+    message = refused(load, path)
+    assert all(word in message for word in [*words, "run.yml"])

@@ -48,6 +48,11 @@ def run(args: Namespace) -> None:
             f"wrote run directory {dest} at step {loaded.step}, {kept} the optimizer's state; go on with: "
             f"python train.py {dest}/config.yml"
         )
+        if loaded.model.tokenizer is None:
+            print(
+                f"note: there is no tokenizer beside {source}; to sample text, put the model's tokenizer.json (GPT-2's is "
+                "the usual one) there and convert again"
+            )
     elif gpt_neo.is_config(source):
         write_text(dest, gpt_neo.convert_text(source))
         print(f"wrote {dest}; train with: python train.py {dest}")

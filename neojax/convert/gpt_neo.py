@@ -64,11 +64,12 @@ NOTHING_TO_SET = (
         "model",
         "input_fn",
     ),
-    *("padding_id", "eos_id", "stop_at_token", "remove_partial_sequences", "ada_epsilon1", "ada_epsilon2"),
+    *("padding_id", "eos_id", "stop_at_token", "remove_partial_sequences"),
     *("moe_activation", "no_dataset", "causal", "mlm_training", "steps_per_checkpoint"),
 )
 CHECKPOINT_EVERY = 5000  # gpt-neo's --steps_per_checkpoint
 FLOOR = 0.1
+ADAFACTOR = {"ada_epsilon1": 1e-30, "ada_epsilon2": 1e-3}  # as they are fixed here
 ABSENT = "dataset_configs/"  # the path of a dataset whose config is not there begins so
 
 
@@ -163,12 +164,13 @@ class Taken:
 
 
 def _model(taken: Taken, out: Conversion) -> None:
-    flags = ("rotary_emb", "mlp_glu", "scalenorm", "rezero", "macaron", "share_parameters", "scale_by_depth")
+    flags = {"rotary_emb", "mlp_glu", "scalenorm", "rezero", "macaron", "share_parameters"}
+    flags |= {"scale_by_depth", "scale_by_in"}
     for key in SAME:
         if key in taken.raw:
-            out.put(
-                f"model.{key}", taken.flag(key) if key in (*flags, "scale_by_in") else taken.drop(key), key
-            )
+            value = taken.flag(key) if key in flags else taken.drop(key)
+            is_count = isinstance(value, str) and value.isdecimal()
+            out.put(f"model.{key}", int(value) if is_count else value, key)
     out.sections["model"].setdefault("n_ctx", 2048)
     for theirs, ours in {"local_attention_radius": "window_size", "intermediate_size": "n_inner"}.items():
         if taken.drop(theirs) is not None:
@@ -326,6 +328,7 @@ def _optimizer(taken: Taken, out: Conversion) -> None:
         out.put("train.decay_steps", end, "lr_decay_end")
     out.put("train.min_lr_ratio", FLOOR, "gpt-neo's floor")
     name = taken.text("opt_name", "adam").lower()
+    epsilons = {key: taken.number(key, fixed) for key, fixed in ADAFACTOR.items()}
     weight_decay = taken.number("weight_decay", 0.0)
     betas = {
         key: taken.number(key, default)
@@ -339,6 +342,9 @@ def _optimizer(taken: Taken, out: Conversion) -> None:
         # gpt-neo handed weight_decay to Adafactor as the decay rate of its moments; here it decays no weights then.
         out.put("train.optimizer", "adafactor", "opt_name")
         out.ignored += [f"{key} (of Adafactor)" for key in ("weight_decay", "beta1") if taken.raw.get(key)]
+        out.ignored += [
+            f"{key} (it is {ADAFACTOR[key]:g})" for key, v in epsilons.items() if v != ADAFACTOR[key]
+        ]
         weight_decay = 0.0
     out.put("train.weight_decay", weight_decay, "weight_decay")
     out.put("train.no_decay", _no_decay(out.sections["model"]), "names matching norm or bias, but not ln_f")

@@ -86,10 +86,12 @@ class Place:
     @property
     def tensor_shape(self) -> tuple[int, ...]:
         """The shape of the tensor."""
-        return (*self.shape[:-1], self.shape[-1] * self.parts)
+        return (*self.shape[:-1], self.shape[-1] * self.parts) if self.axes else ()
 
     def read(self, files: TensorFiles, name: str, index: Index) -> np.ndarray:
         """The part `index` of the piece in float32, from tensor `name` of `files`, `CHUNK` bytes at a time."""
+        if not self.axes:
+            return np.asarray(files.read(name, ()), np.float32)
         out = np.empty([s.stop - s.start for s in index], np.float32)
         view = out.transpose(self.order)
         first, *others = (index[i] for i in self.order)

@@ -1,6 +1,7 @@
 """gpt-neo's own checkpoints: a TensorFlow bundle with Mesh-TensorFlow's variable names, and the JSON config of its run.
 
-The variables are those of `gpt2/`, each with `adam_m` and `adam_v` where the optimizer was Adam, and `global_step`.
+The variables are those of `gpt2/`, each with `adam_m` and `adam_v` where the optimizer was Adam, with factors of its
+second moment where it was Adafactor, and `global_step`.
 """
 
 import json
@@ -19,62 +20,51 @@ from neojax import config as configuration
 from neojax.config import Config
 from neojax.convert import bundle
 from neojax.convert.bundle import Bundle
+from neojax.convert.hf_config import read_json
 from neojax.convert.hf_tensors import Place
 from neojax.convert.hf_tokenizer import read_tokenizer
+from neojax.convert.mesh_tf_adafactor import SecondMoments, steps_averaged
+from neojax.convert.mesh_tf_names import check_readable, places
 from neojax.convert.place import Index, Piece, pieces, place
+from neojax.convert.tensor_files import TensorFiles
 from neojax.data.tokenizer import n_ids
 from neojax.errors import NeojaxError
 from neojax.mesh import Layout
 from neojax.models import Transformer
+from neojax.training.adafactor import state_of
 from neojax.training.optimizer import make_optimizer
 
 STEP = "global_step"
 MOMENTS = {"mu": "adam_m", "nu": "adam_v"}  # names in optax's state -> suffixes of the variables
-# What is neither a weight nor used: Adafactor's moments, whose factors lie differently, and TensorFlow 2's object graph.
+# What is no weight: the optimizers' slots, and TensorFlow 2's object graph.
 _OTHER = re.compile(r".*/adam_[mv]|.*_slot_(v|vr|vc|m)|_CHECKPOINTABLE_OBJECT_GRAPH")
-
-# role of a parameter -> its variable, and the dimensions of its axes
-VARIABLES = {
-    "wte": ("wte", "vocab embd"),
-    "wpe": ("wpe", "positions embd"),
-    "norm_f.scale": ("ln_f/g", "embd"),
-    "norm_f.bias": ("ln_f/b", "embd"),
-    "norm_1.scale": ("norm_1/g", "embd"),
-    "norm_1.bias": ("norm_1/b", "embd"),
-    "norm_2.scale": ("norm_2/g", "embd"),
-    "norm_2.bias": ("norm_2/b", "embd"),
-    "attn.query": ("attn/q", "embd heads*head_dim"),
-    "attn.key": ("attn/k", "embd heads*head_dim"),
-    "attn.value": ("attn/v", "embd heads*head_dim"),
-    "attn.out": ("attn/o", "heads*head_dim embd"),
-    "attn.out_bias": ("attn/compute_output_bias/o_b", "embd"),
-    "mlp.up": ("mlp/conv1d_main/c_fc/kernel", "embd mlp"),
-    "mlp.up_bias": ("mlp/conv1d_main/c_fc/bias", "mlp"),
-    "mlp.down": ("mlp/conv1d_main/c_proj/kernel", "mlp embd"),
-    "mlp.down_bias": ("mlp/conv1d_main/c_proj/bias", "embd"),
-}
 
 
 @dataclass(frozen=True)
 class MeshTF:
-    """A loaded checkpoint: the model, its run's config, the steps taken, and Adam's moments, {"mu", "nu"} of
-    {parameter: array}, or {} where it has none."""
+    """A loaded checkpoint: the model, its run's config, the steps taken, and the moments of its optimizer, {} where it has
+    none: Adam's, {"mu", "nu"} of {parameter: array}, or Adafactor's, {"squares"} of the same, as of step `averaged`."""
 
     model: Transformer
     config: Config
     step: int
     moments: dict[str, dict[str, jax.Array]]
+    averaged: int = 0
 
     @property
     def keeps_moments(self) -> bool:
         """Whether the moments are there and of the optimizer that `config` asks for."""
-        return bool(self.moments) and self.config.train.optimizer == "adamw"
+        return ("squares" if self.config.train.optimizer == "adafactor" else "mu") in self.moments
 
     def opt_state(self) -> Any:
         """The state with which the optimizer of `config` goes on at `step`; without moments they begin at zero."""
         params = self.model.params()
         state = jax.jit(make_optimizer(self.config.train, self.model.dims()).init)(params)
         count = jnp.int32(self.step)
+        if self.keeps_moments and "squares" in self.moments:
+            dims = self.model.dims()
+            factors = jax.jit(lambda squares: state_of(squares, dims, self.averaged))(self.moments["squares"])
+            return optax.tree.set(state, count=count, **factors._asdict())
         if self.keeps_moments:
             return optax.tree.set(state, count=count, **self.moments)
         # The correction of moments that begin at zero begins anew with them: only the schedule goes on.
@@ -103,12 +93,9 @@ def load(
     if prefix is None:
         raise NeojaxError(f"{path} has no TensorFlow checkpoint; expected model.ckpt-STEP.index and its data")
     source = Path(config) if config else _find_config(prefix.parent)
-    settings = _read_config(source)
-    if "none" in settings.model.attention_layers:
-        raise NeojaxError(
-            f"{source}: attention_types has layers of type none, at which gpt-neo doubled its activations; weights "
-            "trained so mean something else here and are not converted"
-        )
+    files = Bundle(prefix)
+    settings = _read_config(source, files)
+    check_readable(settings.model, source)
     model = Transformer(settings.model, layout, dtype=dtype)
     model.stored()  # a layout that does not fit, before files are read
     tokenizer = read_tokenizer(prefix.parent)
@@ -116,35 +103,46 @@ def load(
         raise NeojaxError(
             f"{prefix.parent}: the tokenizer has {n_ids(tokenizer)} ids but {source} has {settings.model.n_vocab}"
         )
-    files = Bundle(prefix)
-    where = {p.piece: p for p in _places(pieces(model), source)}
+    where = {p.piece: p for p in places(settings.model, pieces(model))}
     names = [p.tensor for p in where.values()]
     _match(where.values(), files, source)
-    slots = {ours: [f"{n}/{theirs}" for n in names] for ours, theirs in MOMENTS.items()}
-    has_moments = all(slot in files.shapes for group in slots.values() for slot in group)
-    kept = names + [slot for group in slots.values() for slot in group] if has_moments else names
-    files.check([*kept, STEP] if STEP in files.shapes else kept)
+    adam = [f"{name}/{slot}" for name in names for slot in MOMENTS.values()]
+    adam = adam if all(slot in files.shapes for slot in adam) else []
+    squares = SecondMoments(files)
+    factors = squares.slots(names)
+    files.check([*names, *adam, *factors, *({STEP} & files.shapes.keys())])
 
-    def values(suffix: str = "") -> Transformer:
+    def values(files: TensorFiles, suffix: str = "") -> Transformer:
         def read(piece: Piece, index: Index) -> np.ndarray:
             return where[piece].read(files, where[piece].tensor + suffix, index)
 
         return place(model, read)
 
     step = int(files.read(STEP, ())) if STEP in files.shapes else 0
-    moments = {ours: values(f"/{theirs}").params() for ours, theirs in MOMENTS.items()} if has_moments else {}
-    model = values()
-    model.tokenizer = tokenizer
-    return MeshTF(model, settings, step, moments)
+    moments = {ours: values(files, f"/{theirs}").params() for ours, theirs in MOMENTS.items()} if adam else {}
+    if factors and settings.train.optimizer == "adafactor":
+        moments["squares"] = values(squares).params()
+    loaded = values(files)
+    loaded.tokenizer = tokenizer
+    return MeshTF(loaded, settings, step, moments, steps_averaged(_decay(source), step))
 
 
-def _read_config(source: Path) -> Config:
+def _read_config(source: Path, files: Bundle) -> Config:
     """A gpt-neo config, or one of our own (YAML)."""
-    if source.suffix == ".json":
-        from neojax.convert.gpt_neo import load as load_gpt_neo
+    if source.suffix != ".json":
+        return configuration.load(source)
+    from neojax.convert.gpt_neo import load as load_gpt_neo
 
-        return configuration.from_dict(load_gpt_neo(source), source=str(source))
-    return configuration.load(source)
+    raw = load_gpt_neo(source)
+    if raw["model"].get("rotary_emb") is False and "gpt2/wpe" not in files.shapes:
+        raw["model"]["rotary_emb"] = True  # so gpt-neo took any value, and saved no table of positions
+    return configuration.from_dict(raw, source=str(source))
+
+
+def _decay(source: Path) -> float | None:
+    """The decay of Adafactor's moments, None for that of the paper: what gpt-neo took weight_decay for."""
+    decay = read_json(source).get("weight_decay") if source.suffix == ".json" else None
+    return None if decay is None else float(decay)
 
 
 def _find_config(folder: Path) -> Path:
@@ -163,19 +161,6 @@ def _find_config(folder: Path) -> Path:
             f"{folder}: which gpt-neo config (JSON) is this model's? {have}; name it with --config"
         )
     return found[0]
-
-
-def _places(found: Iterable[Piece], source: Path) -> list[Place]:
-    places = []
-    for piece in found:
-        if piece.role not in VARIABLES:
-            raise NeojaxError(
-                f"{source}: neojax does not convert {piece.role} from Mesh-TensorFlow checkpoints"
-            )
-        name, axes = VARIABLES[piece.role]
-        scope = "gpt2/" if piece.layer is None else f"gpt2/h{piece.layer}/"
-        places.append(Place(piece, scope + name, tuple(tuple(axis.split("*")) for axis in axes.split())))
-    return places
 
 
 def _match(places: Iterable[Place], files: Bundle, source: Path) -> None:

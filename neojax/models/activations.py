@@ -1,15 +1,39 @@
 """The non-linearities of the MLP, by gpt-neo's names (`models/activations.py`) and Hugging Face's.
 
-Only functions without parameters: gpt-neo's aria, prelu, parcsinh, psoftplus and proottanh train scalars of their own
-and its rrelu draws a random slope when the program starts.
+Some have scalars that are trained (`LEARNED`), one set per MLP: keyword arguments of their functions.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+# gpt-neo drew a slope (1 - s) / (1 + s), s uniform in [0, 1), whenever a program started; this is their mean.
+RRELU_SLOPE = 2 * math.log(2) - 1
+
+# activation -> initial values of its scalars
+LEARNED: dict[str, dict[str, float]] = {
+    "aria": {"a": 0.0, "k": 1.0, "c": 0.0, "q": 1.0, "b": -1.0, "nu": 0.0},
+    "prelu": {"slope": 0.2},
+    "parcsinh": {"a": 1.0, "b": 0.0},
+    "psoftplus": {"a": 1.0, "b": 1.0, "c": 0.0},
+    "proottanh": {"power": 0.0, "add": 0.0, "root": 0.0},
+}
+
+
+def aria(x, a, k, c, q, b, nu):
+    """x times Richards' curve, https://arxiv.org/abs/1805.08878; gpt-neo took the root of the exponential alone."""
+    return x * (a + k / (jax.nn.softplus(c) + q * jnp.exp(b * x / (jax.nn.softplus(nu) + 1))))
+
+
+def proottanh(x, power, add, root):
+    """Of |x|, since a negative number has no broken power."""
+    inner = jnp.abs(x) ** (jax.nn.softplus(power) + 2) + jax.nn.softplus(add) + 1
+    return inner ** (1 / (jax.nn.softplus(root) + 3)) * jnp.tanh(x)
+
+
+ACTIVATIONS: dict[str, Callable[..., jax.Array]] = {
     "gelu_new": lambda x: jax.nn.gelu(x, approximate=True),
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "relu": jax.nn.relu,
@@ -48,4 +72,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "snake": lambda x: x + jnp.sin(x) ** 2,
     "roottanh": lambda x: jnp.cbrt(x**2 + 1) * jnp.tanh(x),
     "softplusmone": lambda x: jax.nn.softplus(x) - 1,
+    "rrelu": lambda x: jax.nn.leaky_relu(x, RRELU_SLOPE),
+    "aria": aria,
+    "prelu": lambda x, slope: jnp.where(x > 0, x, slope * x),
+    "parcsinh": lambda x, a, b: a * jnp.arcsinh(x * (jax.nn.softplus(b) + 1)),
+    "psoftplus": lambda x, a, b, c: a * jax.nn.softplus(b * x) + c,
+    "proottanh": proottanh,
 }

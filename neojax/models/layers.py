@@ -12,7 +12,7 @@ from neojax import named
 from neojax.config import ModelConfig
 from neojax.kernels import linear_attention
 from neojax.kernels.attention import Memory, attention, visible, weigh
-from neojax.models.activations import ACTIVATIONS
+from neojax.models.activations import ACTIVATIONS, LEARNED
 from neojax.models.norms import Identity, after_branch, before_branch
 from neojax.models.positions import rotate
 from neojax.named import Constant, Dropout, Normal, Param, einsum
@@ -176,6 +176,8 @@ class MLP(nnx.Module):
         if config.scale_by_depth:
             std_out *= config.n_layer**-0.5
         self.activation = config.activation_function
+        scalars = LEARNED.get(self.activation, {})
+        self.curve = nnx.Dict({name: Param("", Constant(value), sizes) for name, value in scalars.items()})
         self.up = Param("embd mlp", Normal(std_in), sizes)
         self.up_bias = Param("mlp", Constant(0.0), sizes)
         self.gate = Param("embd mlp", Normal(std_in), sizes) if config.mlp_glu else None
@@ -186,17 +188,17 @@ class MLP(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         y = checkpoint_name(widen(x, self.up, self.up_bias), "mlp_up")
         if self.gate is None or self.gate_bias is None:
-            y = activate(self.activation, y)
+            y = self.activate(y)
         else:
             gate = checkpoint_name(widen(x, self.gate, self.gate_bias), "mlp_gate")
-            y = y * activate(self.activation, gate)
+            y = y * self.activate(gate)
         y = einsum("batch sequence mlp, mlp embd -> batch sequence embd", y, self.down)
         return y + named.use(self.down_bias, "embd", y.dtype)
 
-
-def activate(name: str, x: jax.Array) -> jax.Array:
-    """The activation; the backward pass computes it again from x, which is cheaper than keeping its parts."""
-    return jax.checkpoint(ACTIVATIONS[name])(x)
+    def activate(self, x: jax.Array) -> jax.Array:
+        """The activation; the backward pass computes it again from x, which is cheaper than keeping its parts."""
+        curve = {name: named.use(scalar, "", x.dtype) for name, scalar in self.curve.items()}
+        return jax.checkpoint(ACTIVATIONS[self.activation])(x, **curve)
 
 
 def widen(x: jax.Array, weight: Param, bias: Param) -> jax.Array:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from neojax import named
@@ -157,8 +158,10 @@ class Transformer(nnx.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Logits of the next token: int32 [batch, sequence] -> float32 [batch, sequence, n_vocab].
 
-        Raises `NeojaxError` for tokens of another shape, or more of them than n_ctx.
+        Raises `NeojaxError` for tokens of another shape, more of them than n_ctx, or (where their values are known on
+        this host, so not under `jax.jit`) ids beyond the vocabulary.
         """
+        check_ids(tokens, self.config.n_vocab)
         tokens = jnp.asarray(tokens, jnp.int32)
         if tokens.ndim != 2 or tokens.shape[1] > self.config.n_ctx:
             raise NeojaxError(
@@ -274,6 +277,19 @@ class Transformer(nnx.Module):
         return jax.checkpoint(
             body, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll != 1 or self.repeats <= 1
         )
+
+
+def check_ids(tokens: Any, n_vocab: int) -> None:
+    """Raises `NeojaxError` for an id outside [0, n_vocab), which a look-up on the device would silently move into it.
+
+    Tokens that are traced, or lie on other hosts too, are not looked at.
+    """
+    if isinstance(tokens, jax.core.Tracer) or not getattr(tokens, "is_fully_addressable", True):
+        return
+    ids = np.asarray(tokens)
+    if ids.size and (ids.min() < 0 or ids.max() >= n_vocab):
+        wrong = ids.min() if ids.min() < 0 else ids.max()
+        raise NeojaxError(f"token {wrong} is not in the vocabulary, 0 to {n_vocab - 1}")
 
 
 @partial(jax.jit, static_argnums=0)

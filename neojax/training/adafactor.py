@@ -36,15 +36,7 @@ def scale_by_adafactor(dims: dict[str, tuple[str, ...]]) -> optax.GradientTransf
     """
 
     def init(params):
-        v, row, col = {}, {}, {}
-        for name, p in params.items():
-            zeros = jnp.zeros_like(p)
-            match _factored_axes(dims[name], p.shape):
-                case (a, b):
-                    row[name], col[name] = zeros.mean(b), zeros.mean(a)
-                case None:
-                    v[name] = zeros
-        return AdafactorState(jnp.zeros([], jnp.int32), v, row, col)
+        return state_of({name: jnp.zeros_like(p) for name, p in params.items()}, dims, 0)
 
     def update(grads, state, params):
         decay = 1 - (state.step + 1.0) ** -DECAY_EXPONENT
@@ -66,6 +58,18 @@ def scale_by_adafactor(dims: dict[str, tuple[str, ...]]) -> optax.GradientTransf
         return updates, AdafactorState(state.step + 1, v, row, col)
 
     return optax.GradientTransformation(init, update)
+
+
+def state_of(squares: dict[str, jax.Array], dims: dict[str, tuple[str, ...]], step: int) -> AdafactorState:
+    """The state after `step` steps in which the mean squares of the gradients, by parameter, have been `squares`."""
+    v, row, col = {}, {}, {}
+    for name, square in squares.items():
+        match _factored_axes(dims[name], square.shape):
+            case (a, b):
+                row[name], col[name] = square.mean(b), square.mean(a)
+            case None:
+                v[name] = square
+    return AdafactorState(jnp.int32(step), v, row, col)
 
 
 def _factored_axes(dims: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, int] | None:

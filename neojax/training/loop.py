@@ -17,7 +17,7 @@ from neojax import config as configuration
 from neojax.config import Config, SourceConfig
 from neojax.convert import gpt_neo
 from neojax.data import tokenizer as tokenizers
-from neojax.data.loader import check_ids, train_batches, validation_batches
+from neojax.data.loader import Windows, check_ids, train_batches, validation_batches
 from neojax.data.sources import TokenSource, open_source
 from neojax.errors import NeojaxError
 from neojax.loading import load_params
@@ -79,7 +79,7 @@ def train(config: Config) -> None:
         progress = Progress(config.train.steps, start)
         if latest is not None:  # step 0 is there in a directory that `neojax convert` wrote
             saved = runs.config_of(checkpoints.restore_meta(start), source=str(folder))
-            for line in runs.check_resume(saved, config, folder):
+            for line in runs.check_resume(saved, config, folder, start):
                 progress.note(line)
         if start >= config.train.steps:
             progress.note(
@@ -240,13 +240,16 @@ def named_sources(sources: tuple[SourceConfig, ...]) -> dict[str, SourceConfig]:
 
 
 def check_data(config: Config) -> list[TokenSource]:
-    """Opens every source of `data` and checks its ids against the vocabulary. Returns the training sources."""
+    """Opens every source of `data`, checks that it holds tokens and its ids against the vocabulary. Returns the training
+    sources."""
     if not config.data.train:
         raise NeojaxError(
             "data.train is empty; name a token store, such as data.train=DIR, that `neojax prepare ... --out DIR` wrote"
         )
     sources = [open_source(s.path, "train") for s in config.data.train]
     held_out = [open_source(s.path, "validation") for s in config.data.validation]
+    for source in sources + held_out:
+        Windows(source, config.model.n_ctx)  # raises where there is nothing to predict
     check_ids(sources + held_out, config.model.n_vocab)
     return sources
 

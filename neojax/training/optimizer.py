@@ -82,8 +82,9 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
 def decay_mask(no_decay: tuple[str, ...], dims: Dims) -> dict[str, bool]:
     """Which parameters decay: those that no entry of `no_decay` matches.
 
-    An entry is "ndim<2" (below two dimensions, the stacked `layers` not counted), the name of a dimension, or a
-    shell-style pattern of parameter names. Raises `NeojaxError` for an entry that matches nothing.
+    An entry is "ndim<2" (below two dimensions, where the stacked `layers` do not count, and `heads` and `head_dim`,
+    which split one, count as one: a bias of queries is a vector), the name of a dimension, or a shell-style pattern
+    of parameter names. Raises `NeojaxError` for an entry that matches nothing.
     """
     mask = dict.fromkeys(dims, True)
     for entry in no_decay:
@@ -98,5 +99,5 @@ def decay_mask(no_decay: tuple[str, ...], dims: Dims) -> dict[str, bool]:
 
 def _matches(entry: str, name: str, dims: tuple[str, ...]) -> bool:
     if entry == "ndim<2":
-        return sum(d != "layers" for d in dims) < 2
+        return sum(d not in ("layers", "head_dim") for d in dims) < 2
     return entry in dims or fnmatchcase(name, entry)

@@ -55,22 +55,26 @@ def yaml_word(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
 
 
-def check_resume(saved: Config, now: Config, run_dir: Path) -> list[str]:
-    """What changed between a run's last checkpoint and the command that resumes it, as lines to show.
+def check_resume(saved: Config, now: Config, run_dir: Path, step: int) -> list[str]:
+    """What changed between a run's last checkpoint, at `step`, and the command that resumes it, as lines to show.
 
     Raises `NeojaxError` where the checkpoint no longer fits: another model, or another optimizer.
     """
     old, new = configuration.to_dict(saved), configuration.to_dict(now)
     old["model"]["init_from"] = new["model"]["init_from"] = ""  # only told where the run once began
-    rigid = differences(old["model"], new["model"], "model.")
-    rigid += [
+    model = differences(old["model"], new["model"], "model.")
+    optimizer = [
         d for d in differences(old["train"], new["train"], "train.") if d.startswith("train.optimizer ")
     ]
-    if rigid:
+    if model or optimizer:
+        anew = "start anew with another train.run_dir"
+        if not model:  # the weights fit, only the optimizer's state does not
+            anew = f"begin another run with these weights: train.run_dir=NEW model.init_from={run_dir}"
         raise NeojaxError(
-            f"{run_dir} holds a run with other settings: {', '.join(rigid)}; "
-            "set them back, or start anew with another train.run_dir"
+            f"{run_dir} holds a run with other settings: {', '.join(model + optimizer)}; set them back, or {anew}"
         )
+    if not step:  # converted weights: nothing has been trained with the settings that stand there
+        return []
     changed = differences({k: old[k] for k in ("data", "train")}, {k: new[k] for k in ("data", "train")})
     data = [d for d in changed if d.startswith(("data.train", "train.seed", "train.batch_size"))]
     lines = []

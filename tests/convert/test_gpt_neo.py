@@ -166,6 +166,18 @@ def test_unknown_keys_and_rules_are_listed_once(tmp_path, capsys):
     assert "my_key" in gpt_neo.convert_text(tmp_path / "config.json").splitlines()[1]
 
 
+def test_what_adafactor_has_not_here_is_listed(tmp_path, capsys):
+    fixed = {"ada_epsilon1": "1e-30", "ada_epsilon2": 1e-3, "beta1": 0, "weight_decay": 0}
+    load(tmp_path, opt_name="adafactor", **fixed)
+    assert not capsys.readouterr().err
+    load(tmp_path, opt_name="adafactor", ada_epsilon1=1e-20, beta1=0.9, weight_decay=0.1)
+    err = capsys.readouterr().err
+    for key in ("ada_epsilon1 (it is 1e-30)", "beta1 (of Adafactor)", "weight_decay (of Adafactor)"):
+        assert key in err
+    load(tmp_path, opt_name="adam", ada_epsilon1=1e-20)
+    assert not capsys.readouterr().err
+
+
 def test_rezero_and_scalenorm_have_weights_to_leave_undecayed(tmp_path):
     from neojax.models import Transformer
     from neojax.training.optimizer import decay_mask
@@ -222,8 +234,12 @@ def test_a_mesh_larger_than_the_machine_names_a_shape_that_fits():
 
 
 def test_convert_writes_commented_yaml(tmp_path):
-    path = write(tmp_path, mlm_training=True, mlm_mask_id=31)
+    path = write(tmp_path, mlm_training=True, mlm_mask_id=31, n_vocab="32")
     assert cli.main(["convert", str(path), str(tmp_path / "run.yml")]) == 0
     text = (tmp_path / "run.yml").read_text()
-    assert "learning_rate: 0.001  # lr" in text and "causal: false  # mlm_training" in text
+    assert (
+        "  n_vocab: 32\n" in text
+        and "learning_rate: 0.001  # lr" in text
+        and "causal: false  # mlm_training" in text
+    )
     assert yaml.safe_load(text) == gpt_neo.load(path)

@@ -236,22 +236,9 @@ def test_a_directory_in_use_is_not_overwritten(saved):
     assert (saved / hf.WEIGHTS).read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"scale_attention": True},
-        {"attention_bias": True},
-        {"rotary_emb": True},
-        {"mlp_glu": True},
-        {"attention_types": ("global", "linear")},
-        {"activation_function": "snake"},
-        {"causal": False},
-    ],
-    ids=lambda changes: next(iter(changes)),
-)
-def test_what_transformers_cannot_express_is_refused_by_name(changes, tmp_path):
-    with pytest.raises(NeojaxError, match=rf"model\.{next(iter(changes))}.* cannot be exported"):
-        hf.save(random_model(**changes), tmp_path / "out")
+def test_nothing_is_written_of_what_transformers_cannot_express(tmp_path):
+    with pytest.raises(NeojaxError, match=r"model\.rotary_emb=True cannot be exported"):
+        hf.save(random_model(rotary_emb=True), tmp_path / "out")
     assert not os.listdir(tmp_path)
 
 

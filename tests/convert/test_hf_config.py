@@ -1,5 +1,6 @@
 """config.json of GPT-Neo and GPT-2: every key is carried over, older and newer files are read, the rest is named."""
 
+import dataclasses
 import json
 import re
 
@@ -84,6 +85,55 @@ def test_gpt2_has_its_own_keys_and_defaults(size, tmp_path):
     assert model.attention_bias and model.scale_attention
     assert (model.n_vocab, model.n_embd, model.n_ctx, model.res_dropout) == (50257, 768, 77, 0.1)
     assert read(tmp_path, to_json(model, None)) == model
+
+
+# A value of each option that is not its default; what only makes initial weights or says where they came from is left out.
+OTHER = {
+    "n_layer": 6, "n_embd": 64, "n_head": 2, "n_ctx": 17, "n_vocab": 99, "n_inner": 20, "window_size": 3,
+    "attention_types": ("local",), "activation_function": "relu", "layer_norm_epsilon": 1e-3,
+    "embed_dropout": 0.1, "attn_dropout": 0.1, "res_dropout": 0.1, "tie_word_embeddings": False,
+    "attention_bias": True, "scale_attention": True, "mlp_glu": True, "macaron": True, "causal": False,
+    "rotary_emb": True, "axial_pos_emb": (4, 6), "num_mem_kv": 2, "scalenorm": True, "rezero": True,
+    "share_parameters": True,
+}  # fmt: skip
+INITIAL = {"scale_by_depth", "scale_by_in", "initializer_range", "init_from"}
+
+
+def test_every_option_is_known_here():
+    assert {f.name for f in dataclasses.fields(ModelConfig)} == OTHER.keys() | INITIAL
+
+
+@pytest.mark.parametrize("option", OTHER)
+@pytest.mark.parametrize("kind", ["gpt_neo", "gpt2"])
+def test_every_option_is_exported_or_refused_by_name(kind, option, tmp_path):
+    sizes = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_ctx": 24}
+    if kind == "gpt2":
+        sizes |= {"attention_types": ("global",), "attention_bias": True, "scale_attention": True}
+    value = OTHER[option]
+    if option in sizes and isinstance(value, bool):
+        value = not sizes[option]
+    model = ModelConfig(**{**sizes, option: value})
+    try:
+        raw = to_json(model, 0)
+    except NeojaxError as e:
+        # What is no longer GPT-2 is GPT-Neo, which has nothing else of GPT-2 either.
+        others = {"attention_bias", "scale_attention"} if kind == "gpt2" else set()
+        assert any(f"model.{name}" in str(e) for name in {option, *others})
+        assert "cannot be exported" in str(e) and "\n" not in str(e)
+    else:
+        again = read(tmp_path, raw)
+        if option == "attention_types":
+            assert again.attention_layers == model.attention_layers
+        elif not (kind == "gpt2" and option == "window_size"):  # which then sees nothing
+            assert getattr(again, option) == value
+
+
+@pytest.mark.parametrize(
+    "changes", [{"attention_types": ("global", "linear")}, {"activation_function": "snake"}]
+)
+def test_a_value_that_transformers_has_not_is_refused_by_name(changes):
+    with pytest.raises(NeojaxError, match=rf"model\.{next(iter(changes))}.* cannot be exported"):
+        to_json(ModelConfig(**changes), 0)
 
 
 def test_other_names_of_an_activation_are_understood(tmp_path):

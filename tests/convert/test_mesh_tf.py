@@ -249,7 +249,8 @@ def neojax_convert(*arguments):
 def test_a_checkpoint_of_tensorflow_becomes_a_run(tmp_path, capsys):
     pytest.importorskip("neojax.convert.gpt_neo")
     neojax_convert(REAL, tmp_path / "run")
-    assert "at step 1234, with the optimizer's state" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "at step 1234, with the optimizer's state" in said and "no tokenizer beside" in said
     config = yaml.safe_load((tmp_path / "run" / "config.yml").read_text())
     assert config["model"]["n_embd"] == 8 and config["train"]["steps"] == 2000
     assert load_run(tmp_path / "run")(np.zeros((1, 4), np.int32)).shape == (1, 4, 53)
@@ -266,9 +267,127 @@ def test_nothing_is_written_of_a_damaged_checkpoint(tmp_path, weights, config_fi
         assert not list(tmp_path.glob("run*"))
 
 
-def test_layers_of_type_none_are_refused(tmp_path, weights):
-    """gpt-neo doubled its activations there, so that the weights mean something else here."""
+def original_variables(config, params):
+    """The parameters of any model under gpt-neo's names: gpt2/h0/..., or gpt2//... where layers share them."""
+    values = {name: np.asarray(p, np.float32) for name, p in params.items()}
+    found, d = {}, config.n_embd
+    whole = {"wte": "wte", "wpe": "wpe", "wpe.row": "axial_wpe_1", "wpe.column": "axial_wpe_2"}
+    whole |= {"norm_f.scale": "ln_f/g", "norm_f.bias": "ln_f/b"}
+    for ours, theirs in whole.items():
+        if ours in values:
+            found[f"gpt2/{theirs}"] = values[ours]
+    for layer in range(1 if config.share_parameters else config.n_layer):
+        prefix = "blocks.0." if config.share_parameters else f"blocks.{layer % 2}."
+        own = {n.removeprefix(prefix): v for n, v in values.items() if n.startswith(prefix)}
+        if not config.share_parameters:
+            own = {n: v[layer // 2] for n, v in own.items()}
+        scope = "gpt2/" if config.share_parameters else f"gpt2/h{layer}"
+
+        def put(name, value, scope=scope):
+            found[f"{scope}/{name}"] = value
+
+        for i in (1, 2):
+            for ours, theirs in (("norm_{}.scale", "norm_{}/g"), ("norm_{}.bias", "norm_{}/b"),
+                                 ("gate_{}.scale", "norm_rezero_{}/g")):  # fmt: skip
+                if ours.format(i) in own:
+                    put(theirs.format(i), own[ours.format(i)])
+        for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v"), ("out", "o")):
+            put(f"attn/{theirs}", own[f"attn.{ours}"].reshape(d, d))
+        put("attn/compute_output_bias/o_b", own["attn.out_bias"])
+        for ours, theirs in (("memory_key", "mem_k"), ("memory_value", "mem_v")):
+            if f"attn.{ours}" in own:
+                put(f"attn/attention/{theirs}", own[f"attn.{ours}"])
+        for mlp in ("mlp", "mlp_macaron"):
+            if f"{mlp}.up" not in own:
+                continue
+            halves = ["up", "gate"] if config.mlp_glu else ["up"]
+            put(f"{mlp}/conv1d_main/c_fc/kernel", np.concatenate([own[f"{mlp}.{n}"] for n in halves], -1))
+            put(f"{mlp}/conv1d_main/c_fc/bias", np.concatenate([own[f"{mlp}.{n}_bias"] for n in halves], -1))
+            put(f"{mlp}/conv1d_main/c_proj/kernel", own[f"{mlp}.down"])
+            put(f"{mlp}/conv1d_main/c_proj/bias", own[f"{mlp}.down_bias"])
+    return found
+
+
+OPTIONS = {
+    "glu, scalenorm, axial": {"mlp_glu": True, "scalenorm": True, "axial_pos_emb": [5, 6]},
+    "rezero, macaron, memory": {"rezero": True, "macaron": True, "num_mem_kv": 3},
+    "shared, rotary": {"share_parameters": True, "rotary_emb": True, "num_mem_kv": 2},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_is_read_from_its_original_variables(tmp_path, name):
+    config = tiny(**OPTIONS[name], n_vocab=53)
+    sizes = {k: getattr(config, k) for k in ("n_head", "n_embd", "n_vocab", "n_ctx", "n_layer")}
+    types = {"attention_types": [[["global", "local"], 2]], "local_attention_radius": 7}
+    options = OPTIONS[name] | ({"rotary_emb": False} if config.rotary_emb else {})  # gpt-neo took it for true
+    (tmp_path / "config.json").write_text(json.dumps({**sizes, **types, **options}))
+    rng = np.random.default_rng(0)
+    params = {n: rng.normal(size=p.shape).astype("f4") * 0.2 for n, p in Transformer(config).params().items()}
+    tensors = original_variables(config, params)
+    moments = {
+        f"{n}/{slot}": v + i for n, v in tensors.items() for i, slot in enumerate(("adam_m", "adam_v"))
+    }
+    layout = layout_of("data:2, model:2", "batch:data, heads:model, mlp:model", "embd:data")
+    loaded = mesh_tf.load(write(tmp_path, tensors | moments), tmp_path / "config.json", layout)
+    for found, add in ((loaded.model.params(), 0), (loaded.moments["mu"], 0), (loaded.moments["nu"], 1)):
+        assert found.keys() == params.keys()
+        for key, value in params.items():
+            np.testing.assert_array_equal(
+                np.asarray(found[key])[: len(value) if value.ndim else None], value + add
+            )
+    assert loaded.config.model.rotary_emb == config.rotary_emb
+
+
+@pytest.mark.parametrize("decay, averaged", [(0.1, 0), (0.9, 17), (None, 30)])
+def test_adafactor_goes_on_with_the_second_moments_it_had(tmp_path, weights, decay, averaged):
+    """Factors over whole axes become factors over heads: the moment of every element stays what it was."""
+    sizes = {k: getattr(CONFIG, k) for k in ("n_head", "n_embd", "n_vocab", "n_ctx", "n_layer")}
+    types = {"attention_types": [[["global", "local"], 2]], "local_attention_radius": 7}
+    optimizer = {"opt_name": "adafactor", "weight_decay": decay, "beta1": 0.9}
+    (tmp_path / "config.json").write_text(json.dumps({**sizes, **types, **optimizer}))
+    rng = np.random.default_rng(1)
+    slots, moments = {}, {}
+    for name, value in weights.items():
+        if value.ndim < 2 or name == "gpt2/wpe":  # as of a table with a short axis
+            moments[name] = slots[f"{name}_slot_v"] = rng.random(value.shape, "f4")
+        else:
+            rows, columns = rng.random(value.shape[0], "f4"), rng.random(value.shape[1], "f4")
+            moments[name] = np.outer(rows, columns)
+            means = [moments[name].mean(1), moments[name].mean(0)]
+            longest = int(value.shape[1] > value.shape[0])  # vr is the mean over it
+            slots[f"{name}_slot_vr"], slots[f"{name}_slot_vc"] = means[::-1] if longest == 0 else means
+        slots[f"{name}_slot_m"] = value
+    loaded = mesh_tf.load(write(tmp_path, weights | slots, step=30), tmp_path / "config.json")
+    assert loaded.keeps_moments
+    found = variables(loaded.moments["squares"])
+    for name, moment in moments.items():
+        rows = CONFIG.n_vocab if name == "gpt2/wte" else None
+        np.testing.assert_allclose(found[name][:rows], moment[:rows], rtol=1e-4, err_msg=name)
+    adafactor, *_, schedule = loaded.opt_state()
+    assert (int(adafactor.step), int(schedule.count)) == (averaged, 30)
+    query = "blocks.1.attn.query"
+    row, col = np.asarray(adafactor.row[query]), np.asarray(adafactor.col[query])
+    estimate = (
+        row[:, None] * col[..., None] / row.mean(2)[:, None, :, None]
+    )  # [layers, embd, heads, head_dim]
+    np.testing.assert_allclose(estimate, loaded.moments["squares"][query], rtol=1e-3)
+    slots["gpt2/h0/attn/q_slot_vr"] = np.ones(3, "f4")
+    with pytest.raises(NeojaxError, match=r"attn/q_slot_vr has shape \[3\], but .* has \[32\]"):
+        mesh_tf.load(write(tmp_path, weights | slots, step=30), tmp_path / "config.json")
+
+
+@pytest.mark.parametrize(
+    "options, cause",
+    [
+        ({"attention_types": ("none",)}, "layers of type none, at which gpt-neo doubled"),
+        ({"tie_word_embeddings": False}, "no_weight_tie: gpt-neo's own output table had a bias"),
+        ({"activation_function": "aria"}, "activation aria: gpt-neo saved its scalars under random names"),
+    ],
+)
+def test_weights_that_mean_something_else_here_are_refused(tmp_path, weights, options, cause):
     path = tmp_path / "model.yml"
-    path.write_text(configuration.dump(Config(model=dataclasses.replace(CONFIG, attention_types=("none",)))))
-    with pytest.raises(NeojaxError, match="layers of type none"):
+    path.write_text(configuration.dump(Config(model=dataclasses.replace(CONFIG, **options))))
+    with pytest.raises(NeojaxError, match=cause) as e:
         mesh_tf.load(write(tmp_path, weights), path)
+    assert "\n" not in str(e.value)

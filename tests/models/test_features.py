@@ -12,7 +12,7 @@ from neojax.config import ACTIVATIONS as NAMES
 from neojax.errors import NeojaxError
 from neojax.kernels.entmax import entmax, entmax_loss
 from neojax.models import Transformer
-from neojax.models.activations import ACTIVATIONS
+from neojax.models.activations import ACTIVATIONS, LEARNED
 from neojax.models.layers import Window
 from neojax.models.transformer import smallest_pattern
 
@@ -41,6 +41,7 @@ TOGETHER = {
         "num_mem_kv": 3,
         "mlp_glu": True,
         "scalenorm": True,
+        "activation_function": "aria",
         "attention_types": ("global", "linear"),
     },
     "axial, rezero, macaron, none, shared, untied": {
@@ -88,12 +89,16 @@ def by_hand(config, params, tokens):
         y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + config.layer_norm_epsilon)
         return y * w[f"{name}.scale"] + w.get(f"{name}.bias", 0.0)
 
-    def act(x):
+    def act(x, w, name):
+        if config.activation_function == "aria":
+            a, k, c, q, b, nu = (w[f"{name}.curve.{n}"] for n in ("a", "k", "c", "q", "b", "nu"))
+            return x * (a + k / (np.log1p(np.exp(c)) + q * np.exp(b * x) ** (1 / (np.log1p(np.exp(nu)) + 1))))
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
     def mlp(x, w, name):
         up = x @ w[f"{name}.up"] + w[f"{name}.up_bias"]
-        hidden = up * act(x @ w[f"{name}.gate"] + w[f"{name}.gate_bias"]) if config.mlp_glu else act(up)
+        gate = x @ w[f"{name}.gate"] + w[f"{name}.gate_bias"] if config.mlp_glu else None
+        hidden = act(up, w, name) if gate is None else up * act(gate, w, name)
         return hidden @ w[f"{name}.down"] + w[f"{name}.down_bias"]
 
     def turn(x):  # pairs (i, i + half) as complex numbers
@@ -275,6 +280,7 @@ def test_activations_are_their_definitions():
         return 1 / (1 + np.exp(-x))
 
     softplus = np.log1p(np.exp(x))
+    zero = np.log(2)  # softplus of 0, at which most learned scalars begin
     expected = {
         "relu": np.maximum(x, 0),
         "sigmoid": sigmoid(x),
@@ -298,14 +304,30 @@ def test_activations_are_their_definitions():
         "snake": x + np.sin(x) ** 2,
         "softmax": np.exp(x) / np.exp(x).sum(),
         "logsoftmax": x - np.log(np.exp(x).sum()),
+        "aria": x / (zero + np.exp(-x) ** (1 / (zero + 1))),
+        "prelu": np.where(x > 0, x, 0.2 * x),
+        "parcsinh": np.arcsinh((zero + 1) * x),
+        "psoftplus": softplus,
+        "proottanh": (abs(x) ** (zero + 2) + zero + 1) ** (1 / (zero + 3)) * np.tanh(x),
+        "rrelu": np.where(x > 0, x, x * 0.38629436),
     }
     for name, y in expected.items():
-        np.testing.assert_allclose(ACTIVATIONS[name](jnp.asarray(x, jnp.float32)), y, atol=2e-5, err_msg=name)
+        ours = ACTIVATIONS[name](jnp.asarray(x, jnp.float32), **LEARNED.get(name, {}))
+        np.testing.assert_allclose(ours, y, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_every_scalar_of_an_activation_is_learned(name):
+    x = jnp.linspace(-3, 3, 13)  # zero is among them, where a power has no logarithm
+    values = {n: jnp.float32(v) for n, v in LEARNED[name].items()}
+    grads = jax.grad(lambda v: jnp.sum(ACTIVATIONS[name](x, **v) * jnp.cos(x + 1)))(values)
+    assert all(np.isfinite(g) and g != 0 for g in grads.values()), grads
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_activation_is_finite_far_out(name):
-    assert np.isfinite(ACTIVATIONS[name](jnp.array([-60.0, -1.0, 0.0, 1.0, 60.0]))).all() or name == "tanhexp"
+    x = jnp.array([-60.0, -1.0, 0.0, 1.0, 60.0])
+    assert np.isfinite(ACTIVATIONS[name](x, **LEARNED.get(name, {}))).all() or name == "tanhexp"
 
 
 # Entmax

@@ -306,6 +306,14 @@ def test_tokens_of_a_wrong_shape_are_refused(shape):
         Transformer(CONFIG).bind(weights())(np.zeros(shape, np.int32))
 
 
+@pytest.mark.parametrize("token", [-1, N_VOCAB])
+@pytest.mark.parametrize("kind", [list, np.asarray, jnp.asarray])
+def test_ids_beyond_the_vocabulary_are_refused(kind, token):
+    tokens = kind([[0, token]])
+    with pytest.raises(NeojaxError, match=f"token {token} is not in the vocabulary, 0 to {N_VOCAB - 1}"):
+        Transformer(CONFIG).bind(weights())(tokens)
+
+
 def test_left_padding_shifts_positions():
     """A row that begins later gives the logits of the same tokens without padding, whatever the padding is."""
     from neojax.models.layers import Window

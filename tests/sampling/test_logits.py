@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from neojax.kernels.entmax import entmax
 from neojax.sampling.logits import Controls, keep_min_p, keep_top_k, keep_top_p, next_token, penalise, warp
 
 VOCAB = 101
@@ -87,6 +88,15 @@ def test_frequencies_are_the_filtered_probabilities():
     row = np.log(np.array([0.05, 0.5, 0.15, 0.3], np.float32))
     counts = np.bincount(draws(row, Controls(top_p=0.9)), minlength=4) / 4000
     np.testing.assert_allclose(counts, np.array([0, 0.5, 0.15, 0.3]) / 0.95, atol=0.03)
+
+
+def test_entmax_draws_from_the_sparse_distribution_after_the_temperature():
+    row = np.array([2.0, 1.5, 0.0, -6.0, -7.0], np.float32)
+    expected = np.asarray(entmax(jnp.asarray(row / 0.5)))
+    assert (expected == 0).sum() >= 2 and (expected > 0.05).sum() >= 2
+    counts = np.bincount(draws(row, Controls(0.5, entmax=True)), minlength=5) / 4000
+    np.testing.assert_allclose(counts, expected, atol=0.03)
+    assert not counts[expected == 0].any()
 
 
 def test_temperature_zero_takes_the_likeliest_after_the_penalty():

@@ -117,6 +117,9 @@ def test_what_is_wrong_is_refused_before_training(settings, data, tmp_path):
     refused(settings(run, "data.train=."), "data.train", "folder")
     refused(settings(run, "data.train=/nowhere"), "/nowhere")
     refused(settings(run, f"data.validation={data / 'absent'}"), "absent")
+    with StoreWriter(tmp_path / "empty", 61):
+        pass
+    refused(settings(run, f"data.validation={tmp_path / 'empty'}"), "empty", "holds 0 tokens")
     refused(settings(run, "model.n_vocab=60"), "holds id 60", "model.n_vocab", "61")
     refused(settings(run, "train.batch_size=6", "train.microbatch=0"), "batch", "size 6", "data")
     refused(settings(run, "train.microbatch=2"), "microbatch of 2", "batch", "data")

@@ -12,7 +12,6 @@ from helpers import N_VOCAB, layout_of, random_tokens
 from neojax.config import Config, ModelConfig, TrainConfig, check
 from neojax.errors import NeojaxError
 from neojax.mesh import single_device
-from neojax.sampling.logits import Controls, warp
 from neojax.training.flops import forward_flops_per_token, visible_keys
 from neojax.training.mlm import BATCH_DIMS, hide
 from neojax.training.optimizer import make_optimizer
@@ -135,10 +134,3 @@ def test_flops_count_every_option():
 def test_visible_keys_both_ways(length, window):
     near = [abs(i - j) <= window for i in range(length) for j in range(length)]
     assert visible_keys("local", length, window, causal=False) == pytest.approx(sum(near) / length)
-
-
-def test_entmax_sampling_leaves_few_tokens():
-    logits = jnp.asarray(np.random.default_rng(0).normal(size=(2, 50)) * 4, jnp.float32)
-    kept = np.isfinite(np.asarray(warp(logits, Controls(entmax=True)))).sum(-1)
-    assert (kept >= 1).all() and (kept < 15).all()
-    np.testing.assert_array_equal(warp(logits, Controls()), logits)

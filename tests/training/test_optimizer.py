@@ -167,6 +167,8 @@ def test_decay_mask():
         "blocks.0.attn.query",
         "blocks.0.mlp.bias",
     ]
+    heads = {"query": ("layers", "embd", "heads", "head_dim"), "query_bias": ("layers", "heads", "head_dim")}
+    assert decay_mask(("ndim<2",), heads) == {"query": True, "query_bias": False}
     assert all(decay_mask((), DIMS).values())
     for wrong, right in (("vocabb", "vocab"), ("wtee", "wte")):
         with pytest.raises(NeojaxError, match=rf"train.no_decay: '{wrong}' .* did you mean {right}\?"):

@@ -1,0 +1,32 @@
+"""What a run says, and refuses, when it is resumed with other settings."""
+
+from pathlib import Path
+
+import pytest
+
+from neojax import config as configuration
+from neojax.errors import NeojaxError
+from neojax.training.run_dir import check_resume
+
+SAVED = configuration.from_dict({})
+
+
+def resumed(step, *overrides):
+    return check_resume(SAVED, configuration.from_dict({}, overrides), Path("runs/a"), step)
+
+
+def test_changed_data_is_said_once_something_was_trained():
+    changed, order = resumed(5, "data.train=elsewhere")
+    assert "data.train" in changed and "data order differs" in order
+    assert resumed(5) == []
+    assert resumed(0, "data.train=elsewhere", "train.learning_rate=1") == []  # weights that were converted
+
+
+@pytest.mark.parametrize("step", [0, 5])
+def test_another_optimizer_is_refused_with_the_way_to_keep_the_weights(step):
+    with pytest.raises(NeojaxError, match=r"adamw -> adafactor.*train.run_dir=NEW model.init_from=runs/a$"):
+        resumed(step, "train.optimizer=adafactor")
+    with pytest.raises(
+        NeojaxError, match=r"model.n_layer \(12 -> 6\).*start anew with another train.run_dir$"
+    ):
+        resumed(step, "model.n_layer=6")
