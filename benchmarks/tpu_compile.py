@@ -1,0 +1,142 @@
+"""Compiles the training step for TPUs that are not here and shows what the program holds: memory, kernels, collectives.
+
+    python benchmarks/tpu_compile.py [--topology v5e:16x16] [--model 1.3B] [--batch 512] [--remat names]
+
+The layout is FSDP over all chips, the compute type bfloat16, the inputs abstract. Needs libtpu (`pip install .[tpu]`).
+"""
+
+import argparse
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import shapes
+from side_by_side import save
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
+SPLASH = re.compile(r"splash_mha_(fwd|dq|dkv)")
+
+
+def compiled(options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, float]]:
+    """The model, the compiled step, and the seconds that each stage took."""
+    import jax
+    import jax.numpy as jnp
+
+    from neojax.config import MeshConfig, TrainConfig
+    from neojax.mesh import make_layout
+    from neojax.models import Transformer
+    from neojax.topology import tpu_devices
+    from neojax.training.optimizer import make_optimizer
+    from neojax.training.step import BATCH_DIMS, abstract_state, make_train_step
+
+    layout = make_layout(MeshConfig("data:-1", "batch:data", "embd:data"), tpu_devices(options["topology"]))
+    model = Transformer(
+        shapes.ours(options["model"], options["sequence"]),
+        layout,
+        dtype=jnp.bfloat16,
+        remat=options["remat"],
+        attention_kernel=options["kernel"],
+    )
+    train = TrainConfig(batch_size=options["batch"])
+    optimizer = make_optimizer(train, model.dims())
+    shape = (1, options["batch"], options["sequence"])
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.sharding(BATCH_DIMS, shape))
+    with jax.set_mesh(layout.mesh):
+        state = abstract_state(model, optimizer)
+        step = make_train_step(model, optimizer, train)
+        start = time.perf_counter()
+        batch = {"inputs": tokens, "targets": tokens}
+        lowered = step.lower(state, batch, jax.ShapeDtypeStruct((), jnp.int32))
+        between = time.perf_counter()
+        program = lowered.compile()
+    return model, program, {"lower": between - start, "compile": time.perf_counter() - between}
+
+
+def arrays(kind: str) -> list[tuple[str, tuple[int, ...]]]:
+    """The arrays of an HLO type, a tuple or not: their types and shapes."""
+    found = re.findall(r"(\w+)\[([\d,]*)\]", kind)
+    return [(t, tuple(int(n) for n in dims.split(",") if n)) for t, dims in found if t in BYTES]
+
+
+def collectives(hlo: str) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
+    """Every collective of the program by kind: the type and shape of each of its results on one chip."""
+    found: dict[str, list[tuple[str, tuple[int, ...]]]] = {kind: [] for kind in COLLECTIVES}
+    for kind, name, start in re.findall(rf"= (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(", hlo):
+        results = arrays(kind)
+        if start and name in ("all-gather", "collective-permute"):  # its type is (operands, results, ...)
+            results = [max(results, key=lambda a: math.prod(a[1]))]
+        found[name] += results
+    return found
+
+
+def size(array: tuple[str, tuple[int, ...]]) -> int:
+    """Bytes of an array."""
+    return BYTES[array[0]] * math.prod(array[1])
+
+
+def report(model: Any, program: Any) -> dict[str, Any]:
+    """Bytes per chip, kernels, and collectives of a compiled step, and whether any gathers more than parameters."""
+    hlo = program.as_text()
+    memory = program.memory_analysis()
+    found = collectives(hlo)
+    config = model.config
+    ours = {tuple(v.shape[len(d) - len(used) :]) for v, d, used in _used(model)}
+    gathered = {shape for _, shape in found["all-gather"]}
+    others = {s for s in gathered if tuple(n for n in s if n > 1) not in ours}
+    vocab = model.layout.padded_vocab(config.n_vocab)
+    calls = [line for line in hlo.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+    kernels = [match[1] for line in calls if (match := SPLASH.search(line))]
+    return {
+        "bytes_per_chip": {
+            "arguments": memory.argument_size_in_bytes,
+            "outputs_in_place_of_arguments": memory.alias_size_in_bytes,
+            "temporaries": memory.temp_size_in_bytes,
+        },
+        "splash_kernels": {name: kernels.count(name) for name in ("fwd", "dq", "dkv")},
+        "collectives": {
+            name: {
+                "count": len(results),
+                "result_bytes": sum(map(size, results)),
+                "largest": "{}{}".format(*(lambda a: (a[0], list(a[1])))(max(results, key=size))),
+            }
+            for name, results in found.items()
+            if results
+        },
+        "all_gathers_of_other_than_parameters": sorted(map(list, others)),
+        "gathers_logits": any(vocab in s for s in others),
+        "gathers_scores": any(s.count(config.n_ctx) > 1 for s in others),
+    }
+
+
+def _used(model: Any) -> list[tuple[Any, tuple[str, ...], tuple[str, ...]]]:
+    """Every parameter with its dimensions, and those that it has inside its layer."""
+    dims = model.dims()
+    return [(v, dims[n], tuple(d for d in dims[n] if d != "layers")) for n, v in model.stored().items()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--topology", default="v5e:16x16")
+    parser.add_argument("--model", default="1.3B", choices=shapes.SHAPES)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--sequence", type=int, default=2048)
+    parser.add_argument("--remat", default="names", choices=("none", "names", "full"))
+    parser.add_argument("--kernel", default="auto", choices=("auto", "xla", "splash"))
+    options = vars(parser.parse_args())
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    model, program, seconds = compiled(options)
+    result = {**options, "seconds": seconds, **report(model, program)}
+    for name, value in result.items():
+        print(f"{name}: {value}")
+    save("tpu_compile", result)
+
+
+if __name__ == "__main__":
+    main()
