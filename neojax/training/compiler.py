@@ -9,13 +9,12 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-import yaml
 from jax.sharding import SingleDeviceSharding
 
 from neojax.errors import NeojaxError
 from neojax.mesh import Layout
 
-Options = dict[str, bool | int | float | str]
+Options = dict[str, bool | str]
 
 OPTIONS: Mapping[str, Options] = {  # by platform, then by kind of device
     "tpu": {
@@ -27,13 +26,13 @@ OPTIONS: Mapping[str, Options] = {  # by platform, then by kind of device
         "xla_tpu_enable_data_parallel_all_reduce_opt": True,
         "xla_tpu_data_parallel_opt_different_sized_ops": True,
     },
-    "TPU v6 lite": {"xla_tpu_scoped_vmem_limit_kib": 98304},
+    "TPU v6 lite": {"xla_tpu_scoped_vmem_limit_kib": "98304"},
     "gpu": {
         "xla_gpu_enable_latency_hiding_scheduler": True,
         "xla_gpu_enable_triton_gemm": False,
-        "xla_gpu_all_reduce_combine_threshold_bytes": 134217728,
-        "xla_gpu_all_gather_combine_threshold_bytes": 134217728,
-        "xla_gpu_reduce_scatter_combine_threshold_bytes": 67108864,
+        "xla_gpu_all_reduce_combine_threshold_bytes": "134217728",
+        "xla_gpu_all_gather_combine_threshold_bytes": "134217728",
+        "xla_gpu_reduce_scatter_combine_threshold_bytes": "67108864",
         "xla_gpu_enable_pipelined_all_gather": True,
         "xla_gpu_enable_pipelined_reduce_scatter": True,
         "xla_gpu_enable_pipelined_all_reduce": True,
@@ -59,7 +58,7 @@ def compiler_options(layout: Layout, own: Sequence[str] = ()) -> Options:
         name, equals, value = text.partition("=")
         if not (name and equals):
             raise NeojaxError(f"train.compiler_options: {text!r} is not name=value")
-        option = {name: yaml.safe_load(value) if value else ""}
+        option: Options = {name: {"true": True, "false": False}.get(value.lower(), value)}
         if refusal := _refusal(here, option):
             raise NeojaxError(f"train.compiler_options: {text}: {refusal}; correct it or leave it out")
         table |= option
@@ -72,7 +71,7 @@ def _refusal(device: jax.Device, options: Options) -> str:
         return ""
     number = jax.ShapeDtypeStruct((), jnp.float32, sharding=SingleDeviceSharding(device))
     try:
-        jax.jit(lambda x: x + 1).lower(number).compile(compiler_options=options)
+        jax.jit(lambda x: x).lower(number).compile(compiler_options=options)
     except (jax.errors.JaxRuntimeError, TypeError, ValueError) as e:
         return " ".join(str(e).removeprefix("INVALID_ARGUMENT: ").split()).rstrip(". ")
     return ""

@@ -41,7 +41,7 @@ def test_a_run_adds_and_overrides(monkeypatch):
     own = ["xla_llvm_disable_expensive_passes=false", "xla_cpu_prefer_vector_width=256"]
     assert compiler_options(ONE, own) == {
         "xla_llvm_disable_expensive_passes": False,
-        "xla_cpu_prefer_vector_width": 256,
+        "xla_cpu_prefer_vector_width": "256",
     }
 
 
