@@ -1,8 +1,10 @@
 """Compiles the training step for TPUs that are not here and shows what the program holds: memory, kernels, collectives.
 
     python benchmarks/tpu_compile.py [--topology v5e:16x16] [--model 1.3B] [--batch 512] [--remat names]
+        [--shape data:-1] [--layout batch:data] [--param-layout embd:data] [--save tpu_compile]
 
-The layout is FSDP over all chips, the compute type bfloat16, the inputs abstract. Needs libtpu (`pip install .[tpu]`).
+The layout is FSDP over all chips unless told otherwise, the compute type bfloat16, the inputs abstract. Needs libtpu
+(`pip install .[tpu]`).
 """
 
 import argparse
@@ -21,6 +23,7 @@ from side_by_side import save
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
+Array = tuple[str, tuple[int, ...]]  # type and shape
 SPLASH = re.compile(r"splash_mha_(fwd|dq|dkv)")
 
 
@@ -36,7 +39,8 @@ def compiled(options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, float]]:
     from neojax.training.optimizer import make_optimizer
     from neojax.training.step import BATCH_DIMS, abstract_state, make_train_step
 
-    layout = make_layout(MeshConfig("data:-1", "batch:data", "embd:data"), tpu_devices(options["topology"]))
+    mesh = MeshConfig(options["shape"], options["layout"], options["param_layout"])
+    layout = make_layout(mesh, tpu_devices(options["topology"]))
     model = Transformer(
         shapes.ours(options["model"], options["sequence"]),
         layout,
@@ -59,24 +63,32 @@ def compiled(options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, float]]:
     return model, program, {"lower": between - start, "compile": time.perf_counter() - between}
 
 
-def arrays(kind: str) -> list[tuple[str, tuple[int, ...]]]:
+def arrays(kind: str) -> list[Array]:
     """The arrays of an HLO type, a tuple or not: their types and shapes."""
     found = re.findall(r"(\w+)\[([\d,]*)\]", kind)
     return [(t, tuple(int(n) for n in dims.split(",") if n)) for t, dims in found if t in BYTES]
 
 
-def collectives(hlo: str) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
-    """Every collective of the program by kind: the type and shape of each of its results on one chip."""
-    found: dict[str, list[tuple[str, tuple[int, ...]]]] = {kind: [] for kind in COLLECTIVES}
-    for kind, name, start in re.findall(rf"= (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(", hlo):
-        results = arrays(kind)
-        if start and name in ("all-gather", "collective-permute"):  # its type is (operands, results, ...)
-            results = [max(results, key=lambda a: math.prod(a[1]))]
-        found[name] += results
+def collectives(hlo: str) -> dict[str, list[Array]]:
+    """Every collective of the program by kind: its results on one chip, or the operands of a reduce-scatter.
+
+    The TPU's compiler writes a reduce-scatter as an all-reduce in a fusion called all-reduce-scatter.
+    """
+    found: dict[str, list[Array]] = {kind: [] for kind in COLLECTIVES}
+    computation = ""
+    for line in hlo.splitlines():
+        if header := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            computation = header[1]
+        if match := re.search(rf"= (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(", line):
+            kind, name, start = match.groups()
+            results = arrays(kind)
+            if start and name in ("all-gather", "collective-permute"):  # a type of (operands, results, ...)
+                results = [max(results, key=size)]
+            found["reduce-scatter" if "all-reduce-scatter" in computation else name] += results
     return found
 
 
-def size(array: tuple[str, tuple[int, ...]]) -> int:
+def size(array: Array) -> int:
     """Bytes of an array."""
     return BYTES[array[0]] * math.prod(array[1])
 
@@ -87,9 +99,9 @@ def report(model: Any, program: Any) -> dict[str, Any]:
     memory = program.memory_analysis()
     found = collectives(hlo)
     config = model.config
-    ours = {tuple(v.shape[len(d) - len(used) :]) for v, d, used in _used(model)}
-    gathered = {shape for _, shape in found["all-gather"]}
-    others = {s for s in gathered if tuple(n for n in s if n > 1) not in ours}
+    ours = {v.shape["layers" in dims :] for v, dims in zip(model.stored().values(), model.dims().values())}
+    gathered = {tuple(n for n in shape if n > 1) for _, shape in found["all-gather"]}
+    others = {shape for shape in gathered if not any(part_of(shape, p) for p in ours)}
     vocab = model.layout.padded_vocab(config.n_vocab)
     calls = [line for line in hlo.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
     kernels = [match[1] for line in calls if (match := SPLASH.search(line))]
@@ -103,8 +115,8 @@ def report(model: Any, program: Any) -> dict[str, Any]:
         "collectives": {
             name: {
                 "count": len(results),
-                "result_bytes": sum(map(size, results)),
-                "largest": "{}{}".format(*(lambda a: (a[0], list(a[1])))(max(results, key=size))),
+                "bytes": sum(map(size, results)),
+                "largest": "{} {}".format(*max(results, key=size)),
             }
             for name, results in found.items()
             if results
@@ -115,10 +127,9 @@ def report(model: Any, program: Any) -> dict[str, Any]:
     }
 
 
-def _used(model: Any) -> list[tuple[Any, tuple[str, ...], tuple[str, ...]]]:
-    """Every parameter with its dimensions, and those that it has inside its layer."""
-    dims = model.dims()
-    return [(v, dims[n], tuple(d for d in dims[n] if d != "layers")) for n, v in model.stored().items()]
+def part_of(shape: tuple[int, ...], parameter: tuple[int, ...]) -> bool:
+    """Whether a shape is that of a parameter inside its layer, or of an even part of it."""
+    return len(shape) == len(parameter) and all(whole % part == 0 for part, whole in zip(shape, parameter))
 
 
 def main() -> None:
@@ -129,13 +140,17 @@ def main() -> None:
     parser.add_argument("--sequence", type=int, default=2048)
     parser.add_argument("--remat", default="names", choices=("none", "names", "full"))
     parser.add_argument("--kernel", default="auto", choices=("auto", "xla", "splash"))
+    parser.add_argument("--shape", default="data:-1")
+    parser.add_argument("--layout", default="batch:data")
+    parser.add_argument("--param-layout", default="embd:data")
+    parser.add_argument("--save", default="tpu_compile", help="the name of the file in results/")
     options = vars(parser.parse_args())
     os.environ["JAX_PLATFORMS"] = "cpu"
     model, program, seconds = compiled(options)
     result = {**options, "seconds": seconds, **report(model, program)}
     for name, value in result.items():
         print(f"{name}: {value}")
-    save("tpu_compile", result)
+    save(options["save"], result)
 
 
 if __name__ == "__main__":
