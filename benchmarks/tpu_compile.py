@@ -72,8 +72,10 @@ def arrays(kind: str) -> list[Array]:
 def collectives(hlo: str) -> dict[str, list[Array]]:
     """Every collective of the program by kind: its results on one chip, or the operands of a reduce-scatter.
 
-    The TPU's compiler writes a reduce-scatter as an all-reduce in a fusion called all-reduce-scatter.
+    The TPU's compiler writes a reduce-scatter as an all-reduce in a fusion called all-reduce-scatter, and a collective
+    that runs in steps beside other work once a step, all with the number of one channel.
     """
+    channels = set()
     found: dict[str, list[Array]] = {kind: [] for kind in COLLECTIVES}
     computation = ""
     for line in hlo.splitlines():
@@ -81,6 +83,10 @@ def collectives(hlo: str) -> dict[str, list[Array]]:
             computation = header[1]
         if match := re.search(rf"= (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(", line):
             kind, name, start = match.groups()
+            channel = re.search(r"channel_id=(\d+)", line)
+            if channel and channel[1] in channels:
+                continue
+            channels.add(channel[1] if channel else line)
             results = arrays(kind)
             if start and name in ("all-gather", "collective-permute"):  # a type of (operands, results, ...)
                 results = [max(results, key=size)]
