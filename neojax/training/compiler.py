@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import NamedSharding
 
 from neojax.errors import NeojaxError
 from neojax.mesh import Layout
@@ -69,9 +69,11 @@ def _refusal(device: jax.Device, options: Options) -> str:
     """Why the compiler for `device` does not take `options`; empty where it does."""
     if not options:
         return ""
-    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=SingleDeviceSharding(device))
+    alone = jax.make_mesh((1,), ("alone",), devices=[device])  # the mesh in force may be of other devices
+    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(alone, jax.P()))
     try:
-        jax.jit(lambda x: x).lower(number).compile(compiler_options=options)
-    except (jax.errors.JaxRuntimeError, TypeError, ValueError) as e:
+        with jax.set_mesh(alone):
+            jax.jit(lambda x: x).lower(number).compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as e:
         return " ".join(str(e).removeprefix("INVALID_ARGUMENT: ").split()).rstrip(". ")
     return ""

@@ -27,6 +27,7 @@ from neojax.models import Transformer
 from neojax.models.transformer import compute_type
 from neojax.training import run_dir as runs
 from neojax.training.checkpoint import Checkpoints
+from neojax.training.compiler import compiler_options
 from neojax.training.flops import flops_per_token, mfu
 from neojax.training.metrics import MetricsWriter, Progress, Throughput
 from neojax.training.optimizer import Optimizer, make_optimizer
@@ -56,6 +57,7 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
     model.stored()
     rows = train.microbatch or train.batch_size
     of_layers(train.attention_kernel, config.model, layout, model.dtype)
+    compiler_options(layout, train.compiler_options)
     layout.spec(BATCH_DIMS, (1, rows, config.model.n_ctx), what=f"a microbatch of {rows} sequences")
     # Traces activations too: a layout that does not fit them is known before weights are made and a run directory is.
     tokens = jax.ShapeDtypeStruct((rows, config.model.n_ctx), jnp.int32)

@@ -38,11 +38,13 @@ def test_a_run_adds_and_overrides(monkeypatch):
     monkeypatch.setattr(
         compiler, "OPTIONS", {ONE.device.platform: {"xla_llvm_disable_expensive_passes": True}}
     )
+    eight = layout_of("data:8")
     own = ["xla_llvm_disable_expensive_passes=false", "xla_cpu_prefer_vector_width=256"]
-    assert compiler_options(ONE, own) == {
-        "xla_llvm_disable_expensive_passes": False,
-        "xla_cpu_prefer_vector_width": "256",
-    }
+    expected = {"xla_llvm_disable_expensive_passes": False, "xla_cpu_prefer_vector_width": "256"}
+    assert compiler_options(ONE, own) == expected
+    with jax.set_mesh(eight.mesh):
+        assert compiler_options(eight) == {"xla_llvm_disable_expensive_passes": True}
+        assert compiler_options(eight, own) == expected
 
 
 @pytest.mark.parametrize(
