@@ -175,6 +175,12 @@ class TrainConfig:
         "more memory, and may run faster; 0: all, the fastest on CPU",
         least=0,
     )
+    attention_kernel: str = _key(
+        "auto",
+        "auto: splash on TPU, cudnn on NVIDIA GPUs, xla elsewhere and for what they cannot do; a kernel named here is "
+        "used or refused",
+        choices=("auto", "xla", "splash", "cudnn"),
+    )
     optimizer: str = _key("adamw", "update rule", choices=("adamw", "adafactor"))
     learning_rate: float = _key(6e-4, "peak learning rate", least=0)
     warmup_steps: int = _key(100, "steps of linear warmup from zero", least=0)
@@ -213,6 +219,11 @@ class TrainConfig:
     mlm_random_token_prob: float = _key(0.0, "share of the masked tokens shown as a random id", least=0)
     mlm_mask_ignore_ids: tuple = _key((), "ids that are never masked")
     mlm_cls_token_id: int | None = _key(None, "id in the place of the first token of every row", least=0)
+    compiler_options: tuple[str, ...] = _key(
+        (),
+        "XLA options for the training step, as name=value; they take precedence over the platform's own "
+        "(neojax/training/compiler.py)",
+    )
     seed: int = _key(0, "seed of initial weights, data order and dropout", least=0)
     log_every: int = _key(10, "steps between lines of metrics.jsonl", least=1)
     eval_every: int = _key(0, "steps between evaluations on data.validation; 0: only at the end", least=0)

@@ -118,6 +118,11 @@ class Layout:
     def __hash__(self) -> int:
         return hash((self.mesh, tuple(self.used.items()), tuple(self.stored.items())))
 
+    @property
+    def device(self) -> jax.Device:
+        """One of the mesh's devices, which are all alike; of this machine's where the mesh has none of its own."""
+        return self.mesh.devices.flat[0] if isinstance(self.mesh, Mesh) else jax.devices()[0]
+
     def axes(self, dim: str, *, stored: bool = False) -> tuple[str, ...]:
         """The mesh axes that split `dim`, none if it is whole on every device."""
         return tuple((self.stored if stored else self.used).get(dim, ()))

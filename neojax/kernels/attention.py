@@ -1,17 +1,19 @@
-"""Attention over whole sequences: the reference, and blocked kernels for global and for local layers.
+"""Attention over whole sequences: the one function that layers call, the reference, and XLA's blocked kernels.
 
-Every function takes unscaled scores (GPT-Neo has no 1/sqrt(head_dim)) and does the softmax in float32. The backward
-pass computes scores again from q, k and v instead of keeping them.
+Every kernel takes unscaled scores (GPT-Neo has no 1/sqrt(head_dim)) and does the softmax in float32. The backward
+pass computes scores again from q, k and v instead of keeping them. `neojax.kernels.choice` says which kernel runs.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from neojax import named
+from neojax.kernels.choice import BLOCK, Call, choose
 
-BLOCK = 256  # queries that are worked on together, where the whole matrix of scores would be too large
 NEVER = float(jnp.finfo(jnp.float32).min)
 
 Memory = tuple[named.Param, named.Param]
@@ -47,27 +49,74 @@ def attention(
     causal: bool = True,
     memory: "Memory | None" = None,
     dropout: "named.Dropout | None" = None,
+    kernel: str = "auto",
 ) -> jax.Array:
     """Self-attention over whole sequences, causal unless told otherwise.
 
     q, k, v: [batch, sequence, heads, head_dim], laid out as those names say; `window`: keys a query sees,
     itself included (None: all before it); `memory`: more keys and values, seen by all; `start` int32 [batch]: number
-    of padding tokens at the left of a row. Returns the shape and layout of q.
-
-    Rule: causal attention without memory and dropout runs blocked, by `local` if twice the window is shorter than the
-    sequence and by `blocked` if the sequence is longer than BLOCK, unless the layout splits `sequence`,
-    `memory_length` or `head_dim`, which every block needs whole. Everything else is the reference.
+    of padding tokens at the left of a row; `kernel`: as train.attention_kernel. Returns the shape and layout of q,
+    named "attention" for remat policies. Raises `NeojaxError` where the named kernel cannot do it.
     """
-    layout = named.current_layout()
-    split = any(layout.axes(dim) for dim in ("sequence", "memory_length", "head_dim"))
-    length = q.shape[1]
-    if causal and memory is None and dropout is None and not split:
-        if window is not None and 2 * window < length:
-            return local(q, k, v, window=window, start=start)
-        if length > BLOCK:
-            return blocked(q, k, v, window=window, start=start)
-    kernel = partial(reference, window=window, causal=causal, memory=memory, dropout=dropout)
-    return jax.checkpoint(lambda q, k, v, start: kernel(q, k, v, start=start))(q, k, v, start)
+    call = Call.on(
+        named.current_layout(),
+        length=q.shape[1],
+        head_dim=q.shape[3],
+        dtype=q.dtype.name,
+        window=window,
+        causal=causal,
+        memory=memory is not None,
+        dropout=dropout is not None,
+    )
+    match choose(kernel, call).kernel:
+        case "splash":
+            from neojax.kernels import splash  # it loads Pallas for TPUs
+
+            return fused(partial(splash.attention, window=window), q, k, v, start=start)
+        case "cudnn":
+            from neojax.kernels import cudnn
+
+            y = fused(partial(cudnn.attention, window=window), q, k, v, start=start)
+        case "local":
+            assert window is not None
+            y = local(q, k, v, window=window, start=start)
+        case "blocked":
+            y = blocked(q, k, v, window=window, start=start)
+        case _:
+            plain = partial(reference, window=window, causal=causal, memory=memory, dropout=dropout)
+            y = jax.checkpoint(lambda q, k, v, start: plain(q, k, v, start=start))(q, k, v, start)
+    return checkpoint_name(y, "attention")
+
+
+def fused(
+    kernel: Callable[..., jax.Array],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    start: jax.Array | None = None,
+) -> jax.Array:
+    """As `attention`, by a causal `kernel` (q, k, v) that works on one device and knows no padding.
+
+    Rows with padding are turned until it stands at the right, where causal queries do not look.
+    """
+
+    def turned(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array) -> jax.Array:
+        turn = jax.vmap(partial(jnp.roll, axis=0))
+        return turn(kernel(*(turn(x, -start) for x in (q, k, v))), start)
+
+    spec = named.sharding("batch sequence heads head_dim").spec
+    operands, specs = [q, k, v], [spec] * 3
+    if start is not None:
+        operands, specs = [*operands, named.lay(start, "batch")], [*specs, named.sharding("batch").spec]
+    # Neither Pallas nor cuDNN says over which axes its results vary, so there is nothing to check.
+    return jax.shard_map(
+        kernel if start is None else turned,
+        mesh=named.current_layout().mesh,
+        in_specs=tuple(specs),
+        out_specs=spec,
+        check_vma=False,
+    )(*operands)
 
 
 def reference(

@@ -50,12 +50,13 @@ class Window:
 class Attention(nnx.Module):
     """Multi-head self-attention: global, local (a sliding window) or linear, as the layer that calls it says.
 
-    `kinds` are those of all layers that use these weights. Scores are not scaled and queries, keys and values have no
-    bias, as in GPT-Neo, unless the config asks for them.
+    `kinds` are those of all layers that use these weights; `kernel` is train.attention_kernel. Scores are not scaled
+    and queries, keys and values have no bias, as in GPT-Neo, unless the config asks for them.
     """
 
-    def __init__(self, config: ModelConfig, kinds: Set[str], sizes: Mapping[str, int]):
+    def __init__(self, config: ModelConfig, kinds: Set[str], sizes: Mapping[str, int], kernel: str = "auto"):
         embd, head_dim = config.n_embd, config.head_dim
+        self.kernel = kernel
         self.window = config.window_size
         self.rate = config.attn_dropout
         self.causal = config.causal
@@ -97,7 +98,6 @@ class Attention(nnx.Module):
             rate = self.rate if kind == "global" else 0.0
             dropout = Dropout(rate, dropout_key) if rate and dropout_key is not None else None
             y, kept = self.look(q, k, v, kind, where, cache, dropout)
-        y = checkpoint_name(y, "attention")
         y = einsum("batch sequence heads head_dim, heads head_dim embd -> batch sequence embd", y, self.out)
         return y + named.use(self.out_bias, "embd", y.dtype), kept
 
@@ -115,6 +115,7 @@ class Attention(nnx.Module):
                 causal=self.causal,
                 memory=memory,
                 dropout=dropout,
+                kernel=self.kernel,
             )
             return y, None if where.slots is None else first_cache(k, v, where.slots[kind])
         kept = append(cache, k, v, where.time)
@@ -130,7 +131,7 @@ class Attention(nnx.Module):
         if cache is not None:
             return linear_attention.step(q, k, v, cache)
         y, state = linear_attention.attention(q, k, v, start=where.start, causal=self.causal)
-        return y, None if where.slots is None else state
+        return checkpoint_name(y, "attention"), None if where.slots is None else state
 
 
 def project(x: jax.Array, weight: Param, bias: Param | None) -> jax.Array:
@@ -210,18 +211,18 @@ def widen(x: jax.Array, weight: Param, bias: Param) -> jax.Array:
 class Block(nnx.Module):
     """Pre-norm residual block: x + attention(norm(x)), then x + mlp(norm(x)).
 
-    `kinds` are the attention types of the layers that use these weights. A layer of type none has no attention: x goes
+    `kinds` are the attention types of the layers that use these weights, `kernel` is train.attention_kernel. A layer of type none has no attention: x goes
     on to the MLP as it is (gpt-neo added x to itself there, a slip that only rescales x against later branches).
     Macaron, https://arxiv.org/abs/1906.02762: x + mlp_macaron(x) / 2 comes first, without normalisation as in
     gpt-neo, and the last MLP is halved too.
     """
 
-    def __init__(self, config: ModelConfig, kinds: Set[str], sizes: Mapping[str, int]):
+    def __init__(self, config: ModelConfig, kinds: Set[str], sizes: Mapping[str, int], kernel: str = "auto"):
         self.rate = config.res_dropout
         attends = bool(kinds - {"none"})
         self.mlp_macaron = MLP(config, sizes) if config.macaron else None
         self.norm_1 = before_branch(config, sizes) if attends else Identity()
-        self.attn = Attention(config, kinds, sizes) if attends else None
+        self.attn = Attention(config, kinds, sizes, kernel) if attends else None
         self.gate_1 = after_branch(config, sizes) if attends else Identity()
         self.norm_2 = before_branch(config, sizes)
         self.mlp = MLP(config, sizes)

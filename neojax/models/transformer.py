@@ -60,12 +60,14 @@ class Transformer(nnx.Module):
         remat: str = "none",
         unroll: int = 1,
         stacked: bool = True,
+        attention_kernel: str = "auto",
     ):
         self.config = config
         self.layout = layout = layout or single_device()
         self.dtype = jnp.dtype(dtype)
         self.remat = remat
         self.unroll = unroll
+        self.attention_kernel = attention_kernel
         kinds = config.attention_layers
         self.kinds = smallest_pattern(kinds) if stacked else kinds  # of the layers of one group
         self.repeats = len(kinds) // len(self.kinds) if stacked else 0
@@ -82,10 +84,12 @@ class Transformer(nnx.Module):
         self.wte = Param("vocab embd", Normal(0.02), sizes)
         self.wpe = position_table(config, sizes)
         if self.shared:
-            self.blocks = nnx.List([Block(config, set(kinds), sizes)])
+            self.blocks = nnx.List([Block(config, set(kinds), sizes, attention_kernel)])
         else:
             block_sizes = {**sizes, "layers": self.repeats} if stacked else sizes
-            self.blocks = nnx.List([Block(config, {kind}, block_sizes) for kind in self.kinds])
+            self.blocks = nnx.List(
+                [Block(config, {kind}, block_sizes, attention_kernel) for kind in self.kinds]
+            )
         self.norm_f = LayerNorm(config.layer_norm_epsilon, sizes)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else Param("vocab embd", Normal(0.02), sizes)

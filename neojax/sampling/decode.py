@@ -47,7 +47,13 @@ class Decoder:
         whole = model.layout.without("sequence", "memory_length", "positions")
         self.layout = whole
         self.config = model.config
-        stacked = Transformer(model.config, whole, dtype=model.dtype, stacked=model.repeats > 0)
+        stacked = Transformer(
+            model.config,
+            whole,
+            dtype=model.dtype,
+            stacked=model.repeats > 0,
+            attention_kernel=model.attention_kernel,
+        )
         single = Transformer(model.config, whole, dtype=model.dtype, stacked=False)
         self._prefill = nnx.split(stacked.bind(model.params()))
         self._decode = nnx.split(single.bind(_decoding_params(model, single, whole)))

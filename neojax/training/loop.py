@@ -20,12 +20,14 @@ from neojax.data import tokenizer as tokenizers
 from neojax.data.loader import Windows, check_ids, train_batches, validation_batches
 from neojax.data.sources import TokenSource, open_source
 from neojax.errors import NeojaxError
+from neojax.kernels.choice import describe, of_layers
 from neojax.loading import load_params
 from neojax.mesh import Layout, make_layout
 from neojax.models import Transformer
 from neojax.models.transformer import compute_type
 from neojax.training import run_dir as runs
 from neojax.training.checkpoint import Checkpoints
+from neojax.training.compiler import compiler_options
 from neojax.training.flops import flops_per_token, mfu
 from neojax.training.metrics import MetricsWriter, Progress, Throughput
 from neojax.training.optimizer import Optimizer, make_optimizer
@@ -45,10 +47,18 @@ from neojax.training.step import (
 def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
     """The (abstract) model and the optimizer of `config`. Raises `NeojaxError` where the layout does not fit."""
     train = config.train
-    dtype = compute_type(train.precision)
-    model = Transformer(config.model, layout, dtype=dtype, remat=train.remat, unroll=train.unroll)
+    model = Transformer(
+        config.model,
+        layout,
+        dtype=compute_type(train.precision),
+        remat=train.remat,
+        unroll=train.unroll,
+        attention_kernel=train.attention_kernel,
+    )
     model.stored()
     rows = train.microbatch or train.batch_size
+    of_layers(train.attention_kernel, config.model, layout, model.dtype)
+    compiler_options(layout, train.compiler_options)
     layout.spec(BATCH_DIMS, (1, rows, config.model.n_ctx), what=f"a microbatch of {rows} sequences")
     # Traces activations too: a layout that does not fit them is known before weights are made and a run directory is.
     tokens = jax.ShapeDtypeStruct((rows, config.model.n_ctx), jnp.int32)
@@ -104,6 +114,9 @@ def train(config: Config) -> None:
             f"{parameters:,} parameters on mesh {shape} ({layout.mesh.devices.flat[0].device_kind}), "
             f"compute in {model.dtype}, run directory {folder}"
         )
+        chosen = of_layers(model.attention_kernel, config.model, layout, model.dtype)
+        if chosen:
+            progress.note(describe(chosen))
         run = Run(config, model, optimizer, state, start, progress, runs.meta(config, tokenizer))
         run.go(checkpoints)
 

@@ -11,6 +11,7 @@ from neojax.config import TrainConfig
 from neojax.errors import NeojaxError
 from neojax.mesh import Layout
 from neojax.models import Transformer
+from neojax.training.compiler import compiler_options
 from neojax.training.mlm import BATCH_DIMS, hide
 from neojax.training.optimizer import Optimizer
 from neojax.training.schedule import learning_rate
@@ -41,7 +42,7 @@ def make_train_step(
     batch: `inputs` and `targets`, int32 [microbatches, batch, sequence]. Gradients are summed over microbatches and
     divided by the number of scored tokens in all of them, so the step equals that of the whole batch. `step` (int32
     scalar, 0 for the first) seeds dropout and masks. Metrics, float32 scalars: loss (nats per token), grad_norm,
-    learning_rate.
+    learning_rate. Raises `NeojaxError` for train.compiler_options that the compiler does not take.
     """
     rate = learning_rate(train)
     drops = any((model.config.embed_dropout, model.config.attn_dropout, model.config.res_dropout))
@@ -86,7 +87,8 @@ def make_train_step(
         metrics = {"loss": nll / scored, "grad_norm": norm, "learning_rate": rate(step)}
         return {"params": params, "opt_state": opt_state}, metrics
 
-    return jax.jit(train_step, donate_argnums=0)
+    options = compiler_options(model.layout, train.compiler_options)
+    return jax.jit(train_step, donate_argnums=0, compiler_options=options)
 
 
 def make_eval_step(

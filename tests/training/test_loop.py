@@ -62,6 +62,9 @@ def test_raising_steps_goes_on(run, settings, capsys):
     assert [row["step"] for row in read_metrics(run)] == list(range(1, 23))
     said = " ".join("".join(capsys.readouterr()).split())
     assert "train.steps (20 -> 22)" in said and "resuming" in said and "from step 20" in said
+    assert (
+        "global attention: xla, reference (model.attn_dropout" in said and said.count("local attention:") == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,6 +131,10 @@ def test_what_is_wrong_is_refused_before_training(settings, data, tmp_path):
     refused(settings(run, "mesh.layout=batch:data, haeds:model"), "mesh.layout", "did you mean heads")
     refused(settings(run, "model.n_head=1"), "parameter blocks.0.attn", "heads", "size 1")
     refused(settings(run, "train.no_decay=[vocb]"), "train.no_decay", "did you mean vocab")
+    refused(settings(run, "train.attention_kernel=splash"), "attention_kernel=splash", "use auto or xla")
+    refused(
+        settings(run, "train.compiler_options=xla_nonsense=1"), "xla_nonsense=1", "No such compile option"
+    )
     refused(settings(run, "data.tokenizer=/nowhere.json"), "data.tokenizer", "/nowhere.json")
     assert not run.exists()
 

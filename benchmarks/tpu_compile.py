@@ -1,0 +1,163 @@
+"""Compiles the training step for TPUs that are not here and shows what the program holds: memory, kernels, collectives.
+
+    python benchmarks/tpu_compile.py [--topology v5e:16x16] [--model 1.3B] [--batch 512] [--remat names]
+        [--shape data:-1] [--layout batch:data] [--param-layout embd:data] [--save tpu_compile]
+
+The layout is FSDP over all chips unless told otherwise, the compute type bfloat16, the inputs abstract. Needs libtpu
+(`pip install .[tpu]`).
+"""
+
+import argparse
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import shapes
+from side_by_side import save
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
+Array = tuple[str, tuple[int, ...]]  # type and shape
+SPLASH = re.compile(r"splash_mha_(fwd|dq|dkv)")
+
+
+def compiled(options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, float]]:
+    """The model, the compiled step, and the seconds that each stage took."""
+    import jax
+    import jax.numpy as jnp
+
+    from neojax.config import MeshConfig, TrainConfig
+    from neojax.mesh import make_layout
+    from neojax.models import Transformer
+    from neojax.topology import tpu_devices
+    from neojax.training.optimizer import make_optimizer
+    from neojax.training.step import BATCH_DIMS, abstract_state, make_train_step
+
+    mesh = MeshConfig(options["shape"], options["layout"], options["param_layout"])
+    layout = make_layout(mesh, tpu_devices(options["topology"]))
+    model = Transformer(
+        shapes.ours(options["model"], options["sequence"]),
+        layout,
+        dtype=jnp.bfloat16,
+        remat=options["remat"],
+        attention_kernel=options["kernel"],
+    )
+    train = TrainConfig(batch_size=options["batch"])
+    optimizer = make_optimizer(train, model.dims())
+    shape = (1, options["batch"], options["sequence"])
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.sharding(BATCH_DIMS, shape))
+    with jax.set_mesh(layout.mesh):
+        state = abstract_state(model, optimizer)
+        step = make_train_step(model, optimizer, train)
+        start = time.perf_counter()
+        batch = {"inputs": tokens, "targets": tokens}
+        lowered = step.lower(state, batch, jax.ShapeDtypeStruct((), jnp.int32))
+        between = time.perf_counter()
+        program = lowered.compile()
+    return model, program, {"lower": between - start, "compile": time.perf_counter() - between}
+
+
+def arrays(kind: str) -> list[Array]:
+    """The arrays of an HLO type, a tuple or not: their types and shapes."""
+    found = re.findall(r"(\w+)\[([\d,]*)\]", kind)
+    return [(t, tuple(int(n) for n in dims.split(",") if n)) for t, dims in found if t in BYTES]
+
+
+def collectives(hlo: str) -> dict[str, list[Array]]:
+    """Every collective of the program by kind: its results on one chip, or the operands of a reduce-scatter.
+
+    The TPU's compiler writes a reduce-scatter as an all-reduce in a fusion called all-reduce-scatter, and a collective
+    that runs in steps beside other work once a step, all with the number of one channel.
+    """
+    channels = set()
+    found: dict[str, list[Array]] = {kind: [] for kind in COLLECTIVES}
+    computation = ""
+    for line in hlo.splitlines():
+        if header := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            computation = header[1]
+        if match := re.search(rf"= (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(", line):
+            kind, name, start = match.groups()
+            channel = re.search(r"channel_id=(\d+)", line)
+            if channel and channel[1] in channels:
+                continue
+            channels.add(channel[1] if channel else line)
+            results = arrays(kind)
+            if start and name in ("all-gather", "collective-permute"):  # a type of (operands, results, ...)
+                results = [max(results, key=size)]
+            found["reduce-scatter" if "all-reduce-scatter" in computation else name] += results
+    return found
+
+
+def size(array: Array) -> int:
+    """Bytes of an array."""
+    return BYTES[array[0]] * math.prod(array[1])
+
+
+def report(model: Any, program: Any) -> dict[str, Any]:
+    """Bytes per chip, kernels, and collectives of a compiled step, and whether any gathers more than parameters."""
+    hlo = program.as_text()
+    memory = program.memory_analysis()
+    found = collectives(hlo)
+    config = model.config
+    ours = {v.shape["layers" in dims :] for v, dims in zip(model.stored().values(), model.dims().values())}
+    gathered = {tuple(n for n in shape if n > 1) for _, shape in found["all-gather"]}
+    others = {shape for shape in gathered if not any(part_of(shape, p) for p in ours)}
+    vocab = model.layout.padded_vocab(config.n_vocab)
+    calls = [line for line in hlo.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+    kernels = [match[1] for line in calls if (match := SPLASH.search(line))]
+    return {
+        "bytes_per_chip": {
+            "arguments": memory.argument_size_in_bytes,
+            "outputs_in_place_of_arguments": memory.alias_size_in_bytes,
+            "temporaries": memory.temp_size_in_bytes,
+        },
+        "splash_kernels": {name: kernels.count(name) for name in ("fwd", "dq", "dkv")},
+        "collectives": {
+            name: {
+                "count": len(results),
+                "bytes": sum(map(size, results)),
+                "largest": "{} {}".format(*max(results, key=size)),
+            }
+            for name, results in found.items()
+            if results
+        },
+        "all_gathers_of_other_than_parameters": sorted(map(list, others)),
+        "gathers_logits": any(vocab in s for s in others),
+        "gathers_scores": any(s.count(config.n_ctx) > 1 for s in others),
+    }
+
+
+def part_of(shape: tuple[int, ...], parameter: tuple[int, ...]) -> bool:
+    """Whether a shape is that of a parameter inside its layer, or of an even part of it."""
+    return len(shape) == len(parameter) and all(whole % part == 0 for part, whole in zip(shape, parameter))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--topology", default="v5e:16x16")
+    parser.add_argument("--model", default="1.3B", choices=shapes.SHAPES)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--sequence", type=int, default=2048)
+    parser.add_argument("--remat", default="names", choices=("none", "names", "full"))
+    parser.add_argument("--kernel", default="auto", choices=("auto", "xla", "splash"))
+    parser.add_argument("--shape", default="data:-1")
+    parser.add_argument("--layout", default="batch:data")
+    parser.add_argument("--param-layout", default="embd:data")
+    parser.add_argument("--save", default="tpu_compile", help="the name of the file in results/")
+    options = vars(parser.parse_args())
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    model, program, seconds = compiled(options)
+    result = {**options, "seconds": seconds, **report(model, program)}
+    for name, value in result.items():
+        print(f"{name}: {value}")
+    save(options["save"], result)
+
+
+if __name__ == "__main__":
+    main()

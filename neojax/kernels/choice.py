@@ -1,0 +1,168 @@
+"""Which attention kernel runs: one rule, for training, scoring and prefill alike.
+
+`train.attention_kernel: auto` takes the kernel of the devices where it can do what the layer asks for, else XLA:
+
+| kernel | devices | can do |
+|-|-|-|
+| `splash` | TPU | causal, no dropout, no learned keys; float32, bfloat16; at least 128 tokens (shorter ones if named) |
+| `cudnn` | NVIDIA GPU, compute capability 8.0 or more | causal, no dropout, no learned keys; bfloat16, float16; head_dim a multiple of 8, at most 128 (256 from capability 9.0) |
+| `xla` | any | everything |
+
+A kernel that is asked for by name and cannot do it is refused. No kernel but XLA's `reference` works where the layout
+splits `sequence`, `memory_length` or `head_dim`, since each needs them whole. Within XLA:
+
+| way | when |
+|-|-|
+| `local` | causal, no dropout, no learned keys, nothing split, and twice the window is shorter than the sequence |
+| `blocked` | the same with a longer window or none, and the sequence is longer than 256 |
+| `reference` | all else: the whole matrix of scores |
+
+Decoding one token at a time, and linear attention, have no choice of kernels.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from neojax.config import ModelConfig
+from neojax.errors import NeojaxError
+from neojax.mesh import Layout
+
+BLOCK = 256  # queries that XLA works on together, where the whole matrix of scores would be too large
+SHORTEST = 128  # tokens in the smallest block of Splash
+WHOLE = ("sequence", "memory_length", "head_dim")
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a layer asks of a kernel: `length` tokens a row, keys in a `window` (None: all before), and so on.
+
+    `capability` is that of a CUDA device, (9, 0) for Hopper, else (0, 0); `split` names dimensions of `WHOLE`.
+    """
+
+    platform: str
+    capability: tuple[int, int]
+    split: tuple[str, ...]
+    length: int
+    head_dim: int
+    dtype: str
+    window: int | None = None
+    causal: bool = True
+    memory: bool = False
+    dropout: bool = False
+
+    @staticmethod
+    def on(layout: Layout, **asked: Any) -> "Call":
+        """A call on the devices of `layout`."""
+        device = layout.device
+        found = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
+        capability = (int(found[1]), int(found[2])) if found else (0, 0)
+        split = tuple(dim for dim in WHOLE if layout.axes(dim))
+        return Call(device.platform, capability, split, **asked)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernel that runs: splash, cudnn, or XLA's local, blocked or reference; and why not the devices' own."""
+
+    kernel: str
+    because: str = ""
+
+    def __str__(self) -> str:
+        if self.kernel in ("splash", "cudnn"):
+            return self.kernel
+        return f"xla, {self.kernel}" + (f" ({self.because})" if self.because else "")
+
+
+def choose(wanted: str, call: Call) -> Choice:
+    """The kernel for `call` by the rule above; `wanted` is auto, xla, splash or cudnn.
+
+    Raises `NeojaxError` where a kernel is wanted by name and cannot do what is asked.
+    """
+    own = {"tpu": "splash", "gpu": "cudnn"}.get(call.platform, "xla")
+    kernel = own if wanted == "auto" else wanted
+    if kernel == "xla":
+        return Choice(_xla(call), _general_obstacle(call))
+    obstacle = _general_obstacle(call) or (_splash_obstacle if kernel == "splash" else _cudnn_obstacle)(call)
+    if wanted == "auto" and not obstacle and kernel == "splash" and call.length < SHORTEST:
+        obstacle = f"splash works on blocks of {SHORTEST} tokens, these are {call.length}"
+    if not obstacle:
+        return Choice(kernel)
+    if wanted != "auto":
+        layer = "global" if call.window is None else "local"
+        raise NeojaxError(
+            f"train.attention_kernel={wanted} cannot run the {layer} layers: {obstacle}; use auto or xla"
+        )
+    return Choice(_xla(call), obstacle)
+
+
+def _xla(call: Call) -> str:
+    if _general_obstacle(call):
+        return "reference"
+    if call.window is not None and 2 * call.window < call.length:
+        return "local"
+    return "blocked" if call.length > BLOCK else "reference"
+
+
+def _general_obstacle(call: Call) -> str:
+    """What no kernel but the reference can do, if anything."""
+    if not call.causal:
+        return "the model is not causal"
+    if call.memory:
+        return "model.num_mem_kv adds learned keys"
+    if call.dropout:
+        return "model.attn_dropout drops single weights"
+    if call.split:
+        return f"mesh.layout splits {' and '.join(call.split)}, which blocks need whole"
+    return ""
+
+
+def _splash_obstacle(call: Call) -> str:
+    if call.platform != "tpu":
+        return f"splash runs on TPUs and the devices are {call.platform}"
+    if call.dtype not in ("float32", "bfloat16"):
+        return f"splash computes in float32 and bfloat16, not {call.dtype}"
+    return ""
+
+
+def _cudnn_obstacle(call: Call) -> str:
+    if call.platform != "gpu" or call.capability < (8, 0):
+        what = f"compute capability {call.capability[0]}.{call.capability[1]}"
+        have = what if call.platform == "gpu" else call.platform
+        return f"cudnn runs on NVIDIA GPUs of compute capability 8.0 or more and the devices are {have}"
+    if call.dtype not in ("bfloat16", "float16"):
+        return f"cudnn computes in bfloat16 and float16, not {call.dtype}"
+    most = 256 if call.capability >= (9, 0) else 128
+    if call.head_dim % 8 or call.head_dim > most:
+        return f"cudnn takes a head_dim that is a multiple of 8 and at most {most} here, not {call.head_dim}"
+    return ""
+
+
+def of_layers(wanted: str, config: ModelConfig, layout: Layout, dtype: Any) -> dict[str, Choice]:
+    """What trains whole sequences of n_ctx tokens: attention type -> choice, for those that have one.
+
+    Raises `NeojaxError` as `choose` does.
+    """
+    choices: dict[str, Choice] = {}
+    for kind in ("global", "local"):
+        if kind in config.attention_layers:
+            everything = kind == "global"  # dropout and learned keys belong to global layers alone
+            call = Call.on(
+                layout,
+                length=config.n_ctx,
+                head_dim=config.head_dim,
+                dtype=jnp.dtype(dtype).name,
+                window=None if everything else config.window_size,
+                causal=config.causal,
+                memory=everything and config.num_mem_kv > 0,
+                dropout=everything and config.attn_dropout > 0,
+            )
+            choices[kind] = choose(wanted, call)
+    return choices
+
+
+def describe(choices: dict[str, Choice]) -> str:
+    """One line on the choices, such as "global attention: splash; local attention: splash"."""
+    return "; ".join(f"{kind} attention: {choice}" for kind, choice in choices.items())

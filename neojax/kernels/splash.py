@@ -1,0 +1,50 @@
+"""Attention on TPUs by Splash, the block-sparse flash attention in Pallas that comes with JAX.
+
+Blocks of scores that the mask leaves empty are skipped, forward and backward, so that a local layer costs
+O(sequence * window); no more than one block of scores exists at a time. Scores and softmax are float32.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as pallas
+
+LANES = 128  # sequences are padded to a multiple of it
+BLOCK = 512  # queries, and keys, of one block, where the sequence and the window have as many
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, *, window: int | None = None, interpret: bool = False
+) -> jax.Array:
+    """Causal attention on one device: q, k, v [batch, sequence, heads, head_dim] -> the same shape and type.
+
+    `window`: keys a query sees, itself included. The result and the logarithm of each row's sum, which the backward
+    kernels need, are named "attention" for remat policies. `interpret` runs the kernels without a TPU, slowly.
+    """
+    length, heads = q.shape[1:3]
+    pad = -length % LANES  # keys that pad stand after all queries, which therefore do not see them
+    shape = (length + pad, length + pad)
+    mask = pallas.CausalMask(shape) if window is None else pallas.LocalMask(shape, (window - 1, 0), 0)
+    size = block(length + pad, window)
+    kernel = pallas.make_splash_mha(
+        pallas.MultiHeadMask([mask] * heads),
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=pallas.BlockSizes(*[size] * 8),  # type: ignore[arg-type]
+        residual_checkpoint_name="attention",
+        interpret=interpret,
+    )
+
+    def rows(x: jax.Array) -> jax.Array:  # -> [batch, heads, sequence, head_dim]
+        return jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))).swapaxes(1, 2)
+
+    return jax.vmap(kernel)(rows(q), rows(k), rows(v)).swapaxes(1, 2)[:, :length]
+
+
+def block(length: int, window: int | None) -> int:
+    """The size of a block: one that divides `length`, and no larger than the window needs."""
+    wanted = BLOCK
+    while window is not None and wanted // 2 >= max(window, LANES):
+        wanted //= 2
+    return math.gcd(length, wanted)

@@ -1,0 +1,89 @@
+"""The rule that says which attention kernel runs, its refusals, and what a run says of it."""
+
+import jax.numpy as jnp
+import pytest
+from helpers import layout_of, tiny
+
+from neojax.errors import NeojaxError
+from neojax.kernels.choice import Call, choose, describe, of_layers
+
+TPU = {"platform": "tpu", "capability": (0, 0)}
+HOPPER = {"platform": "gpu", "capability": (9, 0)}
+CPU = {"platform": "cpu", "capability": (0, 0)}
+
+
+def call(where, **changes) -> Call:
+    usual = {"split": (), "length": 2048, "head_dim": 128, "dtype": "bfloat16"}
+    return Call(**{**usual, **where, **changes})
+
+
+@pytest.mark.parametrize(
+    "where, changes, kernel",
+    [
+        (TPU, {}, "splash"),
+        (TPU, {"window": 256, "head_dim": 80, "dtype": "float32"}, "splash"),
+        (TPU, {"length": 100}, "reference"),
+        (TPU, {"dropout": True}, "reference"),
+        (TPU, {"memory": True}, "reference"),
+        (TPU, {"causal": False}, "reference"),
+        (TPU, {"split": ("sequence",), "window": 256}, "reference"),
+        (TPU, {"dtype": "float16", "window": 256}, "local"),
+        (HOPPER, {"window": 256, "head_dim": 256}, "cudnn"),
+        (HOPPER, {"capability": (8, 6), "head_dim": 256}, "blocked"),
+        (HOPPER, {"capability": (7, 0)}, "blocked"),
+        (HOPPER, {"capability": (0, 0)}, "blocked"),  # a GPU of another maker
+        (HOPPER, {"dtype": "float32", "window": 256}, "local"),
+        (HOPPER, {"head_dim": 100}, "blocked"),
+        (HOPPER, {"dropout": True}, "reference"),
+        (CPU, {}, "blocked"),
+        (CPU, {"window": 256}, "local"),
+        (CPU, {"window": 1024}, "blocked"),
+        (CPU, {"length": 256}, "reference"),
+    ],
+)
+def test_auto_takes_the_devices_own_kernel_or_falls_back_and_says_why(where, changes, kernel):
+    choice = choose("auto", call(where, **changes))
+    assert choice.kernel == kernel
+    own = {"tpu": "splash", "gpu": "cudnn"}.get(where["platform"])
+    assert bool(choice.because) == (own is not None and own != kernel)
+
+
+@pytest.mark.parametrize("where", [TPU, HOPPER, CPU])
+def test_xla_by_name_runs_anything_anywhere(where):
+    assert choose("xla", call(where, window=256)).kernel == "local"
+    assert choose("xla", call(where, window=256, dropout=True, dtype="float16")).kernel == "reference"
+
+
+@pytest.mark.parametrize(
+    "wanted, where, changes, named",
+    [
+        ("splash", CPU, {}, "devices are cpu"),
+        ("splash", TPU, {"dropout": True}, "attn_dropout"),
+        ("splash", TPU, {"dtype": "float16"}, "float16"),
+        ("splash", TPU, {"split": ("sequence",)}, "sequence"),
+        ("cudnn", TPU, {}, "devices are tpu"),
+        ("cudnn", HOPPER, {"capability": (7, 5)}, "7.5"),
+        ("cudnn", HOPPER, {"head_dim": 100}, "head_dim"),
+        ("cudnn", HOPPER, {"dtype": "float32"}, "float32"),
+    ],
+)
+def test_a_kernel_by_name_is_refused_in_one_line_where_it_cannot(wanted, where, changes, named):
+    with pytest.raises(NeojaxError, match=named) as caught:
+        choose(wanted, call(where, **changes))
+    assert f"train.attention_kernel={wanted}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_splash_by_name_takes_short_sequences():
+    assert choose("splash", call(TPU, length=5)).kernel == "splash"
+
+
+def test_dropout_and_learned_keys_hinder_global_layers_alone():
+    config = tiny(attn_dropout=0.1, num_mem_kv=2)
+    chosen = of_layers("auto", config, layout_of("data:1"), jnp.float32)
+    assert {kind: choice.kernel for kind, choice in chosen.items()} == {
+        "global": "reference",
+        "local": "local",
+    }
+    assert describe(chosen).startswith("global attention: xla, reference (model.num_mem_kv")
+    assert describe(chosen).endswith("local attention: xla, local")
+    assert of_layers("auto", tiny(attention_types=("linear",)), layout_of("data:1"), jnp.float32) == {}
