@@ -43,7 +43,7 @@ def main() -> None:
     from neojax.mesh import single_device
     from neojax.models import Transformer
     from neojax.training.optimizer import make_optimizer
-    from neojax.training.step import init_state, make_train_step, place
+    from neojax.training.step import make_train_step, place
 
     layout = single_device()
     jax.set_mesh(layout.mesh)
@@ -54,13 +54,13 @@ def main() -> None:
     programs: dict[str, Any] = {}
     optimizers: dict[str, Any] = {}
     memory: dict[str, dict[str, int]] = {}
+    config = shapes.ours(options["model"], options["sequence"])
+    params = Transformer(config, layout).init(0).params()
     for name, changes in SETTINGS.items():
         train = TrainConfig(schedule="constant", warmup_steps=0, **changes)
-        config = shapes.ours(options["model"], options["sequence"])
         model = Transformer(config, layout, dtype=options["dtype"], remat=train.remat)
         optimizers[name] = optimizer = make_optimizer(train, model.dims())
-        params = model.stored()
-        state = {"params": params, "opt_state": jax.eval_shape(optimizer.init, params)}
+        state = {"params": params, "opt_state": jax.jit(optimizer.init)(params)}
         step = make_train_step(model, optimizer, train)
         programs[name] = step.lower(state, batch, jnp.int32(0)).compile()
         found = programs[name].memory_analysis()
@@ -70,7 +70,6 @@ def main() -> None:
             "host": found.host_temp_size_in_bytes,
             "aliased": found.alias_size_in_bytes,
         }
-    params = Transformer(config, layout).init(0).params()
     seconds: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(-1, options["rounds"]):  # the first is to warm up
         names = list(programs)
