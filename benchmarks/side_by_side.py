@@ -79,7 +79,8 @@ def report(title: str, rates: Mapping[str, list[float]], baseline: str) -> dict[
 
 def save(name: str, results: Any) -> None:
     """Writes results/NAME.json with the date, the machine and the versions."""
-    packages = ("jax", "jaxlib", "libtpu", "flax", "optax", "torch", "transformers", "tokenizers", "numpy")
+    packages = ("jax", "jaxlib", "libtpu", "flax", "optax", "torch", "transformers")
+    packages += ("tokenizers", "datasets", "numpy")
     versions = {}
     for package in packages:
         try:

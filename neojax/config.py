@@ -247,6 +247,20 @@ def check(config: Config) -> None:
         raise NeojaxError(
             f"train.microbatch={train.microbatch} does not divide train.batch_size={train.batch_size}"
         )
+    match train.profile_steps:
+        case ():
+            pass
+        case (int(first), int(last)) if 1 <= first <= last:
+            pass
+        case _:
+            raise NeojaxError(
+                f"train.profile_steps={list(train.profile_steps)}: expected the first and the last step to trace, "
+                "such as [10, 12]; the first step of a run is 1"
+            )
+    if train.optimizer == "adafactor" and train.moment_dtype != "float32":
+        raise NeojaxError(
+            f"train.moment_dtype={train.moment_dtype}: adafactor keeps no first moment; leave it out or use adamw"
+        )
     _check_mlm(model, train)
     decays = train.schedule in ("cosine", "linear") and not train.warmup_scales_decay
     if decays and train.warmup_steps >= (train.decay_steps or train.steps):

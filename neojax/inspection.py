@@ -8,7 +8,7 @@ from neojax import config as configuration
 from neojax.config import Config
 from neojax.errors import NeojaxError
 
-MOMENTS = {"adamw": 2, "adafactor": 0}  # float32 copies of the parameters in the optimizer state
+MOMENT_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -77,7 +77,8 @@ def print_model(config: Config) -> None:
     print(
         f"mesh {mesh}: {layout.mesh.size} device(s); each stores {held:,} bytes of float32 parameters", end=""
     )
-    copies = MOMENTS[config.train.optimizer]
-    print(f" and {copies * held:,} of {config.train.optimizer} state" if copies else "")
+    # Two moments of each parameter, the second in float32; Adafactor's factors are next to nothing.
+    adam = held // 4 * (MOMENT_BYTES[config.train.moment_dtype] + 4)
+    print(f" and {adam:,} of adamw state" if config.train.optimizer == "adamw" else "")
     print(f"{flops:,.0f} model FLOPs per trained token (3 x forward, attention to visible keys only)")
     print(f"{flops * config.model.n_ctx * config.train.batch_size:,.0f} model FLOPs per step")

@@ -166,8 +166,9 @@ class TrainConfig:
     )
     remat: str = _key(
         "none",
-        "what the backward pass recomputes: none; full: whole blocks; names: all but named matmul outputs",
-        choices=("none", "full", "names"),
+        "what the backward pass recomputes: none; full: whole blocks; names: all but named matmul outputs; "
+        "offload: as names, those being kept in the host's memory",
+        choices=("none", "full", "names", "offload"),
     )
     unroll: int = _key(
         1,
@@ -205,6 +206,9 @@ class TrainConfig:
     beta1: float = _key(0.9, "decay of AdamW's first moment", least=0)
     beta2: float = _key(0.95, "decay of AdamW's second moment", least=0)
     epsilon: float = _key(1e-8, "added to AdamW's denominator", least=0)
+    moment_dtype: str = _key(
+        "float32", "type in which AdamW keeps its first moment", choices=("float32", "bfloat16")
+    )
     bias_correction: bool = _key(True, "correct AdamW's moments for their start at zero; gpt-neo did not")
     clip_norm: float = _key(1.0, "largest global gradient norm; 0: no clipping", least=0)
     loss: str = _key(
@@ -231,6 +235,10 @@ class TrainConfig:
     checkpoint_every: int = _key(1000, "steps between checkpoints; one is always written at the end", least=1)
     keep: int = _key(3, "newest checkpoints to keep", least=1)
     tensorboard: bool = _key(True, "write TensorBoard event files")
+    profile_steps: tuple = _key(
+        (),
+        "[first, last]: trace these steps into RUN/profile (the first step of a run is 1); empty: no trace",
+    )
 
 
 @dataclass(frozen=True)

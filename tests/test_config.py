@@ -51,6 +51,10 @@ def refused(call, *args):
         ("model.attention_types=[[global, 5]]", ["model.attention_types"]),
         ("train.microbatch=3", ["train.microbatch=3", "train.batch_size=8"]),
         ("train.warmup_steps=1000", ["train.warmup_steps=1000", "1000 steps"]),
+        ("train.profile_steps=[3]", ["train.profile_steps=[3]", "such as [10, 12]"]),
+        ("train.profile_steps=[0, 2]", ["train.profile_steps=[0, 2]", "is 1"]),
+        ("train.profile_steps=[4, 3]", ["train.profile_steps=[4, 3]", "such as [10, 12]"]),
+        ("train.profile_steps=3", ["train.profile_steps", "a list", "3"]),
         ("steps=3", ["'steps=3'", "section.key=value"]),
         ("train.steps", ["'train.steps'", "section.key=value"]),
         ("train.steps=[", ["train.steps=[", "YAML"]),
@@ -60,6 +64,11 @@ def test_one_line_names_the_key_and_what_would_do(override, words):
     text = refused(from_dict, {}, [override])
     for word in words:
         assert word in text
+
+
+def test_adafactor_has_no_first_moment_to_store_in_half():
+    text = refused(from_dict, {}, ["train.optimizer=adafactor", "train.moment_dtype=bfloat16"])
+    assert "train.moment_dtype" in text and "adamw" in text
 
 
 @pytest.mark.parametrize(

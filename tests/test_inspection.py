@@ -7,7 +7,7 @@ import pytest
 from helpers import N_VOCAB, tiny
 
 from neojax import config as configuration
-from neojax.config import Config, MeshConfig
+from neojax.config import Config, MeshConfig, TrainConfig
 from neojax.inspection import print_model
 
 CONFIGS = Path(__file__).resolve().parent.parent / "meshconfigs"
@@ -68,3 +68,5 @@ def test_layout_and_bytes_of_a_device(capsys):
     assert "8 device(s)" in out and "model FLOPs per trained token" in out
     held = sum(int(row.split()[-1].replace(",", "")) for row in rows.values())
     assert f"each stores {held:,} bytes of float32 parameters and {2 * held:,} of adamw state" in out
+    print_model(Config(model=tiny(), mesh=mesh, train=TrainConfig(moment_dtype="bfloat16")))
+    assert f"and {held * 6 // 4:,} of adamw state" in capsys.readouterr().out

@@ -66,9 +66,15 @@ class MeshTF:
             factors = jax.jit(lambda squares: state_of(squares, dims, self.averaged))(self.moments["squares"])
             return optax.tree.set(state, count=count, **factors._asdict())
         if self.keeps_moments:
-            return optax.tree.set(state, count=count, **self.moments)
+            scale: Any = state[0]
+            kept = {slot: _typed_as(getattr(scale, slot), own) for slot, own in self.moments.items()}
+            return optax.tree.set(state, count=count, **kept)
         # The correction of moments that begin at zero begins anew with them: only the schedule goes on.
         return optax.tree.set(state, lambda path, _: _is_of_schedule(path[-1]), count=count)
+
+
+def _typed_as(like: dict[str, jax.Array], moments: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: moment.astype(like[name].dtype) for name, moment in moments.items()}
 
 
 def _is_of_schedule(key: Any) -> bool:

@@ -20,12 +20,29 @@ from neojax.models.norms import LayerNorm
 from neojax.models.positions import embedding, position_table
 from neojax.named import Normal, Param
 
+PRODUCTS = ("query", "key", "value", "attention", "mlp_up", "mlp_gate")  # what is expensive to compute again
+HOST = "pinned_host"
 REMAT_POLICIES: dict[str, Any] = {
     "full": None,
-    "names": jax.checkpoint_policies.save_only_these_names(
-        "query", "key", "value", "attention", "mlp_up", "mlp_gate"
+    "names": jax.checkpoint_policies.save_only_these_names(*PRODUCTS),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=list(PRODUCTS),
+        offload_src="device",
+        offload_dst=HOST,
     ),
 }
+
+
+def check_remat(remat: str, mesh: jax.sharding.Mesh) -> None:
+    """Raises `NeojaxError` where `remat` is offload and the mesh's devices reach no memory of their host."""
+    device = mesh.local_devices[0]
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if remat == "offload" and HOST not in kinds:
+        raise NeojaxError(
+            f"train.remat=offload needs {HOST} memory, but {device.device_kind} has only {', '.join(kinds)}; "
+            "use train.remat=names, or full to save more"
+        )
 
 
 COMPUTE_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}

@@ -24,13 +24,14 @@ from neojax.kernels.choice import describe, of_layers
 from neojax.loading import load_params
 from neojax.mesh import Layout, make_layout
 from neojax.models import Transformer
-from neojax.models.transformer import compute_type
+from neojax.models.transformer import check_remat, compute_type
 from neojax.training import run_dir as runs
 from neojax.training.checkpoint import Checkpoints
 from neojax.training.compiler import compiler_options
 from neojax.training.flops import flops_per_token, mfu
-from neojax.training.metrics import MetricsWriter, Progress, Throughput
+from neojax.training.metrics import MetricsWriter, Progress, Stopwatch, Throughput
 from neojax.training.optimizer import Optimizer, make_optimizer
+from neojax.training.profile import Profile
 from neojax.training.step import (
     BATCH_DIMS,
     State,
@@ -47,6 +48,7 @@ from neojax.training.step import (
 def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
     """The (abstract) model and the optimizer of `config`. Raises `NeojaxError` where the layout does not fit."""
     train = config.train
+    check_remat(train.remat, layout.mesh)  # type: ignore[arg-type]
     model = Transformer(
         config.model,
         layout,
@@ -154,15 +156,22 @@ class Run:
             shard=self.shard,
         )
         metrics = MetricsWriter(train.run_dir, train.tensorboard, resume_step=self.step)
-        throughput = Throughput()
+        throughput, waiting = Throughput(), Stopwatch()
+        profile = Profile(train.run_dir, train.profile_steps)
         first = timed = self.step
         stops = False
         try:
             with self.progress, stop_requested() as stop:
                 while self.step < train.steps and not stops:
-                    batch = place(self.model.layout, next(batches), microbatches, self.shard)
-                    self.state, values = self.train_step(self.state, batch, jnp.int32(self.step))
+                    with profile.step(self.step + 1):
+                        with waiting, jax.profiler.TraceAnnotation("input"):
+                            batch = place(self.model.layout, next(batches), microbatches, self.shard)
+                        self.state, values = self.train_step(self.state, batch, jnp.int32(self.step))
                     self.step += 1
+                    if profile.ends(self.step):
+                        jax.block_until_ready(values)
+                        with throughput.pause():
+                            profile.close()
                     last = self.step == train.steps
                     logs = last or self.step % train.log_every == 0
                     evaluates = last or (train.eval_every > 0 and self.step % train.eval_every == 0)
@@ -172,7 +181,7 @@ class Run:
                         self.check(values, checkpoints)  # waits for the step
                         throughput.add((self.step - timed) * self.tokens_a_step)
                         timed = self.step
-                    row = self.training_row(values, throughput.rate()) if logs else {}
+                    row = self.training_row(values, throughput.rate(), waiting.mean()) if logs else {}
                     with throughput.pause():
                         if evaluates:
                             row.update(self.evaluation_row())
@@ -182,6 +191,7 @@ class Run:
                             checkpoints.save(self.step, self.state, self.meta)
                 checkpoints.wait()
         finally:
+            profile.close()
             metrics.close()
         if self.step < train.steps:
             self.progress.note(f"stopped at step {self.step}; the same command goes on from there")
@@ -200,7 +210,9 @@ class Run:
                     "train.learning_rate or train.clip_norm, or raise train.warmup_steps, and run again"
                 )
 
-    def training_row(self, values: dict[str, jax.Array], rate: float | None) -> dict[str, Any]:
+    def training_row(
+        self, values: dict[str, jax.Array], rate: float | None, input_seconds: float
+    ) -> dict[str, Any]:
         """What metrics.jsonl says of a step; also moves the progress bar."""
         loss = float(values["loss"])
         self.progress.update(self.step, loss, rate)
@@ -211,6 +223,7 @@ class Run:
             "grad_norm": float(values["grad_norm"]),
             "learning_rate": float(values["learning_rate"]),
             "tokens_per_second": rate,
+            "input_seconds": input_seconds,
         }
         if rate:
             row["model_flops_per_second"] = rate * flops_per_token(self.config.model)

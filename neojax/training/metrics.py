@@ -132,6 +132,26 @@ class Throughput:
         return rate
 
 
+class Stopwatch:
+    """Seconds spent inside `with`, on average."""
+
+    def __init__(self) -> None:
+        self._seconds, self._times = 0.0, 0
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds += time.perf_counter() - self._began
+        self._times += 1
+
+    def mean(self) -> float:
+        """The mean since the last call; 0 where there was nothing to time."""
+        mean = self._seconds / max(self._times, 1)
+        self._seconds, self._times = 0.0, 0
+        return mean
+
+
 class Progress:
     """A progress bar for training with loss, tokens/s and time left; a line now and then where there is no terminal.
 

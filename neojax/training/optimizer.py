@@ -53,9 +53,8 @@ def make_optimizer(train: TrainConfig, dims: Dims) -> Optimizer:
     Raises `NeojaxError` for an entry of `train.no_decay` that matches no parameter.
     """
     if train.optimizer == "adamw":
-        scale = optax.scale_by_adam(b1=train.beta1, b2=train.beta2, eps=train.epsilon)
-        if not train.bias_correction:
-            scale = scale_by_uncorrected_adam(train.beta1, train.beta2, train.epsilon)
+        make = optax.scale_by_adam if train.bias_correction else scale_by_uncorrected_adam
+        scale = make(train.beta1, train.beta2, train.epsilon, mu_dtype=train.moment_dtype)
     else:
         scale = scale_by_adafactor(dict(dims))
     transform = optax.chain(
@@ -66,7 +65,9 @@ def make_optimizer(train: TrainConfig, dims: Dims) -> Optimizer:
     return Optimizer(transform, train.clip_norm)
 
 
-def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.GradientTransformation:
+def scale_by_uncorrected_adam(
+    b1: float, b2: float, eps: float, mu_dtype: str | None = None
+) -> optax.GradientTransformation:
     """Adam's direction m / (sqrt(v) + eps) without correcting the moments for their start at zero, as in gpt-neo
     and BERT. Its state is that of `optax.scale_by_adam`, so that either can go on from the other's checkpoint."""
 
@@ -74,9 +75,10 @@ def scale_by_uncorrected_adam(b1: float, b2: float, eps: float) -> optax.Gradien
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
         nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, state.nu, grads)
         directions = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        mu = optax.tree.cast(mu, mu_dtype)
         return directions, optax.ScaleByAdamState(state.count + 1, mu, nu)
 
-    return optax.GradientTransformation(optax.scale_by_adam(b1=b1, b2=b2, eps=eps).init, update)
+    return optax.GradientTransformation(optax.scale_by_adam(mu_dtype=mu_dtype).init, update)
 
 
 def decay_mask(no_decay: tuple[str, ...], dims: Dims) -> dict[str, bool]:

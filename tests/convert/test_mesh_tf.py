@@ -180,6 +180,12 @@ def test_training_goes_on_with_the_moments_and_the_step(tmp_path):
     (tmp_path / "run.yml").write_text(configuration.dump(config))
     loaded = mesh_tf.load(write(tmp_path, tensors, step=3), tmp_path / "run.yml")
     assert loaded.keeps_moments
+    in_half = dataclasses.replace(
+        loaded,
+        config=dataclasses.replace(config, train=dataclasses.replace(settings, moment_dtype="bfloat16")),
+    )
+    for name, moment in in_half.opt_state()[0].mu.items():
+        assert (moment == loaded.moments["mu"][name].astype("bfloat16")).all() and moment.dtype == "bfloat16"
     write_run(loaded.model, tmp_path / "on", loaded.config, loaded.step, loaded.opt_state())
     train(configuration.of_run(tmp_path / "on"))
 

@@ -1,5 +1,7 @@
 """The loss against optax, its padding, and its numerical range."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 from helpers import layout_of
 
 from neojax import named
-from neojax.kernels.loss import cross_entropy, logits
+from neojax.kernels.loss import cross_entropy, logits, reference_cross_entropy
 
 ONE = layout_of("data:1")
 
@@ -46,6 +48,46 @@ def test_equals_optax_on_the_true_vocabulary(z_loss, n_vocab):
     for a, b in zip(grads, grads_2):
         np.testing.assert_allclose(a, b, atol=1e-5)
     assert not np.asarray(grads[1])[n_vocab:].any()
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        ONE,
+        layout_of("data:2, model:2", "batch:data, vocab:model"),
+        layout_of("x:2, y:2", "sequence:x, embd:y"),
+    ],
+    ids=["one device", "vocabulary", "sequence and embd"],
+)
+def test_memory_does_not_grow_with_vocabulary_times_sequence(layout):
+    """Doubling both adds to the temporaries what doubling each alone adds; with whole logits it adds their size."""
+
+    def temporaries(loss, vocab, length):
+        def total(hidden, table, targets):
+            with named.use_layout(layout):
+                return loss(hidden, table, targets, vocab)[0]
+
+        operands = [
+            jax.ShapeDtypeStruct(shape, dtype, sharding=layout.sharding(dims, shape))
+            for dims, shape, dtype in (
+                (("batch", "sequence", "embd"), (2, length, 16), jnp.float32),
+                (("vocab", "embd"), (vocab, 16), jnp.float32),
+                (("batch", "sequence"), (2, length), jnp.int32),
+            )
+        ]
+        with jax.set_mesh(layout.mesh):
+            compiled = jax.jit(jax.value_and_grad(total, (0, 1))).lower(*operands).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    def growth(loss):
+        at = partial(temporaries, loss)
+        return at(2 * V, 2 * T) - at(2 * V, T) - at(V, 2 * T) + at(V, T)
+
+    V, T = 16384, 4096
+    own_logits = 4 * V * 2 * T // layout.mesh.size
+    assert abs(growth(cross_entropy)) < own_logits / 100
+    if layout is ONE:
+        assert growth(reference_cross_entropy) > own_logits
 
 
 def test_padding_has_no_probability():

@@ -2,6 +2,7 @@
 
 import re
 from functools import cache, partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from helpers import N_VOCAB, layout_of, perturbed, random_tokens, tiny
 
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
-from neojax.models.transformer import smallest_pattern
+from neojax.models.transformer import PRODUCTS, check_remat, smallest_pattern
 
 CONFIG = tiny()
 TOKENS = random_tokens(2)
@@ -140,7 +141,7 @@ def plain():
     return value_and_grad(Transformer(CONFIG), weights())
 
 
-@pytest.mark.parametrize("remat", ["full", "names"])
+@pytest.mark.parametrize("remat", ["full", "names", "offload"])
 def test_remat_changes_nothing(remat, plain):
     loss, grads = value_and_grad(Transformer(CONFIG, remat=remat), weights())
     np.testing.assert_allclose(loss, plain[0], rtol=1e-6)
@@ -155,6 +156,33 @@ def test_remat_saves_less():
         _, pull = jax.vjp(lambda p, m=model: loss_of(m.bind(p)), weights())
         kept[remat] = sum(x.nbytes for x in jax.tree.leaves(pull))
     assert kept["full"] < kept["names"] < kept["none"], kept
+
+
+def test_offload_moves_to_the_host_what_names_keeps():
+    """Every product of the two layers of a group goes there in the forward pass and comes back in the other."""
+
+    def moves(remat):
+        model = Transformer(CONFIG, remat=remat)
+        program = jax.make_jaxpr(jax.grad(lambda p: loss_of(model.bind(p))))(weights())
+        return str(program).count("device_put[")
+
+    products = set(PRODUCTS) - {"mlp_gate"}
+    assert moves("names") == 0
+    assert moves("offload") == 2 * 2 * len(products)
+
+
+def test_offload_is_refused_where_there_is_nowhere_to_go():
+    class Chip:
+        device_kind = "TinyChip"
+
+        def addressable_memories(self):
+            return [SimpleNamespace(kind="device")]
+
+    mesh = SimpleNamespace(local_devices=[Chip()])
+    with pytest.raises(NeojaxError, match=r"pinned_host memory, but TinyChip has only device; use .*names"):
+        check_remat("offload", mesh)
+    check_remat("names", mesh)
+    check_remat("offload", layout_of("data:1").mesh)
 
 
 def test_scanned_equals_unrolled(plain):

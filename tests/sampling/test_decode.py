@@ -9,8 +9,10 @@ from jax import numpy as jnp
 
 from neojax.models import Transformer
 from neojax.models.layers import Window
+from neojax.sampling import decode
 from neojax.sampling.decode import Decoder
 from neojax.sampling.generate import generate
+from neojax.sampling.logits import Controls
 
 PROMPTS = [[1, 2, 3], [5] * 12, [60, 0, 7, 9, 9, 31, 2], [44]]
 LAYOUTS = {
@@ -120,6 +122,24 @@ def test_cached_logits_are_those_of_the_whole_pass_past_the_window_with_padding(
 def test_greedy_text_of_a_mixed_batch_is_that_without_a_cache(model):
     found = generate(model, PROMPTS, max_new_tokens=12, temperature=0)
     assert found == [greedy_without_cache(model, prompt, 12) for prompt in PROMPTS]
+
+
+def test_the_cache_is_written_in_place(model):
+    """The rows that a decoding call returns take the place of those it was given: no second cache."""
+    decoder = Decoder(model)
+    controls = Controls(
+        np.float32(1), np.int32(0), np.float32(1), np.float32(0), np.float32(1), np.bool_(False)
+    )
+    four = np.zeros(4, np.int32)
+    _, rows = decoder.prefill(
+        np.ones((4, 8), np.int32), four, np.arange(4, dtype=np.int32), four + 9, np.zeros((4, 2), np.uint32),
+        controls, {"global": 16, "local": 7},
+    )  # fmt: skip
+    done = decoder.put(np.zeros(4, bool), "batch")
+    time = decoder.put(np.array(8, np.int32))
+    call = decode._decode.lower(*decoder._decode, rows, time, done, np.array([-1], np.int32), controls, 4)
+    held = sum(x.nbytes for x in jax.tree.leaves(rows))
+    assert call.compile().memory_analysis().alias_size_in_bytes == held
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

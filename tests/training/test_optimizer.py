@@ -70,6 +70,23 @@ def test_adamw_is_the_published_rule():
         np.testing.assert_allclose(params[n], expected[n], atol=1e-6)
 
 
+@pytest.mark.parametrize("corrected", [True, False])
+def test_a_bfloat16_moment_is_the_float32_one_rounded(corrected):
+    """Kept in bfloat16, computed with in float32: steps differ by the rounding of the moment, the second not at all."""
+    train = dataclasses.replace(TRAIN, bias_correction=corrected, weight_decay=0.0, clip_norm=0.0)
+    start = jax.tree.map(jnp.asarray, arrays(0))
+    exact, exact_state, _ = steps(make_optimizer(train, DIMS), start)
+    half, state, _ = steps(make_optimizer(dataclasses.replace(train, moment_dtype="bfloat16"), DIMS), start)
+    for n in DIMS:
+        assert state[0].mu[n].dtype == jnp.bfloat16 and state[0].nu[n].dtype == jnp.float32
+        scale = np.abs(exact_state[0].mu[n]).max()
+        np.testing.assert_allclose(state[0].mu[n].astype("f4"), exact_state[0].mu[n], atol=scale / 64)
+        np.testing.assert_array_equal(state[0].nu[n], exact_state[0].nu[n])
+        moved = np.abs(exact[n] - start[n]).max()
+        np.testing.assert_allclose(half[n], exact[n], atol=moved / 32)
+        assert (half[n] != exact[n]).any()
+
+
 def test_clip_bounds_the_norm_that_reaches_the_update():
     optimizer = make_optimizer(dataclasses.replace(TRAIN, clip_norm=0.25), DIMS)
     seen = []

@@ -8,6 +8,7 @@ import sys
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from helpers import true_rows
 
@@ -110,6 +111,19 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
         if "loss" in row:
             assert row["loss"] == theirs[step]["loss"], step
     assert ours[20]["validation_loss"] == theirs[20]["validation_loss"]
+
+
+def test_a_bfloat16_moment_stays_one_and_a_stopped_run_the_same(settings, tmp_path):
+    small = ("model.n_layer=1", "model.attention_types=[global]", "data.validation=")
+    for name, stops in (("whole", [6]), ("stopped", [3, 6])):
+        for steps in stops:
+            train(settings(tmp_path / name, *small, "train.moment_dtype=bfloat16", f"train.steps={steps}"))
+    assert exact(tmp_path / "stopped") == exact(tmp_path / "whole")
+    saved = (
+        ocp.PyTreeCheckpointHandler().metadata(tmp_path / "stopped" / "checkpoints" / "6" / "opt_state").tree
+    )
+    types = {(path.split("/")[1], str(leaf.dtype)) for path, leaf in saved.items() if "blocks" in path}
+    assert types == {("mu", "bfloat16"), ("nu", "float32")}
 
 
 def test_parameters_are_identical_on_every_mesh(whole_run):

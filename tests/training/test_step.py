@@ -1,5 +1,7 @@
 """The training step: accumulation equals the whole batch, its metrics are what they say, and it learns."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,14 @@ from neojax.errors import NeojaxError
 from neojax.models import Transformer
 from neojax.training.optimizer import make_optimizer
 from neojax.training.schedule import learning_rate
-from neojax.training.step import data_shard, evaluate, init_state, make_eval_step, make_train_step, place
+from neojax.training.step import (
+    data_shard,
+    evaluate,
+    init_state,
+    make_eval_step,
+    make_train_step,
+    place,
+)
 
 LAYOUT = layout_of("data:2, model:2", "batch:data, heads:model, mlp:model, vocab:model", "embd:data")
 CONFIG = tiny(n_layer=1, attention_types=("global",), n_embd=16, n_ctx=12)
@@ -76,6 +85,20 @@ def test_metrics_are_the_loss_the_norm_before_clipping_and_the_rate(whole):
     assert norm > TRAIN.clip_norm
     expected = {"loss": float(loss), "grad_norm": norm, "learning_rate": float(learning_rate(TRAIN)(3))}
     assert whole[1] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"moment_dtype": "bfloat16"}, {"optimizer": "adafactor"}], ids=str)
+def test_the_new_state_takes_the_place_of_the_old(options):
+    """All of it: what is not donated, or has no result of its size and type, would be held twice."""
+    train = dataclasses.replace(TRAIN, **options)
+    model = Transformer(CONFIG, LAYOUT)
+    optimizer = make_optimizer(train, model.dims())
+    with jax.set_mesh(LAYOUT.mesh):
+        state = init_state(model.init(0), optimizer)
+        batch = place(LAYOUT, batch_of(), 1, WHOLE)
+        step = make_train_step(model, optimizer, train).lower(state, batch, jnp.int32(0)).compile()
+    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+    assert step.memory_analysis().alias_size_in_bytes == held
 
 
 def test_state_is_donated_and_keeps_its_layout():
