@@ -7,9 +7,10 @@ On the mesh's Explicit axes the array types carry the layout, so a mistake is an
 
 import contextlib
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,12 +70,48 @@ class Param(nnx.Param):
         super().__init__(jax.ShapeDtypeStruct(shape, jnp.float32), dims=names, init=init)
 
 
+class Quantized(NamedTuple):
+    """A matrix as int8 `values` times a float32 `scale`, which has size 1 along the dimensions that share one."""
+
+    values: jax.Array
+    scale: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def scaled(self, term: Sequence[str]) -> list[str]:
+        """The dimensions of `term`, the names of its own, that have scales of their own."""
+        return [name for name, size in zip(term, self.scale.shape) if size > 1]
+
+
 def use(value: Param | jax.Array, dims: str, dtype: jnp.dtype | None = None) -> jax.Array:
     """`value` in its used layout: cast first, then gathered from the stored layout, so that few bytes travel."""
-    array = value[...] if isinstance(value, nnx.Variable) else value
+    array = value.get_value() if isinstance(value, nnx.Variable) else value
+    if isinstance(array, Quantized):
+        values, scale = lay_quantized(array, dims)
+        array = values * scale
+        return array if dtype is None else array.astype(dtype)
     if dtype is not None:
         array = array.astype(dtype)
     return lay(array, dims)
+
+
+def lay_quantized(array: Quantized, dims: str) -> Quantized:
+    """`array` in its used layout, its scale split as the numbers it belongs to."""
+    own = array.scaled(dims.split())
+    scale = " ".join(name if name in own else "one" for name in dims.split())
+    return Quantized(lay(array.values, dims), lay(array.scale, scale))
+
+
+def look_up(table: Param, dims: str, index: jax.Array, out: str, dtype: jnp.dtype) -> jax.Array:
+    """Rows of `table` [`dims`] at `index`, laid out as the dimensions `out` and in type `dtype`."""
+    value = table.get_value()
+    if not isinstance(value, Quantized):
+        return use(value, dims, dtype).at[index].get(out_sharding=sharding(out))
+    rows, scale = lay_quantized(value, dims)
+    scale = scale.at[index].get(out_sharding=sharding(" ".join([*out.split()[:-1], "one"])))
+    return (rows.at[index].get(out_sharding=sharding(out)) * scale).astype(dtype)
 
 
 def lay(array: jax.Array, dims: str) -> jax.Array:
@@ -95,15 +132,35 @@ def einsum(equation: str, *operands: Param | jax.Array, dtype: jnp.dtype | None 
     left, _, right = equation.partition("->")
     terms = [term.split() for term in left.split(",")]
     first = operands[0].dtype
-    arrays = [use(x, " ".join(term), first) for term, x in zip(terms, operands, strict=True)]
-    sizes = {name: size for term, a in zip(terms, arrays) for name, size in zip(term, a.shape)}
     out = right.split()
+    arrays, scales = [], []
+    for term, x in zip(terms, operands, strict=True):
+        value = x.get_value() if isinstance(x, nnx.Variable) else x
+        if isinstance(value, Quantized) and set(value.scaled(term)) <= set(out):
+            values, scale = lay_quantized(value, " ".join(term))
+            arrays.append(values.astype(first))
+            scales.append(spread(scale, term, out))
+        else:
+            arrays.append(use(value, " ".join(term), first))
+    sizes = {name: size for term, a in zip(terms, arrays) for name, size in zip(term, a.shape)}
     sharding = current_layout().sharding(
         out, [sizes[name] for name in out], what=f"the result of {equation!r}"
     )
     letter = dict(zip(sizes, string.ascii_letters))
     short = ",".join("".join(letter[n] for n in t) for t in terms) + "->" + "".join(letter[n] for n in out)
-    return jnp.einsum(short, *arrays, out_sharding=sharding, preferred_element_type=dtype or first)
+    y = jnp.einsum(short, *arrays, out_sharding=sharding, preferred_element_type=dtype or first)
+    for scale in scales:
+        y = (y * scale).astype(y.dtype)
+    return y
+
+
+def spread(scale: jax.Array, term: Sequence[str], out: Sequence[str]) -> jax.Array:
+    """`scale`, of the dimensions `term`, so that it broadcasts to the dimensions `out`."""
+    kept = [name for name in out if name in term]
+    summed = tuple(i for i, name in enumerate(term) if name not in out)
+    order = [name for name in term if name in out]
+    scale = jnp.squeeze(scale, summed).transpose([order.index(name) for name in kept])
+    return jnp.expand_dims(scale, tuple(i for i, name in enumerate(out) if name not in term))
 
 
 def sharding(dims: str) -> NamedSharding:

@@ -169,8 +169,7 @@ class Transformer(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Final hidden states [batch, sequence, embd] -> float32 [batch, sequence, vocab], padding at -inf."""
         with named.use_layout(self.layout):
-            table = named.use(self.output_table, "vocab embd", self.dtype)
-            return loss.logits(hidden, table, self.config.n_vocab)
+            return loss.logits(hidden, self.output_table, self.config.n_vocab)
 
     def loss(
         self,
@@ -219,9 +218,7 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens: jax.Array, where: Window) -> jax.Array:
         """Sum of token and position embedding, [batch, sequence, embd]."""
-        sharding = named.sharding("batch sequence embd")
-        wte = named.use(self.wte, "vocab embd", self.dtype)
-        x = wte.at[tokens].get(out_sharding=sharding)
+        x = named.look_up(self.wte, "vocab embd", tokens, "batch sequence embd", self.dtype)
         if self.wpe is None:
             return x
         return x + embedding(self.wpe, where.positions(tokens.shape[1]), self.dtype)
