@@ -18,9 +18,9 @@ from neojax.models.positions import rotate
 from neojax.named import Constant, Dropout, Normal, Param, einsum
 
 KeyValues = tuple[jax.Array, jax.Array]
-"""The cached keys and values of one layer, each [batch, heads, slots, head_dim], the order in which decoding
-multiplies them: a ring in which the token of time t is at slot t modulo slots. Keys of rotary positions are turned
-already; learned keys are not in it."""
+"""The cached keys [batch, heads, head_dim, slots] and values [batch, heads, slots, head_dim] of one layer, in the
+orders in which decoding multiplies them: a ring in which the token of time t is at slot t modulo slots. Keys of rotary
+positions are turned already; learned keys are not in it."""
 
 Cache = KeyValues | linear_attention.State | tuple[()]
 """What one layer keeps of the tokens so far; empty for a layer without attention."""
@@ -102,7 +102,7 @@ class Attention(nnx.Module):
         return y + named.use(self.out_bias, "embd", y.dtype), kept
 
     def look(self, q, k, v, kind, where, cache, dropout):
-        """Softmax attention to the tokens of the call, or of one new token to all that the cache holds."""
+        """Softmax attention to the tokens of the call and, with a cache, to all that it holds."""
         window = self.window if kind == "local" else None
         memory: Memory | None = None
         if kind == "global" and self.memory_key is not None and self.memory_value is not None:
@@ -117,20 +117,26 @@ class Attention(nnx.Module):
                 dropout=dropout,
             )
             return y, None if where.slots is None else first_cache(k, v, where.slots[kind])
-        kept = append(cache, k, v, where.time)
-        slots = kept[0].shape[2]
-        now = jnp.asarray(where.time)
-        times = now - (now - jnp.arange(slots)) % slots
-        seen = visible(now[None], times, window, where.start)
+        now = where.time + jnp.arange(q.shape[1])
+        if q.shape[1] == 1:  # written first, so that nothing is joined: what decoding does for every token
+            keys, values = kept = append(cache, k, v, where.time)
+            times = slot_times(kept, now[-1])
+        else:
+            keys, values, times = join(cache, k, v, now)
+            kept = turn(cache, keys, values, now)
+        seen = visible(now, times, window, where.start)
         seen = seen[:, None] if where.start is not None else seen
-        return weigh(q, *kept, seen, "batch heads slots head_dim", memory), kept
+        dims = "batch heads head_dim slots", "batch heads slots head_dim"
+        return weigh(q, keys, values, seen, *dims, memory), kept
 
     def accumulate(self, q, k, v, where, cache):
-        """Linear attention over the tokens of the call, or of one new token to the state of those before it."""
-        if cache is not None:
+        """Linear attention over the tokens of the call and, with a cache, the state of those before it."""
+        if cache is not None and q.shape[1] == 1:
             return linear_attention.step(q, k, v, cache)
-        y, state = linear_attention.attention(q, k, v, start=where.start, causal=self.causal)
-        return y, None if where.slots is None else state
+        y, state = linear_attention.attention(
+            *(q, k, v), start=where.start, causal=self.causal, time=where.time, state=cache
+        )
+        return y, None if where.slots is None and cache is None else state
 
 
 def project(x: jax.Array, weight: Param, bias: Param | None) -> jax.Array:
@@ -145,22 +151,52 @@ def first_cache(k: jax.Array, v: jax.Array, slots: int) -> KeyValues:
     def ring(x: jax.Array) -> jax.Array:
         length = x.shape[1]
         if length > slots:  # the last `slots` tokens, each turned to its slot
-            x = jnp.roll(x[:, length - slots :], length % slots, axis=1)
-        else:
-            x = jnp.pad(x, ((0, 0), (0, slots - length), (0, 0), (0, 0)))
-        return x.swapaxes(1, 2)
+            return jnp.roll(x[:, length - slots :], length % slots, axis=1)
+        return jnp.pad(x, ((0, 0), (0, slots - length), (0, 0), (0, 0)))
 
-    return ring(k), ring(v)
+    return as_cached(ring(k), ring(v))
+
+
+def as_cached(k: jax.Array, v: jax.Array) -> KeyValues:
+    """Keys and values [batch, sequence, heads, head_dim] in the orders of the cache."""
+    return k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+
+
+def slot_times(cache: KeyValues, last: jax.Array) -> jax.Array:
+    """int32 [slots]: the time of the token in each slot when that of the newest is `last`; negative for none."""
+    slots = cache[1].shape[2]
+    return last - (last - jnp.arange(slots)) % slots
 
 
 def append(cache: KeyValues, k: jax.Array, v: jax.Array, time: jax.Array | int) -> KeyValues:
     """The ring with one more token, of time `time`; k and v are [batch, 1, heads, head_dim]."""
-    slot = jnp.asarray(time) % cache[0].shape[2]
+    slot = jnp.asarray(time) % cache[1].shape[2]
 
-    def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2).astype(old.dtype), slot, axis=2)
+    def put(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis)
 
-    return put(cache[0], k), put(cache[1], v)
+    k, v = as_cached(k, v)
+    return put(cache[0], k, 3), put(cache[1], v, 2)
+
+
+def join(
+    cache: KeyValues, k: jax.Array, v: jax.Array, now: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The ring's keys and values and, after them, those of new tokens of times `now`; and the times of all."""
+    k, v = as_cached(k, v)
+    times = jnp.concatenate([slot_times(cache, now[0] - 1), now])
+    return jnp.concatenate([cache[0], k], 3), jnp.concatenate([cache[1], v], 2), times
+
+
+def turn(cache: KeyValues, keys: jax.Array, values: jax.Array, now: jax.Array) -> KeyValues:
+    """The ring after the tokens of times `now`, from what `join` gave."""
+    slots = cache[1].shape[2]
+    wanted, first = slot_times(cache, now[-1]), now[0]  # what is older than `first` is in its slot already
+    place = jnp.where(wanted >= first, slots + wanted - first, jnp.arange(slots))
+    return (
+        keys.at[..., place].get(out_sharding=jax.typeof(cache[0]).sharding),
+        values.at[:, :, place].get(out_sharding=jax.typeof(cache[1]).sharding),
+    )
 
 
 class MLP(nnx.Module):
