@@ -51,19 +51,26 @@ class Attention(nnx.Module):
     """Multi-head self-attention: global, local (a sliding window) or linear, as the layer that calls it says.
 
     `kinds` are those of all layers that use these weights. Scores are not scaled and queries, keys and values have no
-    bias, as in GPT-Neo, unless the config asks for them.
+    bias, as in GPT-Neo, unless the config asks for them. With `joined` the matrices of queries, keys and values are one
+    parameter, for one large product in place of three.
     """
 
-    def __init__(self, config: ModelConfig, kinds: Set[str], sizes: Mapping[str, int]):
+    def __init__(
+        self, config: ModelConfig, kinds: Set[str], sizes: Mapping[str, int], *, joined: bool = False
+    ):
         embd, head_dim = config.n_embd, config.head_dim
         self.window = config.window_size
         self.rate = config.attn_dropout
         self.causal = config.causal
         self.rotary = config.rotary_emb
         self.scale = head_dim**-0.5 if config.scale_attention else 1.0
-        self.query = Param("embd heads head_dim", Normal(embd**-0.5 * head_dim**-0.5), sizes)
-        self.key = Param("embd heads head_dim", Normal(embd**-0.5), sizes)
-        self.value = Param("embd heads head_dim", Normal(embd**-0.5), sizes)
+        three = {**sizes, "projections": 3}
+        init = Normal(embd**-0.5)
+        self.joined = Param("embd projections heads head_dim", init, three) if joined else None
+        if not joined:
+            self.query = Param("embd heads head_dim", Normal(embd**-0.5 * head_dim**-0.5), sizes)
+            self.key = Param("embd heads head_dim", init, sizes)
+            self.value = Param("embd heads head_dim", init, sizes)
         biased = config.attention_bias
         self.query_bias = Param("heads head_dim", Constant(0.0), sizes) if biased else None
         self.key_bias = Param("heads head_dim", Constant(0.0), sizes) if biased else None
@@ -85,9 +92,9 @@ class Attention(nnx.Module):
         dropout_key: jax.Array | None,
     ) -> tuple[jax.Array, Cache | None]:
         """x [batch, sequence, embd] -> the same shape, and the cache with these tokens in it."""
-        q = checkpoint_name(project(x, self.query, self.query_bias) * self.scale, "query")
-        k = checkpoint_name(project(x, self.key, self.key_bias), "key")
-        v = checkpoint_name(project(x, self.value, self.value_bias), "value")
+        q, k, v = self.project(x)
+        q = checkpoint_name(q * self.scale, "query")
+        k, v = checkpoint_name(k, "key"), checkpoint_name(v, "value")
         if self.rotary:
             position = where.positions(x.shape[1])
             q, k = rotate(q, position), rotate(k, position)
@@ -100,6 +107,24 @@ class Attention(nnx.Module):
         y = checkpoint_name(y, "attention")
         y = einsum("batch sequence heads head_dim, heads head_dim embd -> batch sequence embd", y, self.out)
         return y + named.use(self.out_bias, "embd", y.dtype), kept
+
+    def project(self, x: jax.Array) -> list[jax.Array]:
+        """x [batch, sequence, embd] -> queries, keys and values [batch, sequence, heads, head_dim]."""
+        if self.joined is not None:
+            three = einsum(
+                "batch sequence embd, embd projections heads head_dim -> batch sequence projections heads head_dim",
+                x,
+                self.joined,
+            )
+            parts = [three[:, :, i] for i in range(3)]
+        else:
+            equation = "batch sequence embd, embd heads head_dim -> batch sequence heads head_dim"
+            parts = [einsum(equation, x, weight) for weight in (self.query, self.key, self.value)]
+        biases = self.query_bias, self.key_bias, self.value_bias
+        return [
+            y if bias is None else y + named.use(bias, "heads head_dim", y.dtype)
+            for y, bias in zip(parts, biases)
+        ]
 
     def look(self, q, k, v, kind, where, cache, dropout):
         """Softmax attention to the tokens of the call and, with a cache, to all that it holds."""
@@ -137,12 +162,6 @@ class Attention(nnx.Module):
             *(q, k, v), start=where.start, causal=self.causal, time=where.time, state=cache
         )
         return y, None if where.slots is None and cache is None else state
-
-
-def project(x: jax.Array, weight: Param, bias: Param | None) -> jax.Array:
-    """x [batch, sequence, embd] -> [batch, sequence, heads, head_dim]: queries, keys or values."""
-    y = einsum("batch sequence embd, embd heads head_dim -> batch sequence heads head_dim", x, weight)
-    return y if bias is None else y + named.use(bias, "heads head_dim", y.dtype)
 
 
 def first_cache(k: jax.Array, v: jax.Array, slots: int) -> KeyValues:
@@ -250,12 +269,14 @@ class Block(nnx.Module):
     gpt-neo, and the last MLP is halved too.
     """
 
-    def __init__(self, config: ModelConfig, kinds: Set[str], sizes: Mapping[str, int]):
+    def __init__(
+        self, config: ModelConfig, kinds: Set[str], sizes: Mapping[str, int], *, joined: bool = False
+    ):
         self.rate = config.res_dropout
         attends = bool(kinds - {"none"})
         self.mlp_macaron = MLP(config, sizes) if config.macaron else None
         self.norm_1 = before_branch(config, sizes) if attends else Identity()
-        self.attn = Attention(config, kinds, sizes) if attends else None
+        self.attn = Attention(config, kinds, sizes, joined=joined) if attends else None
         self.gate_1 = after_branch(config, sizes) if attends else Identity()
         self.norm_2 = before_branch(config, sizes)
         self.mlp = MLP(config, sizes)

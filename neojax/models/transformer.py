@@ -42,7 +42,7 @@ class Transformer(nnx.Module):
 
     Layers are grouped by the smallest repeating pattern of attention types; the parameters of the repetitions
     are stacked along a first dimension `layers` and scanned. With `stacked=False` every layer has parameters
-    of its own and the layers are unrolled. A new instance is abstract: it has names, dimensions and shapes but no
+    of its own and the layers are unrolled; `joined` is as in `Attention`. A new instance is abstract: it has names, dimensions and shapes but no
     values until `init` or `bind` gives them. `tokenizer` (a `tokenizers.Tokenizer`) and `eos_token_id` travel with
     a model that was loaded.
     """
@@ -58,6 +58,7 @@ class Transformer(nnx.Module):
         dtype: Any = jnp.float32,
         remat: str = "none",
         stacked: bool = True,
+        joined: bool = False,
     ):
         self.config = config
         self.layout = layout = layout or single_device()
@@ -79,10 +80,10 @@ class Transformer(nnx.Module):
         self.wte = Param("vocab embd", Normal(0.02), sizes)
         self.wpe = position_table(config, sizes)
         if self.shared:
-            self.blocks = nnx.List([Block(config, set(kinds), sizes)])
+            self.blocks = nnx.List([Block(config, set(kinds), sizes, joined=joined)])
         else:
             block_sizes = {**sizes, "layers": self.repeats} if stacked else sizes
-            self.blocks = nnx.List([Block(config, {kind}, block_sizes) for kind in self.kinds])
+            self.blocks = nnx.List([Block(config, {kind}, block_sizes, joined=joined) for kind in self.kinds])
         self.norm_f = LayerNorm(config.layer_norm_epsilon, sizes)
         tied = config.tie_word_embeddings
         self.lm_head = None if tied else Param("vocab embd", Normal(0.02), sizes)

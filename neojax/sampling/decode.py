@@ -43,7 +43,8 @@ class Decoder:
     """A model's weights, ready for generation, and the compiled functions over them.
 
     Prefill uses the weights as they are. Decoding, which reads every weight for every token, uses a copy in the
-    compute type and in the used layout, one array a layer: nothing is cast, gathered or sliced again each step.
+    compute type and in the used layout, one array a layer, with queries, keys and values joined: nothing is cast,
+    gathered or sliced again each step, and products are as large as they can be.
     """
 
     def __init__(self, model: Transformer):
@@ -53,7 +54,7 @@ class Decoder:
         self.layout = whole
         self.config = model.config
         stacked = Transformer(model.config, whole, dtype=model.dtype, stacked=model.repeats > 0)
-        single = Transformer(model.config, whole, dtype=model.dtype, stacked=False)
+        single = Transformer(model.config, whole, dtype=model.dtype, stacked=False, joined=True)
         self._prefill = nnx.split(stacked.bind(model.params()))
         self._decode = nnx.split(single.bind(_decoding_params(model, single, whole)))
 
@@ -145,15 +146,22 @@ def _decoding_params(model: Transformer, single: Transformer, layout: Layout) ->
 
     @jax.jit
     def convert(params: dict[str, Any]) -> dict[str, Any]:
+        def find(name: str) -> Any:
+            head, _, rest = name.partition(".")
+            if head != "blocks" or not model.repeats or model.shared:
+                return params[name]
+            layer, _, rest = rest.partition(".")
+            repeat, block = divmod(int(layer), len(model.kinds))
+            return jax.tree.map(lambda a: a[repeat], params[f"blocks.{block}.{rest}"])
+
         values = {}
         for name in dims:
-            head, _, rest = name.partition(".")
-            if head == "blocks" and model.repeats and not model.shared:
-                layer, _, rest = rest.partition(".")
-                repeat, block = divmod(int(layer), len(model.kinds))
-                value = jax.tree.map(lambda a, r=repeat: a[r], params[f"blocks.{block}.{rest}"])
+            prefix, _, last = name.rpartition(".")
+            if last == "joined":
+                parts = [find(f"{prefix}.{part}") for part in ("query", "key", "value")]
+                value = jax.tree.map(lambda *a: jnp.stack(a, axis=1), *parts)
             else:
-                value = params[name]
+                value = find(name)
             with named.use_layout(layout):
                 values[name] = place(value, " ".join(dims[name]))
         return values
