@@ -63,7 +63,7 @@ def main() -> None:
             f"{weights:10} perplexity {results[weights]['perplexity']:.4f} ({change:+.3%}), {size / 1e6:.2f} MB",
             flush=True,
         )
-    save("narrow_weights", {"model": str(model.config), "tokens": windows[:, 1:].size, "weights": results})
+    save("narrow_weights", {"model": str(options.run), "tokens": windows[:, 1:].size, "weights": results})
 
 
 if __name__ == "__main__":

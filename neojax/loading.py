@@ -27,8 +27,7 @@ def load(
     mesh: default the mesh that `jax.set_mesh` has put in force, split as the run it comes from was, or one device.
     path: a run directory (its newest checkpoint), RUN/checkpoints/STEP, or a Hugging Face directory.
     dtype: compute type, float32 or bfloat16; auto is bfloat16 on TPU and GPU. weights: what the matrices are kept
-    in, float32, bfloat16 or int8: fewer bytes to hold and to read for every token that is generated, at some loss
-    (`neojax.models.weights`). The model's `tokenizer` (a `tokenizers.Tokenizer` or None) and `eos_token_id` (int or
+    in, float32, bfloat16 or int8: fewer bytes to hold, at some loss (`neojax.models.weights`); slower on CPU. The model's `tokenizer` (a `tokenizers.Tokenizer` or None) and `eos_token_id` (int or
     None) come with it. Raises `NeojaxError`.
     """
     path = Path(path)

@@ -75,7 +75,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--weights",
         default="float32",
         choices=("float32", "bfloat16", "int8"),
-        help="keep the matrices narrower: fewer bytes to read for every token, slightly other text (%(default)s)",
+        help="keep the matrices in fewer bytes, for slightly other text; slower on CPU (%(default)s)",
     )
     parser.add_argument(
         "--json",

@@ -77,13 +77,16 @@ class Decoder:
         prompts: int32 [prompts, sequence] with `start` pads at the left; source: int32 [batch], the prompt of each
         row; slots: the length of the cache for each attention type. Returns tokens int32 [batch] and the rows.
         """
-        length = prompts.shape[1]
-        tokens, starts = self.put(prompts, "batch", "sequence"), self.put(start, "batch")
+        length, starts = prompts.shape[1], self.put(start, "batch")
+
+        def tokens(first: int, last: int) -> jax.Array:
+            return self.put(prompts[:, first:last], "batch", "sequence")
+
         first = length - (length - 1) // CHUNK * CHUNK
-        hidden, caches = _read(*self._prefill, tokens[:, :first], starts, tuple(sorted(slots.items())))
+        hidden, caches = _read(*self._prefill, tokens(0, first), starts, tuple(sorted(slots.items())))
         for time in range(first, length, CHUNK):
-            chunk, now = tokens[:, time : time + CHUNK], self.put(np.array(time, np.int32))
-            hidden, caches = _read_on(*self._prefill, chunk, starts, now, caches)
+            now = self.put(np.array(time, np.int32))
+            hidden, caches = _read_on(*self._prefill, tokens(time, time + CHUNK), starts, now, caches)
         rows = _begin(
             *self._prefill,
             hidden,
