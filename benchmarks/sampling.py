@@ -1,16 +1,18 @@
 """Tokens/s of our decoding and of Hugging Face's `generate` with its cache: same shapes and type, greedy, no stop.
 
     python benchmarks/sampling.py [--model 125M] [--batch 1 8] [--prompt 64] [--new 64] [--rounds 5]
+        [--dtype float32] [--weights float32 bfloat16 int8]
 
 Random weights and prompts. Tokens are the new ones; the time includes reading the prompt. For every batch also the
-share of the memory bandwidth that reading the weights once a token comes to, against the sum of a large array on the
-same cores, which takes its turn in the same rounds.
+share of the memory bandwidth that reading the weights once a token comes to: of the data sheet's on a GPU that
+BANDWIDTH lists, else of that of summing a large array on the same cores, which takes its turn in the same rounds.
 """
 
 import argparse
 import statistics
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,13 @@ import shapes
 from side_by_side import measure, report, save
 
 READ = 1 << 30  # bytes of the array whose reading is timed
+BANDWIDTH = {  # bytes/s, from the makers' data sheets
+    "NVIDIA A100-SXM4-40GB": 1.555e12,
+    "NVIDIA A100-SXM4-80GB": 2.039e12,
+    "NVIDIA H100 80GB HBM3": 3.35e12,
+    "NVIDIA H200": 4.8e12,
+    "NVIDIA L4": 0.3e12,
+}
 
 
 def prompts(options: Mapping[str, Any]) -> Any:
@@ -28,12 +37,14 @@ def prompts(options: Mapping[str, Any]) -> Any:
     return np.random.default_rng(0).integers(0, 50257, (options["batch"], options["prompt"]))
 
 
-def neojax_generate(options: Mapping[str, Any]) -> Callable[[], int]:
-    """`neojax.generate` on one device."""
+def neojax_generate(weights: str, options: Mapping[str, Any]) -> Callable[[], int]:
+    """`neojax.generate` on one device, with its matrices kept as `weights`."""
     import neojax
     from neojax.models import Transformer
+    from neojax.models.weights import narrowed
 
     model = Transformer(shapes.ours(options["model"]), dtype=options["dtype"]).init(0)
+    model = narrowed(model, weights)
     tokens = prompts(options).tolist()
 
     def once() -> int:
@@ -82,15 +93,30 @@ def memory(options: Mapping[str, Any]) -> Callable[[], int]:
     return once
 
 
-def weight_bytes(options: Mapping[str, Any]) -> int:
+def weight_bytes(options: Mapping[str, Any], weights: str) -> int:
     """Bytes of the parameters that decoding a token reads: all but the position table."""
-    import math
+    import jax
 
     from neojax.models import Transformer
+    from neojax.models.weights import narrowed
 
-    params = Transformer(shapes.ours(options["model"])).params()
-    size = {"float32": 4, "bfloat16": 2}[options["dtype"]]
-    return size * sum(math.prod(p.shape) for name, p in params.items() if name != "wpe")
+    model = Transformer(shapes.ours(options["model"]))
+    params = jax.eval_shape(lambda params: narrowed(model.bind(params), weights).params(), model.params())
+    most = {"float32": 4, "bfloat16": 2}[options["dtype"]]
+    leaves = jax.tree.leaves({name: value for name, value in params.items() if name != "wpe"})
+    return sum(leaf.size * min(most, leaf.dtype.itemsize) for leaf in leaves)
+
+
+def datasheet_bandwidth() -> float | None:
+    """Bytes/s of the GPU here; None without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    if name not in BANDWIDTH:
+        raise SystemExit(f"error: BANDWIDTH does not list {name}; add it from its data sheet")
+    return BANDWIDTH[name]
 
 
 def main() -> None:
@@ -100,19 +126,27 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64, help="tokens of a prompt")
     parser.add_argument("--new", type=int, default=64, help="tokens to generate")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--weights", nargs="+", default=["float32"], choices=("float32", "bfloat16", "int8"))
     parser.add_argument("--rounds", type=int, default=5)
     options = vars(parser.parse_args())
-    contenders = {"neojax": neojax_generate, "transformers, eager": hugging_face_generate, "memory": memory}
+    ours = {f"neojax, {weights} weights": weights for weights in options["weights"]}
+    contenders = {name: partial(neojax_generate, weights) for name, weights in ours.items()}
+    contenders["transformers, eager"] = hugging_face_generate
+    datasheet = datasheet_bandwidth()
+    if datasheet is None:
+        contenders["memory"] = memory
     reports = []
     for batch in options["batch"]:
         rates = measure(contenders, {**options, "batch": batch}, options["rounds"])
-        bandwidth = statistics.median(rates.pop("memory"))
+        bandwidth = datasheet or statistics.median(rates.pop("memory"))
         title = "decoding, {model}, {dtype}, batch {0}, {prompt} + {new} tokens".format(batch, **options)
         result = report(title, rates, "transformers, eager")
-        steps = statistics.median(rates["neojax"]) / batch
-        share = steps * weight_bytes(options) / bandwidth
-        print(f"  neojax reads weights at {share:.0%} of the memory bandwidth, {bandwidth / 1e9:.1f} GB/s")
-        reports.append({**result, "memory_bytes_per_second": bandwidth, "share_of_bandwidth": share})
+        shares = {}
+        for name, weights in ours.items():
+            steps = statistics.median(rates[name]) / batch
+            shares[name] = steps * weight_bytes(options, weights) / bandwidth
+            print(f"  {name}: read at {shares[name]:.0%} of the memory bandwidth, {bandwidth / 1e9:.1f} GB/s")
+        reports.append({**result, "memory_bytes_per_second": bandwidth, "share_of_bandwidth": shares})
     save("sampling", reports)
 
 

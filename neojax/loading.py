@@ -14,26 +14,34 @@ from neojax.errors import NeojaxError
 from neojax.mesh import Layout, layout_on, make_layout, single_device
 from neojax.models import Transformer
 from neojax.models.transformer import COMPUTE_TYPES, compute_type
+from neojax.models.weights import check_weights, narrowed
 from neojax.training import run_dir as runs
 from neojax.training.checkpoint import Checkpoints
 
 
-def load(path: str | Path, *, mesh: MeshConfig | None = None, dtype: str = "auto") -> Transformer:
+def load(
+    path: str | Path, *, mesh: MeshConfig | None = None, dtype: str = "auto", weights: str = "float32"
+) -> Transformer:
     """The trained model at `path`, with its weights placed on a mesh.
 
     mesh: default the mesh that `jax.set_mesh` has put in force, split as the run it comes from was, or one device.
     path: a run directory (its newest checkpoint), RUN/checkpoints/STEP, or a Hugging Face directory.
-    dtype: compute type, float32 or bfloat16; auto is bfloat16 on TPU and GPU. The model's `tokenizer` (a
-    `tokenizers.Tokenizer` or None) and `eos_token_id` (int or None) come with it. Raises `NeojaxError`.
+    dtype: compute type, float32 or bfloat16; auto is bfloat16 on TPU and GPU. weights: what the matrices are kept
+    in, float32, bfloat16 or int8: fewer bytes to hold, at some loss (`neojax.models.weights`); slower on CPU. The model's `tokenizer` (a `tokenizers.Tokenizer` or None) and `eos_token_id` (int or
+    None) come with it. Raises `NeojaxError`.
     """
     path = Path(path)
     if dtype not in ("auto", *COMPUTE_TYPES):
         raise NeojaxError(f"dtype {dtype!r}: expected auto, float32 or bfloat16")
+    check_weights(weights)
     layout = make_layout(mesh) if mesh else None  # first of all, since it may choose JAX's devices
     if hf.is_hf_dir(path):
-        return hf.load(path, layout or usual_layout(MeshConfig(layout="")), dtype=compute_type(dtype))
-    run, step, config, tokenizer = open_run(path)
-    return restore(run, step, config, layout or usual_layout(config.mesh), compute_type(dtype), tokenizer)
+        model = hf.load(path, layout or usual_layout(MeshConfig(layout="")), dtype=compute_type(dtype))
+    else:
+        run, step, config, tokenizer = open_run(path)
+        layout = layout or usual_layout(config.mesh)
+        model = restore(run, step, config, layout, compute_type(dtype), tokenizer)
+    return narrowed(model, weights)
 
 
 def usual_layout(usual: MeshConfig) -> Layout:

@@ -34,9 +34,10 @@ DIMENSIONS = {
     "axial_rows": "rows of the first table of axial positions",
     "axial_columns": "rows of the second table of axial positions",
     "microbatches": "parts of a batch, trained one after another",
+    "projections": "queries, keys and values, where one product makes all three",
     "layers": "repetitions of the layer group; scanned one after another",
 }
-UNSPLIT = ("layers", "slots", "microbatches", "key_dim")
+UNSPLIT = ("layers", "slots", "microbatches", "key_dim", "projections")
 ALIASES = {
     "intermediate_expanded": "mlp",
     "features_per_head": "head_dim",

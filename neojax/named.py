@@ -11,6 +11,7 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,12 +71,48 @@ class Param(nnx.Param):
         super().__init__(jax.ShapeDtypeStruct(shape, jnp.float32), dims=names, init=init)
 
 
+class Quantized(NamedTuple):
+    """A matrix as int8 `values` times a float32 `scale`, which has size 1 along the dimensions that share one."""
+
+    values: jax.Array
+    scale: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.values.shape
+
+    def scaled(self, term: Sequence[str]) -> list[str]:
+        """The dimensions of `term`, the names of its own, that have scales of their own."""
+        return [name for name, size in zip(term, self.scale.shape) if size > 1]
+
+
 def use(value: Param | jax.Array, dims: str, dtype: jnp.dtype | None = None) -> jax.Array:
     """`value` in its used layout: cast first, then gathered from the stored layout, so that few bytes travel."""
-    array = value[...] if isinstance(value, nnx.Variable) else value
+    array = value.get_value() if isinstance(value, nnx.Variable) else value
+    if isinstance(array, Quantized):
+        values, scale = lay_quantized(array, dims)
+        array = values * scale
+        return array if dtype is None else array.astype(dtype)
     if dtype is not None:
         array = array.astype(dtype)
     return lay(array, dims)
+
+
+def lay_quantized(array: Quantized, dims: str) -> Quantized:
+    """`array` in its used layout, its scale split as the numbers it belongs to."""
+    own = array.scaled(dims.split())
+    scale = " ".join(name if name in own else "one" for name in dims.split())
+    return Quantized(lay(array.values, dims), lay(array.scale, scale))
+
+
+def look_up(table: Param, dims: str, index: jax.Array, out: str, dtype: jnp.dtype) -> jax.Array:
+    """Rows of `table` [`dims`] at `index`, laid out as the dimensions `out` and in type `dtype`."""
+    value = table.get_value()
+    if not isinstance(value, Quantized):
+        return use(value, dims, dtype).at[index].get(out_sharding=sharding(out))
+    rows, scale = lay_quantized(value, dims)
+    scale = scale.at[index].get(out_sharding=sharding(" ".join([*out.split()[:-1], "one"])))
+    return (rows.at[index].get(out_sharding=sharding(out)) * scale).astype(dtype)
 
 
 def lay(array: jax.Array, dims: str) -> jax.Array:
@@ -96,11 +133,19 @@ def einsum(equation: str, *operands: Param | jax.Array, dtype: jnp.dtype | None 
     left, _, right = equation.partition("->")
     terms, out = [term.split() for term in left.split(",")], right.split()
     first = operands[0].dtype
-    arrays = [use(x, " ".join(term), first) for term, x in zip(terms, operands, strict=True)]
+    arrays, scales = [], []
+    for term, x in zip(terms, operands, strict=True):
+        value = x.get_value() if isinstance(x, nnx.Variable) else x
+        if isinstance(value, Quantized) and set(value.scaled(term)) <= set(out):
+            values, scale = lay_quantized(value, " ".join(term))
+            arrays.append(values.astype(first))
+            scales.append(spread(scale, term, out))
+        else:
+            arrays.append(use(value, " ".join(term), first))
     sizes = {name: size for term, a in zip(terms, arrays) for name, size in zip(term, a.shape)}
     shape = [sizes[name] for name in out]
     whole = current_layout().sharding(out, shape, what=f"the result of {equation!r}")
-    runs = joined([*terms, out])
+    runs = runs_of([*terms, out])
     letter = dict(zip(runs, string.ascii_letters))
 
     def join(names: list[str]) -> tuple[list[int], NamedSharding]:
@@ -111,10 +156,13 @@ def einsum(equation: str, *operands: Param | jax.Array, dtype: jnp.dtype | None 
     short = [[letter[name] for name in names if name in runs] for names in (*terms, out)]
     equation = ",".join(map("".join, short[:-1])) + "->" + "".join(short[-1])
     y = jnp.einsum(equation, *arrays, out_sharding=join(out)[1], preferred_element_type=dtype or first)
-    return _reshape(y, shape, whole)
+    y = _reshape(y, shape, whole)
+    for scale in scales:
+        y = (y * scale).astype(y.dtype)
+    return y
 
 
-def joined(terms: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+def runs_of(terms: Sequence[Sequence[str]]) -> dict[str, list[str]]:
     """The names in `terms` in runs, by their first name: names that stand side by side wherever they occur are one
     dimension to a product, and a product of matrices is faster than one of [batch, sequence, embd]. A name that is
     split over the mesh begins a run."""
@@ -136,6 +184,15 @@ def joined(terms: Sequence[Sequence[str]]) -> dict[str, list[str]]:
 
 def _reshape(array: jax.Array, shape: Sequence[int], sharding: NamedSharding) -> jax.Array:
     return array if array.shape == tuple(shape) else jax.lax.reshape(array, shape, out_sharding=sharding)
+
+
+def spread(scale: jax.Array, term: Sequence[str], out: Sequence[str]) -> jax.Array:
+    """`scale`, of the dimensions `term`, so that it broadcasts to the dimensions `out`."""
+    kept = [name for name in out if name in term]
+    summed = tuple(i for i, name in enumerate(term) if name not in out)
+    order = [name for name in term if name in out]
+    scale = jnp.squeeze(scale, summed).transpose([order.index(name) for name in kept])
+    return jnp.expand_dims(scale, tuple(i for i, name in enumerate(out) if name not in term))
 
 
 def sharding(dims: str) -> NamedSharding:

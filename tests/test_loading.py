@@ -60,6 +60,14 @@ def test_the_compute_type_can_be_chosen(run):
         neojax.load(run, dtype="float16")
 
 
+def test_weights_can_be_kept_narrow(run):
+    model = neojax.load(run, weights="int8")
+    assert model.params()["blocks.0.mlp.up"].values.dtype == "int8"
+    assert neojax.load(run, weights="bfloat16").params()["wte"].dtype == "bfloat16"
+    with pytest.raises(NeojaxError, match="'int3': expected float32, bfloat16 or int8"):
+        neojax.load(run, weights="int3")
+
+
 @pytest.mark.parametrize(
     "inside, words",
     [("absent", "does not exist"), ("checkpoints/5", "step 5; it has: 3, 7"), ("empty", "neither")],

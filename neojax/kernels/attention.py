@@ -136,7 +136,8 @@ def reference(
     seen = seen[:, None] if start is not None else seen
     k = named.lay(k, "batch memory_length heads head_dim")
     v = named.lay(v, "batch memory_length heads head_dim")
-    return weigh(q, k, v, seen, "batch memory_length heads head_dim", memory, dropout)
+    dims = "batch memory_length heads head_dim"
+    return weigh(q, k, v, seen, dims, dims, memory, dropout)
 
 
 def weigh(
@@ -144,17 +145,18 @@ def weigh(
     k: jax.Array,
     v: jax.Array,
     seen: jax.Array,
-    dims: str,
+    key_dims: str,
+    value_dims: str,
     memory: Memory | None = None,
     dropout: "named.Dropout | None" = None,
 ) -> jax.Array:
-    """softmax(q k, where `seen`) v over the keys and values k and v, whose dimensions are `dims`, and over `memory` too.
+    """softmax(q k, where `seen`) v over keys k [`key_dims`] and values v [`value_dims`], and over `memory` too.
 
     `seen`: bool, broadcast to [batch, heads, sequence, keys].
     """
-    (keys,) = set(dims.split()) - {"batch", "heads", "head_dim"}
+    (keys,) = set(key_dims.split()) - {"batch", "heads", "head_dim"}
     scores = named.einsum(
-        f"batch sequence heads head_dim, {dims} -> batch heads sequence {keys}",
+        f"batch sequence heads head_dim, {key_dims} -> batch heads sequence {keys}",
         q,
         k,
         dtype=jnp.float32,
@@ -185,7 +187,7 @@ def weigh(
     if dropout is not None:
         weights = dropout(weights, f"batch heads sequence {keys}")
     y = named.einsum(
-        f"batch heads sequence {keys}, {dims} -> batch sequence heads head_dim",
+        f"batch heads sequence {keys}, {value_dims} -> batch sequence heads head_dim",
         weights,
         v,
     )

@@ -21,17 +21,26 @@ State = tuple[jax.Array, jax.Array]
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, start: jax.Array | None = None, causal: bool = True
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    start: jax.Array | None = None,
+    causal: bool = True,
+    time: jax.Array | int = 0,
+    state: State | None = None,
 ) -> tuple[jax.Array, State]:
     """Over whole sequences: q, k, v [batch, sequence, heads, head_dim] -> the same shape, and the state after them.
 
-    start: int32 [batch], the number of padding tokens at the left of a row. Without `causal`, exp(k) is normalised by
-    its sum over the whole sequence. Rule: causal attention runs in chunks, in time linear in the sequence, unless
+    start: int32 [batch], the number of padding tokens at the left of a row. time: that of the first token; state: that
+    before it, where the sequence goes on from earlier tokens, which needs a whole sequence on every device. Without
+    `causal`, exp(k) is normalised by its sum over the whole sequence. Rule: causal attention runs in chunks, in time linear in the sequence, unless
     the layout splits `sequence` or `memory_length`; then it compares all pairs.
     """
+    dtype = v.dtype
     q, k = features(q, k)
     if start is not None:
-        present = jnp.arange(k.shape[1]) >= start[:, None]
+        present = time + jnp.arange(k.shape[1]) >= start[:, None]
         k = jnp.where(present[:, :, None, None], k, 0.0)
     layout = named.current_layout()
     if not causal:
@@ -43,14 +52,16 @@ def attention(
             named.sharding("batch sequence heads key_dim"),
             named.sharding("batch sequence heads head_dim"),
         )
-        sums = named.sharding("batch heads key_dim head_dim"), named.sharding("batch heads key_dim")
+        v = v.astype(jnp.float32)
+        state = state or sums(k[:, :0], v[:, :0])
+        state_specs = tuple(jax.typeof(s).sharding.spec for s in state)
         y, state = jax.shard_map(
             partial(_chunks, chunk=min(CHUNK, q.shape[1])),
             mesh=layout.mesh,
-            in_specs=(keys.spec, keys.spec, values.spec),
-            out_specs=(values.spec, tuple(s.spec for s in sums)),
-        )(q, k, v.astype(jnp.float32))
-    return y.astype(v.dtype), state
+            in_specs=(keys.spec, keys.spec, values.spec, state_specs),
+            out_specs=(values.spec, state_specs),
+        )(q, k, v, state)
+    return y.astype(dtype), state
 
 
 def step(q: jax.Array, k: jax.Array, v: jax.Array, state: State) -> tuple[jax.Array, State]:
@@ -114,7 +125,7 @@ def reference(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Stat
     return y, state
 
 
-def _chunks(q: jax.Array, k: jax.Array, v: jax.Array, chunk: int) -> tuple[jax.Array, State]:
+def _chunks(q: jax.Array, k: jax.Array, v: jax.Array, state: State, chunk: int) -> tuple[jax.Array, State]:
     """The attention of one device's share: scores within a chunk, the state for what came before it."""
     batch, length, heads, _ = q.shape
     count = -(-length // chunk)
@@ -131,8 +142,5 @@ def _chunks(q: jax.Array, k: jax.Array, v: jax.Array, chunk: int) -> tuple[jax.A
         after = context + jnp.einsum("bhkd,bhke->bhde", k, v), total + k.sum(axis=2)
         return after, within + q @ context
 
-    # Zeros made of the inputs, because the state varies over the mesh as they do.
-    first_k, first_v = k[:, 0] * 0, v[:, 0].astype(jnp.float32) * 0
-    nothing = first_k[..., None] * first_v[..., None, :], first_k
-    state, y = jax.lax.scan(body, nothing, (split(q), split(k), split(v)))
+    state, y = jax.lax.scan(body, state, (split(q), split(k), split(v)))
     return y.transpose(1, 0, 3, 2, 4).reshape(batch, count * chunk, heads, -1)[:, :length], state

@@ -8,7 +8,7 @@ from neojax.kernels.chunked_loss import chunked_cross_entropy
 from neojax.kernels.entmax import entmax_loss
 
 
-def logits(hidden: jax.Array, table: jax.Array, n_vocab: int) -> jax.Array:
+def logits(hidden: jax.Array, table: named.Param | jax.Array, n_vocab: int) -> jax.Array:
     """hidden [batch, sequence, embd] times table [vocab, embd], in float32 [batch, sequence, vocab].
 
     Rows of the table past `n_vocab` are padding; their logits are -inf, so that they never get probability.
@@ -16,8 +16,8 @@ def logits(hidden: jax.Array, table: jax.Array, n_vocab: int) -> jax.Array:
     out = named.einsum(
         "batch sequence embd, vocab embd -> batch sequence vocab", hidden, table, dtype=jnp.float32
     )
-    if table.shape[0] > n_vocab:
-        out = jnp.where(jnp.arange(table.shape[0]) < n_vocab, out, -jnp.inf)
+    if out.shape[-1] > n_vocab:
+        out = jnp.where(jnp.arange(out.shape[-1]) < n_vocab, out, -jnp.inf)
     return out
 
 

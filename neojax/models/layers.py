@@ -18,9 +18,9 @@ from neojax.models.positions import rotate
 from neojax.named import Constant, Dropout, Normal, Param, einsum
 
 KeyValues = tuple[jax.Array, jax.Array]
-"""The cached keys and values of one layer, each [batch, heads, slots, head_dim], the order in which decoding
-multiplies them: a ring in which the token of time t is at slot t modulo slots. Keys of rotary positions are turned
-already; learned keys are not in it."""
+"""The cached keys [batch, heads, head_dim, slots] and values [batch, heads, slots, head_dim] of one layer, in the
+orders in which decoding multiplies them: a ring in which the token of time t is at slot t modulo slots. Keys of rotary
+positions are turned already; learned keys are not in it."""
 
 Cache = KeyValues | linear_attention.State | tuple[()]
 """What one layer keeps of the tokens so far; empty for a layer without attention."""
@@ -51,10 +51,19 @@ class Attention(nnx.Module):
     """Multi-head self-attention: global, local (a sliding window) or linear, as the layer that calls it says.
 
     `kinds` are those of all layers that use these weights; `kernel` is train.attention_kernel. Scores are not scaled
-    and queries, keys and values have no bias, as in GPT-Neo, unless the config asks for them.
+    and queries, keys and values have no bias, as in GPT-Neo, unless the config asks for them. With `joined` the matrices
+    of queries, keys and values are one parameter, for one large product in place of three.
     """
 
-    def __init__(self, config: ModelConfig, kinds: Set[str], sizes: Mapping[str, int], kernel: str = "auto"):
+    def __init__(
+        self,
+        config: ModelConfig,
+        kinds: Set[str],
+        sizes: Mapping[str, int],
+        kernel: str = "auto",
+        *,
+        joined: bool = False,
+    ):
         embd, head_dim = config.n_embd, config.head_dim
         self.kernel = kernel
         self.window = config.window_size
@@ -62,9 +71,13 @@ class Attention(nnx.Module):
         self.causal = config.causal
         self.rotary = config.rotary_emb
         self.scale = head_dim**-0.5 if config.scale_attention else 1.0
-        self.query = Param("embd heads head_dim", Normal(embd**-0.5 * head_dim**-0.5), sizes)
-        self.key = Param("embd heads head_dim", Normal(embd**-0.5), sizes)
-        self.value = Param("embd heads head_dim", Normal(embd**-0.5), sizes)
+        three = {**sizes, "projections": 3}
+        init = Normal(embd**-0.5)
+        self.joined = Param("embd projections heads head_dim", init, three) if joined else None
+        if not joined:
+            self.query = Param("embd heads head_dim", Normal(embd**-0.5 * head_dim**-0.5), sizes)
+            self.key = Param("embd heads head_dim", init, sizes)
+            self.value = Param("embd heads head_dim", init, sizes)
         biased = config.attention_bias
         self.query_bias = Param("heads head_dim", Constant(0.0), sizes) if biased else None
         self.key_bias = Param("heads head_dim", Constant(0.0), sizes) if biased else None
@@ -86,9 +99,9 @@ class Attention(nnx.Module):
         dropout_key: jax.Array | None,
     ) -> tuple[jax.Array, Cache | None]:
         """x [batch, sequence, embd] -> the same shape, and the cache with these tokens in it."""
-        q = checkpoint_name(project(x, self.query, self.query_bias) * self.scale, "query")
-        k = checkpoint_name(project(x, self.key, self.key_bias), "key")
-        v = checkpoint_name(project(x, self.value, self.value_bias), "value")
+        q, k, v = self.project(x)
+        q = checkpoint_name(q * self.scale, "query")
+        k, v = checkpoint_name(k, "key"), checkpoint_name(v, "value")
         if self.rotary:
             position = where.positions(x.shape[1])
             q, k = rotate(q, position), rotate(k, position)
@@ -101,8 +114,26 @@ class Attention(nnx.Module):
         y = einsum("batch sequence heads head_dim, heads head_dim embd -> batch sequence embd", y, self.out)
         return y + named.use(self.out_bias, "embd", y.dtype), kept
 
+    def project(self, x: jax.Array) -> list[jax.Array]:
+        """x [batch, sequence, embd] -> queries, keys and values [batch, sequence, heads, head_dim]."""
+        if self.joined is not None:
+            three = einsum(
+                "batch sequence embd, embd projections heads head_dim -> batch sequence projections heads head_dim",
+                x,
+                self.joined,
+            )
+            parts = [three[:, :, i] for i in range(3)]
+        else:
+            equation = "batch sequence embd, embd heads head_dim -> batch sequence heads head_dim"
+            parts = [einsum(equation, x, weight) for weight in (self.query, self.key, self.value)]
+        biases = self.query_bias, self.key_bias, self.value_bias
+        return [
+            y if bias is None else y + named.use(bias, "heads head_dim", y.dtype)
+            for y, bias in zip(parts, biases)
+        ]
+
     def look(self, q, k, v, kind, where, cache, dropout):
-        """Softmax attention to the tokens of the call, or of one new token to all that the cache holds."""
+        """Softmax attention to the tokens of the call and, with a cache, to all that it holds."""
         window = self.window if kind == "local" else None
         memory: Memory | None = None
         if kind == "global" and self.memory_key is not None and self.memory_value is not None:
@@ -118,26 +149,26 @@ class Attention(nnx.Module):
                 kernel=self.kernel,
             )
             return y, None if where.slots is None else first_cache(k, v, where.slots[kind])
-        kept = append(cache, k, v, where.time)
-        slots = kept[0].shape[2]
-        now = jnp.asarray(where.time)
-        times = now - (now - jnp.arange(slots)) % slots
-        seen = visible(now[None], times, window, where.start)
+        now = where.time + jnp.arange(q.shape[1])
+        if q.shape[1] == 1:  # written first, so that nothing is joined: what decoding does for every token
+            keys, values = kept = append(cache, k, v, where.time)
+            times = slot_times(kept, now[-1])
+        else:
+            keys, values, times = join(cache, k, v, now)
+            kept = turn(cache, keys, values, now)
+        seen = visible(now, times, window, where.start)
         seen = seen[:, None] if where.start is not None else seen
-        return weigh(q, *kept, seen, "batch heads slots head_dim", memory), kept
+        dims = "batch heads head_dim slots", "batch heads slots head_dim"
+        return weigh(q, keys, values, seen, *dims, memory), kept
 
     def accumulate(self, q, k, v, where, cache):
-        """Linear attention over the tokens of the call, or of one new token to the state of those before it."""
-        if cache is not None:
+        """Linear attention over the tokens of the call and, with a cache, the state of those before it."""
+        if cache is not None and q.shape[1] == 1:
             return linear_attention.step(q, k, v, cache)
-        y, state = linear_attention.attention(q, k, v, start=where.start, causal=self.causal)
-        return checkpoint_name(y, "attention"), None if where.slots is None else state
-
-
-def project(x: jax.Array, weight: Param, bias: Param | None) -> jax.Array:
-    """x [batch, sequence, embd] -> [batch, sequence, heads, head_dim]: queries, keys or values."""
-    y = einsum("batch sequence embd, embd heads head_dim -> batch sequence heads head_dim", x, weight)
-    return y if bias is None else y + named.use(bias, "heads head_dim", y.dtype)
+        y, state = linear_attention.attention(
+            *(q, k, v), start=where.start, causal=self.causal, time=where.time, state=cache
+        )
+        return checkpoint_name(y, "attention"), None if where.slots is None and cache is None else state
 
 
 def first_cache(k: jax.Array, v: jax.Array, slots: int) -> KeyValues:
@@ -146,22 +177,52 @@ def first_cache(k: jax.Array, v: jax.Array, slots: int) -> KeyValues:
     def ring(x: jax.Array) -> jax.Array:
         length = x.shape[1]
         if length > slots:  # the last `slots` tokens, each turned to its slot
-            x = jnp.roll(x[:, length - slots :], length % slots, axis=1)
-        else:
-            x = jnp.pad(x, ((0, 0), (0, slots - length), (0, 0), (0, 0)))
-        return x.swapaxes(1, 2)
+            return jnp.roll(x[:, length - slots :], length % slots, axis=1)
+        return jnp.pad(x, ((0, 0), (0, slots - length), (0, 0), (0, 0)))
 
-    return ring(k), ring(v)
+    return as_cached(ring(k), ring(v))
+
+
+def as_cached(k: jax.Array, v: jax.Array) -> KeyValues:
+    """Keys and values [batch, sequence, heads, head_dim] in the orders of the cache."""
+    return k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)
+
+
+def slot_times(cache: KeyValues, last: jax.Array) -> jax.Array:
+    """int32 [slots]: the time of the token in each slot when that of the newest is `last`; negative for none."""
+    slots = cache[1].shape[2]
+    return last - (last - jnp.arange(slots)) % slots
 
 
 def append(cache: KeyValues, k: jax.Array, v: jax.Array, time: jax.Array | int) -> KeyValues:
     """The ring with one more token, of time `time`; k and v are [batch, 1, heads, head_dim]."""
-    slot = jnp.asarray(time) % cache[0].shape[2]
+    slot = jnp.asarray(time) % cache[1].shape[2]
 
-    def put(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2).astype(old.dtype), slot, axis=2)
+    def put(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis)
 
-    return put(cache[0], k), put(cache[1], v)
+    k, v = as_cached(k, v)
+    return put(cache[0], k, 3), put(cache[1], v, 2)
+
+
+def join(
+    cache: KeyValues, k: jax.Array, v: jax.Array, now: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The ring's keys and values and, after them, those of new tokens of times `now`; and the times of all."""
+    k, v = as_cached(k, v)
+    times = jnp.concatenate([slot_times(cache, now[0] - 1), now])
+    return jnp.concatenate([cache[0], k], 3), jnp.concatenate([cache[1], v], 2), times
+
+
+def turn(cache: KeyValues, keys: jax.Array, values: jax.Array, now: jax.Array) -> KeyValues:
+    """The ring after the tokens of times `now`, from what `join` gave."""
+    slots = cache[1].shape[2]
+    wanted, first = slot_times(cache, now[-1]), now[0]  # what is older than `first` is in its slot already
+    place = jnp.where(wanted >= first, slots + wanted - first, jnp.arange(slots))
+    return (
+        keys.at[..., place].get(out_sharding=jax.typeof(cache[0]).sharding),
+        values.at[:, :, place].get(out_sharding=jax.typeof(cache[1]).sharding),
+    )
 
 
 class MLP(nnx.Module):
@@ -217,12 +278,20 @@ class Block(nnx.Module):
     gpt-neo, and the last MLP is halved too.
     """
 
-    def __init__(self, config: ModelConfig, kinds: Set[str], sizes: Mapping[str, int], kernel: str = "auto"):
+    def __init__(
+        self,
+        config: ModelConfig,
+        kinds: Set[str],
+        sizes: Mapping[str, int],
+        kernel: str = "auto",
+        *,
+        joined: bool = False,
+    ):
         self.rate = config.res_dropout
         attends = bool(kinds - {"none"})
         self.mlp_macaron = MLP(config, sizes) if config.macaron else None
         self.norm_1 = before_branch(config, sizes) if attends else Identity()
-        self.attn = Attention(config, kinds, sizes, kernel) if attends else None
+        self.attn = Attention(config, kinds, sizes, kernel, joined=joined) if attends else None
         self.gate_1 = after_branch(config, sizes) if attends else Identity()
         self.norm_2 = before_branch(config, sizes)
         self.mlp = MLP(config, sizes)

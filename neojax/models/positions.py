@@ -51,7 +51,7 @@ def embedding(table: Param | AxialPositions, position: jax.Array, dtype: Any) ->
 def look_up(table: Param, dims: str, index: jax.Array, dtype: Any) -> jax.Array:
     """Rows of `table` at `index` [sequence] or [batch, sequence]."""
     out = "sequence embd" if index.ndim == 1 else "batch sequence embd"
-    return named.use(table, dims, dtype).at[index].get(out_sharding=named.sharding(out))
+    return named.look_up(table, dims, index, out, dtype)
 
 
 def rotate(x: jax.Array, position: jax.Array) -> jax.Array:

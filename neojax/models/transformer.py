@@ -60,7 +60,8 @@ class Transformer(nnx.Module):
 
     Layers are grouped by the smallest repeating pattern of attention types; the parameters of the repetitions
     are stacked along a first dimension `layers` and scanned, `unroll` of them in one turn of the loop (0: all, so that
-    there is no loop). With `stacked=False` every layer has parameters of its own and the layers are unrolled. A new instance is abstract: it has names, dimensions and shapes but no
+    there is no loop). With `stacked=False` every layer has parameters of its own and the layers are unrolled; `joined`
+    is as in `Attention`. A new instance is abstract: it has names, dimensions and shapes but no
     values until `init` or `bind` gives them. `tokenizer` (a `tokenizers.Tokenizer`) and `eos_token_id` travel with
     a model that was loaded.
     """
@@ -78,6 +79,7 @@ class Transformer(nnx.Module):
         unroll: int = 1,
         stacked: bool = True,
         attention_kernel: str = "auto",
+        joined: bool = False,
     ):
         self.config = config
         self.layout = layout = layout or single_device()
@@ -101,11 +103,11 @@ class Transformer(nnx.Module):
         self.wte = Param("vocab embd", Normal(0.02), sizes)
         self.wpe = position_table(config, sizes)
         if self.shared:
-            self.blocks = nnx.List([Block(config, set(kinds), sizes, attention_kernel)])
+            self.blocks = nnx.List([Block(config, set(kinds), sizes, attention_kernel, joined=joined)])
         else:
             block_sizes = {**sizes, "layers": self.repeats} if stacked else sizes
             self.blocks = nnx.List(
-                [Block(config, {kind}, block_sizes, attention_kernel) for kind in self.kinds]
+                [Block(config, {kind}, block_sizes, attention_kernel, joined=joined) for kind in self.kinds]
             )
         self.norm_f = LayerNorm(config.layer_norm_epsilon, sizes)
         tied = config.tie_word_embeddings
@@ -195,8 +197,7 @@ class Transformer(nnx.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Final hidden states [batch, sequence, embd] -> float32 [batch, sequence, vocab], padding at -inf."""
         with named.use_layout(self.layout):
-            table = named.use(self.output_table, "vocab embd", self.dtype)
-            return loss.logits(hidden, table, self.config.n_vocab)
+            return loss.logits(hidden, self.output_table, self.config.n_vocab)
 
     def loss(
         self,
@@ -245,9 +246,7 @@ class Transformer(nnx.Module):
 
     def embed(self, tokens: jax.Array, where: Window) -> jax.Array:
         """Sum of token and position embedding, [batch, sequence, embd]."""
-        sharding = named.sharding("batch sequence embd")
-        wte = named.use(self.wte, "vocab embd", self.dtype)
-        x = wte.at[tokens].get(out_sharding=sharding)
+        x = named.look_up(self.wte, "vocab embd", tokens, "batch sequence embd", self.dtype)
         if self.wpe is None:
             return x
         return x + embedding(self.wpe, where.positions(tokens.shape[1]), self.dtype)

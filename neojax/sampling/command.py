@@ -72,6 +72,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeat for several"
     )
     parser.add_argument(
+        "--weights",
+        default="float32",
+        choices=("float32", "bfloat16", "int8"),
+        help="keep the matrices in fewer bytes, for slightly other text; slower on CPU (%(default)s)",
+    )
+    parser.add_argument(
         "--json",
         action="store_true",
         help="print one JSON object a sample: prompt, text, tokens, finish_reason",
@@ -114,7 +120,7 @@ def run(args: Namespace) -> None:
         )
     }
     check_settings(**settings)  # before the weights are read
-    model = load(args.source, mesh=mesh)
+    model = load(args.source, mesh=mesh, weights=args.weights)
     if model.tokenizer is None:
         raise NeojaxError(
             f"{args.source} has no tokenizer, so there is no text to continue; use neojax.generate"

@@ -1,4 +1,4 @@
-"""The compiled half of generation: prefill a batch of prompts in one pass, then decode several tokens a call.
+"""The compiled half of generation: prefill a batch of prompts, then decode several tokens a call.
 
 Prompts of one batch stand flush right, padded on the left, so that all rows have the same time: one slot of the
 cache is written a step, and only `start` tells rows apart. Random numbers depend on the seed, the prompt, the number
@@ -14,10 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from neojax import named
 from neojax.mesh import Layout
 from neojax.models import Transformer
 from neojax.models.layers import Cache, Window
 from neojax.sampling.logits import Controls, next_token
+
+CHUNK = 512  # tokens of every prompt that are read in one pass: what a longer one needs beside its cache stays bounded
 
 
 class Rows(NamedTuple):
@@ -40,11 +43,14 @@ class Decoder:
     """A model's weights, ready for generation, and the compiled functions over them.
 
     Prefill uses the weights as they are. Decoding, which reads every weight for every token, uses a copy in the
-    compute type and in the used layout, one array a layer: nothing is cast, gathered or sliced again each step.
+    compute type and in the used layout, one array a layer, with queries, keys and values joined: nothing is cast,
+    gathered or sliced again each step, and products are as large as they can be.
     """
 
     def __init__(self, model: Transformer):
-        whole = model.layout.without("sequence", "memory_length", "positions")
+        whole = model.layout.without(
+            *("sequence", "memory_length", "positions", "axial_rows", "axial_columns")
+        )
         self.layout = whole
         self.config = model.config
         stacked = Transformer(
@@ -54,7 +60,7 @@ class Decoder:
             stacked=model.repeats > 0,
             attention_kernel=model.attention_kernel,
         )
-        single = Transformer(model.config, whole, dtype=model.dtype, stacked=False)
+        single = Transformer(model.config, whole, dtype=model.dtype, stacked=False, joined=True)
         self._prefill = nnx.split(stacked.bind(model.params()))
         self._decode = nnx.split(single.bind(_decoding_params(model, single, whole)))
 
@@ -72,20 +78,31 @@ class Decoder:
         controls: Controls,
         slots: Mapping[str, int],
     ) -> tuple[np.ndarray, Rows]:
-        """Reads prompts and draws the first token of every row.
+        """Reads prompts, the first part in a pass of its own and the rest in chunks, and draws a token for every row.
 
         prompts: int32 [prompts, sequence] with `start` pads at the left; source: int32 [batch], the prompt of each
         row; slots: the length of the cache for each attention type. Returns tokens int32 [batch] and the rows.
         """
-        rows = _prefill(
+        length, starts = prompts.shape[1], self.put(start, "batch")
+
+        def tokens(first: int, last: int) -> jax.Array:
+            return self.put(prompts[:, first:last], "batch", "sequence")
+
+        first = length - (length - 1) // CHUNK * CHUNK
+        hidden, caches = _read(*self._prefill, tokens(0, first), starts, tuple(sorted(slots.items())))
+        for time in range(first, length, CHUNK):
+            now = self.put(np.array(time, np.int32))
+            hidden, caches = _read_on(*self._prefill, tokens(time, time + CHUNK), starts, now, caches)
+        rows = _begin(
             *self._prefill,
-            self.put(prompts, "batch", "sequence"),
-            self.put(start, "batch"),
+            hidden,
+            caches,
+            starts,
+            self.put(self._present(prompts, start), "batch", ""),
             self.put(source, "batch"),
             self.put(limit, "batch"),
             self.put(key, "batch", ""),
             controls,
-            tuple(sorted(slots.items())),
         )
         return self.fetch(rows.token), rows
 
@@ -108,6 +125,13 @@ class Decoder:
         )
         return self.fetch(tokens), rows
 
+    def _present(self, prompts: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """bool [prompts, vocab]: the tokens of each prompt."""
+        present = np.zeros((len(prompts), self.layout.padded_vocab(self.config.n_vocab)), bool)
+        for row, prompt, first in zip(present, prompts, start):
+            row[prompt[first:]] = True
+        return present
+
     def take(self, rows: Rows, which: np.ndarray) -> Rows:
         """The rows number `which` int32 [new batch]."""
         return _take_rows(rows, self.put(which, "batch"))
@@ -123,40 +147,71 @@ def _decoding_params(model: Transformer, single: Transformer, layout: Layout) ->
     """The parameters of `model` under the names of `single`, in the used layout, matrices in the compute type."""
     dims = single.dims()
 
+    def place(value: Any, dims: str) -> Any:
+        if isinstance(value, named.Quantized):
+            return named.lay_quantized(value, dims)
+        wide = value.ndim > 1 and value.dtype.itemsize > model.dtype.itemsize
+        return named.lay(value.astype(model.dtype) if wide else value, dims)
+
     @jax.jit
-    def convert(params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def convert(params: dict[str, Any]) -> dict[str, Any]:
+        def find(name: str) -> Any:
+            head, _, rest = name.partition(".")
+            if head != "blocks" or not model.repeats or model.shared:
+                return params[name]
+            layer, _, rest = rest.partition(".")
+            repeat, block = divmod(int(layer), len(model.kinds))
+            return jax.tree.map(lambda a: a[repeat], params[f"blocks.{block}.{rest}"])
+
         values = {}
         for name in dims:
-            head, _, rest = name.partition(".")
-            if head == "blocks" and model.repeats and not model.shared:
-                layer, _, rest = rest.partition(".")
-                repeat, block = divmod(int(layer), len(model.kinds))
-                value = params[f"blocks.{block}.{rest}"][repeat]
+            prefix, _, last = name.rpartition(".")
+            if last == "joined":
+                parts = [find(f"{prefix}.{part}") for part in ("query", "key", "value")]
+                value = jax.tree.map(lambda *a: jnp.stack(a, axis=1), *parts)
             else:
-                value = params[name]
-            value = value.astype(model.dtype) if value.ndim > 1 else value
-            values[name] = jax.reshard(value, layout.sharding(dims[name], value.shape))
+                value = find(name)
+            with named.use_layout(layout):
+                values[name] = place(value, " ".join(dims[name]))
         return values
 
     return convert(model.params())
 
 
 @partial(jax.jit, static_argnames=("graphdef", "slots"))
-def _prefill(
+def _read(
+    graphdef: Any, state: Any, tokens: jax.Array, start: jax.Array, slots: tuple[tuple[str, int], ...]
+) -> tuple[jax.Array, tuple[Cache, ...]]:
+    """The first tokens of prompts: the last hidden state [batch, 1, embd] and the caches."""
+    hidden, caches = nnx.merge(graphdef, state).hidden(tokens, Window(start, slots=dict(slots)))
+    return hidden[:, -1:], caches
+
+
+@partial(jax.jit, static_argnames="graphdef", donate_argnames="caches")
+def _read_on(
+    graphdef: Any, state: Any, tokens: jax.Array, start: jax.Array, time: jax.Array, caches: tuple[Cache, ...]
+) -> tuple[jax.Array, tuple[Cache, ...]]:
+    """As `_read`, for tokens from `time` on."""
+    hidden, caches = nnx.merge(graphdef, state).hidden(tokens, Window(start, time), caches)
+    return hidden[:, -1:], caches
+
+
+@partial(jax.jit, static_argnames="graphdef")
+def _begin(
     graphdef: Any,
     state: Any,
-    prompts: jax.Array,
+    hidden: jax.Array,
+    caches: tuple[Cache, ...],
     start: jax.Array,
+    present: jax.Array,
     source: jax.Array,
     limit: jax.Array,
     key: jax.Array,
     controls: Controls,
-    slots: tuple[tuple[str, int], ...],
 ) -> Rows:
+    """The rows of prompts that have been read, with their first tokens."""
     model = nnx.merge(graphdef, state)
-    hidden, caches = model.hidden(prompts, Window(start, slots=dict(slots)))
     logits = _last_logits(model, hidden)
-    present = _mark_prompts(prompts, start, logits)
     start, logits, present, caches = _gather((start, logits, present, caches), source)
     count = jnp.zeros_like(limit)
     token, present = _draw(model.layout, logits, present, key, count, controls)
@@ -210,23 +265,6 @@ def _last_logits(model: Transformer, hidden: jax.Array) -> jax.Array:
     """float32 [batch, vocab] after the last token, with a whole vocabulary on every device of a row."""
     logits = model.logits(hidden[:, -1:])[:, 0]
     return jax.reshard(logits, model.layout.without("vocab").sharding(["batch", "vocab"]))
-
-
-def _mark_prompts(prompts: jax.Array, start: jax.Array, logits: jax.Array) -> jax.Array:
-    """bool, the shape and layout of `logits`: the tokens of each prompt."""
-    vocab = logits.shape[1]
-
-    def mark(prompts: jax.Array, start: jax.Array) -> jax.Array:
-        real = jnp.arange(prompts.shape[1]) >= start[:, None]
-        rows = jnp.arange(prompts.shape[0])[:, None]
-        blank = jnp.zeros((prompts.shape[0], vocab), bool)
-        return blank.at[rows, jnp.where(real, prompts, vocab)].set(True, mode="drop")
-
-    sharding = jax.typeof(logits).sharding
-    batch = sharding.spec[0]
-    return jax.shard_map(
-        mark, mesh=sharding.mesh, in_specs=(jax.P(batch, None), jax.P(batch)), out_specs=sharding.spec
-    )(prompts, start)
 
 
 def _draw(

@@ -119,8 +119,7 @@ class Sampler:
             [prompts] if isinstance(prompts, str) else [p if isinstance(p, str) else list(p) for p in prompts]
         )
         rows: list[_Row] = []
-        for number, prompt in enumerate(given):
-            tokens = self._fit(self.encode(prompt), max_new_tokens, number)
+        for tokens in self._fit([self.encode(prompt) for prompt in given], max_new_tokens):
             limit = min(max_new_tokens, max(1, self.config.n_ctx - len(tokens)))
             for sample in range(num_samples):
                 key = _row_key(seed, tokens, sample)
@@ -162,17 +161,18 @@ class Sampler:
             return [end_of_document(self.tokenizer)[1]]
         raise NeojaxError("the prompt is empty and the model has no end-of-document token to start from")
 
-    def _fit(self, tokens: Sequence[int], max_new_tokens: int, number: int) -> tuple[int, ...]:
-        """The last tokens of a prompt that leave room: for `max_new_tokens`, or half the context if that is less."""
+    def _fit(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[tuple[int, ...]]:
+        """The last tokens of prompts that leave room: for `max_new_tokens`, or half the context if that is less."""
         n_ctx = self.config.n_ctx
         room = max(1, n_ctx - max_new_tokens, n_ctx // 2)
-        if len(tokens) > room:
+        if long := [number for number, tokens in enumerate(prompts, start=1) if len(tokens) > room]:
+            others = f" ({len(long) - 1} more are too long as well)" if len(long) > 1 else ""
             warnings.warn(
-                f"prompt {number + 1} has {len(tokens)} tokens; its last {room} are used, since prompt and "
-                f"continuation share a context of {n_ctx}",
+                f"prompt {long[0]} has {len(prompts[long[0] - 1])} tokens{others}; its last {room} are used, since "
+                f"prompt and continuation share a context of {n_ctx}",
                 stacklevel=4,
             )
-        return tuple(tokens[-room:])
+        return [tuple(tokens[-room:]) for tokens in prompts]
 
     def _run(self, rows: list[_Row], max_new_tokens: int, eos: Sequence[int], controls: Controls) -> None:
         """Prefills and decodes one batch, leaving its rows finished."""

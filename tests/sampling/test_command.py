@@ -120,6 +120,12 @@ def test_a_mesh_gives_the_same_text(run, capsys):
     assert sample(capsys, *arguments, "mesh.cpu_devices=4", "mesh.shape=data:1, model:4") == one
 
 
+def test_narrow_weights_are_those_of_a_model_loaded_with_them(run, capsys):
+    text = sample(capsys, run, "--weights", "int8", "--prompt", "the", "--max-new-tokens", "9", "--seed", "1")
+    model = neojax.load(run, weights="int8")
+    assert text == "the" + neojax.generate(model, "the", max_new_tokens=9, seed=1) + "\n"
+
+
 def test_a_prompt_that_is_too_long_is_said_once_on_stderr(run, capsys):
     assert (
         main(["sample", run, "--prompt", "the cat sat on the mat " * 20, "--json", "--max-new-tokens", "3"])

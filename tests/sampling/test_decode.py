@@ -14,6 +14,7 @@ from neojax.sampling.decode import Decoder
 from neojax.sampling.generate import generate
 from neojax.sampling.logits import Controls
 
+CONTROLS = Controls(*map(np.float32, (0, 0, 1, 0, 1)), np.bool_(False))
 PROMPTS = [[1, 2, 3], [5] * 12, [60, 0, 7, 9, 9, 31, 2], [44]]
 LAYOUTS = {
     "data": ("data:8", "batch:data", ""),
@@ -117,6 +118,34 @@ def test_cached_logits_are_those_of_the_whole_pass_past_the_window_with_padding(
         for row, length in enumerate(lengths):
             if length + i < 24:
                 np.testing.assert_allclose(logits[row, 0], whole[row, length + i], atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_a_prompt_read_in_chunks_is_one_read_at_once(options, monkeypatch):
+    model = make(tiny(n_layer=2, **OPTIONS[options]))
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(0, 61, n).tolist() for n in (16, 11, 2)]  # the last begins in the last chunk
+    texts = []
+    for chunk in (512, 9, 4):  # longer and shorter than the window of 7
+        monkeypatch.setattr(decode, "CHUNK", chunk)
+        texts.append(generate(model, prompts, max_new_tokens=8, temperature=0, eos=()))
+    assert texts[0] == texts[1] == texts[2]
+    decoder, read = Decoder(model), {}
+    tokens, start = (
+        rng.integers(0, 61, (2, 21)).astype(np.int32),
+        np.array([0, 12], np.int32),
+    )  # before its start a row holds whatever
+    row = np.arange(2, dtype=np.int32)
+    for chunk in (512, 9, 4):
+        monkeypatch.setattr(decode, "CHUNK", chunk)
+        _, rows = decoder.prefill(
+            *(tokens, start, row, row + 9, np.zeros((2, 2), np.uint32), CONTROLS),
+            slots={"global": 24, "local": 7},
+        )
+        read[chunk] = jax.tree.leaves(rows.caches)
+    for whole, *parts in zip(*read.values()):
+        for part in parts:
+            np.testing.assert_allclose(part[0], whole[0], atol=1e-5, rtol=1e-4)
 
 
 def test_greedy_text_of_a_mixed_batch_is_that_without_a_cache(model):

@@ -90,13 +90,53 @@ def test_a_prompt_longer_than_the_context_keeps_its_last_tokens(model):
     with pytest.warns(UserWarning, match="its last 16 are used"):
         (sample,) = generate(model, [long], max_new_tokens=100, eos=(), return_samples=True)
     assert len(sample.tokens) == 16 and sample.finish_reason == "length"
+    with pytest.warns(UserWarning, match="prompt 2 has 100 tokens .1 more") as caught:
+        generate(model, [[1], long, long], max_new_tokens=10)
+    assert len(caught) == 1
 
 
-def test_prompts_of_one_bucket_and_other_settings_compile_nothing_new(model):
+def compiled():
+    """How often each compiled part has been compiled."""
+    parts = decode._read, decode._read_on, decode._begin, decode._decode
+    return [part._cache_size() for part in parts]
+
+
+def test_prompts_of_one_bucket_and_other_settings_compile_nothing_new(model, monkeypatch):
+    monkeypatch.setattr(decode, "CHUNK", 10)  # so that a prompt of 16 is read in two parts
     generate(model, [[1, 2, 3]], max_new_tokens=10)
-    sizes = decode._prefill._cache_size(), decode._decode._cache_size()
+    sizes = compiled()
     generate(model, [list(range(1, 16))], max_new_tokens=9, temperature=0.3, top_k=4, top_p=0.5, seed=9)
-    assert (decode._prefill._cache_size(), decode._decode._cache_size()) == sizes
+    assert compiled() == sizes
+    generate(model, [list(range(1, 18))], max_new_tokens=9)  # the next bucket
+    assert compiled() != sizes
+
+
+def test_tokens_come_to_the_host_once_for_several_and_are_streamed_then(model, monkeypatch):
+    events = []
+    original = decode.Decoder.fetch
+    monkeypatch.setattr(decode.Decoder, "fetch", lambda *a: events.append("fetch") or original(*a))
+    settings = {"max_new_tokens": 21, "temperature": 0, "eos": ()}
+    generate(model, "the", stream=lambda *_: events.append("text"), **settings)
+    # A token from the prompt, then 8 + 8 + 4, each followed by its text.
+    assert events.count("fetch") == 1 + -(-20 // module.CHUNK)
+    assert "text" in events[: events.index("fetch", 2)] and events[-1] == "text"
+
+
+@pytest.mark.parametrize("kind, grows", [("local", False), ("global", True)])
+def test_a_token_of_a_local_layer_costs_the_same_in_a_longer_context(monkeypatch, kind, grows):
+    flops = []
+    for n_ctx in (32, 256):
+        model = Transformer(tiny(n_layer=1, n_ctx=n_ctx, attention_types=(kind,))).init(0)
+        original = decode._decode
+
+        def counted(*args, original=original):
+            flops.append(original.lower(*args).cost_analysis()["flops"])
+            return original(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(decode, "_decode", counted)
+            generate(model, [[1, 2, 3]], max_new_tokens=n_ctx - 3, eos=0)
+    assert (flops[-1] > 1.2 * flops[0]) == grows
 
 
 def test_finished_rows_leave_the_batch(model, monkeypatch):

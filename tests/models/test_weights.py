@@ -1,0 +1,77 @@
+"""Narrow weights: close to the weights they stand for, and the same on every mesh."""
+
+import numpy as np
+import pytest
+from helpers import layout_of, perturbed, random_tokens, tiny
+
+from neojax import named
+from neojax.errors import NeojaxError
+from neojax.models import Transformer
+from neojax.models.weights import narrowed, quantize
+from neojax.sampling.generate import generate
+
+MESHES = {
+    "model": ("model:4, data:2", "batch:data, heads:model, mlp:model, vocab:model", "embd:data"),
+    "embd": ("x:2, y:4", "batch:x, embd:y", "embd:x+y"),
+}
+EVERYTHING = {
+    "attention_types": ("global", "local", "linear", "none"),
+    "num_mem_kv": 3,
+    "mlp_glu": True,
+    "macaron": True,
+    "attention_bias": True,
+    "tie_word_embeddings": False,
+}
+PROMPTS = [[1, 2, 3], [5] * 12, [60, 0, 7, 9, 9, 31, 2], [44]]
+
+
+def make(config, layout=None):
+    model = Transformer(config, layout).init(0)
+    return model.bind(perturbed(model.params()))
+
+
+def relative(found, true):
+    return float(np.linalg.norm(found - true) / np.linalg.norm(true))
+
+
+def test_quantized_numbers_are_within_half_a_step_of_their_channel():
+    value = np.random.default_rng(0).normal(size=(5, 4, 6)).astype(np.float32)
+    value[:, 2, 3] = 0
+    values, scale = quantize(value, (0,))
+    assert values.dtype == np.int8 and scale.shape == (1, 4, 6)
+    assert np.all(abs(np.asarray(values * scale) - value) <= 0.5001 * np.asarray(scale))
+
+
+@pytest.mark.parametrize("weights, bound", [("bfloat16", 0.02), ("int8", 0.05)])
+@pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
+def test_logits_are_close_to_those_of_float32(weights, bound, options):
+    model, tokens = make(tiny(**options)), random_tokens(2)
+    other = narrowed(model, weights)
+    true, found = np.asarray(model(tokens)), np.asarray(other(tokens))
+    assert 1e-4 < relative(found, true) < bound
+
+
+def test_products_with_quantized_weights_are_those_with_the_numbers_they_stand_for():
+    model, tokens = make(tiny(**EVERYTHING)), random_tokens(2)
+    other = narrowed(model, "int8")
+    numbers = {
+        name: value.values * value.scale if isinstance(value, named.Quantized) else value
+        for name, value in other.params().items()
+    }
+    assert sum(isinstance(value, named.Quantized) for value in other.params().values()) > 20
+    np.testing.assert_allclose(other(tokens), model.bind(numbers)(tokens), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("weights", ["bfloat16", "int8"])
+@pytest.mark.parametrize("mesh", MESHES)
+def test_greedy_text_on_eight_devices_is_that_of_one(weights, mesh):
+    one, many = (narrowed(make(tiny(), x), weights) for x in (None, layout_of(*MESHES[mesh])))
+    expected = generate(one, PROMPTS, max_new_tokens=12, temperature=0)
+    assert generate(many, PROMPTS, max_new_tokens=12, temperature=0) == expected
+
+
+def test_float32_changes_nothing_and_other_names_are_refused():
+    model = make(tiny())
+    assert narrowed(model, "float32") is model
+    with pytest.raises(NeojaxError, match=r"int4.*expected float32, bfloat16 or int8"):
+        narrowed(model, "int4")
