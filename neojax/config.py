@@ -259,8 +259,11 @@ def check(config: Config) -> None:
             )
     if train.optimizer == "adafactor" and train.moment_dtype != "float32":
         raise NeojaxError(
-            f"train.moment_dtype={train.moment_dtype}: adafactor keeps no first moment; leave it out or use adamw"
+            f"train.moment_dtype={train.moment_dtype}: adafactor's state is float32; leave it out or use adamw"
         )
+    for name in ("adafactor_decay", "adafactor_momentum"):
+        if (getattr(train, name) or 0) >= 1:
+            raise NeojaxError(f"train.{name}={getattr(train, name)} must be below 1")
     _check_mlm(model, train)
     decays = train.schedule in ("cosine", "linear") and not train.warmup_scales_decay
     if decays and train.warmup_steps >= (train.decay_steps or train.steps):

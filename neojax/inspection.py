@@ -79,6 +79,7 @@ def print_model(config: Config) -> None:
     )
     # Two moments of each parameter, the second in float32; Adafactor's factors are next to nothing.
     adam = held // 4 * (MOMENT_BYTES[config.train.moment_dtype] + 4)
-    print(f" and {adam:,} of adamw state" if config.train.optimizer == "adamw" else "")
+    state = adam if config.train.optimizer == "adamw" else held * (config.train.adafactor_momentum > 0)
+    print(f" and {state:,} of {config.train.optimizer} state" if state else "")
     print(f"{flops:,.0f} model FLOPs per trained token (3 x forward, attention to visible keys only)")
     print(f"{flops * config.model.n_ctx * config.train.batch_size:,.0f} model FLOPs per step")

@@ -210,6 +210,18 @@ class TrainConfig:
         "float32", "type in which AdamW keeps its first moment", choices=("float32", "bfloat16")
     )
     bias_correction: bool = _key(True, "correct AdamW's moments for their start at zero; gpt-neo did not")
+    adafactor_decay: float | None = _key(
+        None,
+        "decay of Adafactor's second moments; null: the paper's 1 - step^-0.8. gpt-neo gave it weight_decay",
+        least=0,
+    )
+    adafactor_momentum: float = _key(
+        0.0, "decay of the mean of Adafactor's updates; 0: no mean, and no memory for it", least=0
+    )
+    adafactor_epsilon1: float = _key(1e-30, "added to the squared gradients of Adafactor", least=0)
+    adafactor_epsilon2: float = _key(
+        1e-3, "least RMS of a parameter that Adafactor's update is scaled by", least=0
+    )
     clip_norm: float = _key(1.0, "largest global gradient norm; 0: no clipping", least=0)
     loss: str = _key(
         "cross_entropy", "entmax: sparse probabilities (alpha 1.3)", choices=("cross_entropy", "entmax")

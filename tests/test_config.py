@@ -49,6 +49,7 @@ def refused(call, *args):
         ("model.attention_types=[global, global, local, local, local]", ["5 layers", "model.n_layer"]),
         ("model.attention_types=[]", ["model.attention_types"]),
         ("model.attention_types=[[global, 5]]", ["model.attention_types"]),
+        ("train.adafactor_decay=1", ["train.adafactor_decay=1.0", "below 1"]),
         ("train.microbatch=3", ["train.microbatch=3", "train.batch_size=8"]),
         ("train.warmup_steps=1000", ["train.warmup_steps=1000", "1000 steps"]),
         ("train.profile_steps=[3]", ["train.profile_steps=[3]", "such as [10, 12]"]),

@@ -17,9 +17,10 @@
   recompute_grad: train.remat; tokens_per_mb_per_replica: train.microbatch, over all replicas; eval_steps:
   train.eval_batches, in our batches; seed.
 - lr: train.learning_rate; lr_decay: train.schedule with a floor of 0.1 (none: constant); lr_decay_end:
-  train.decay_steps; warmup_steps with warmup_scales_decay; opt_name: adam without bias correction, anything else
-  Adafactor; beta1 beta2 epsilon weight_decay; gradient_clipping: train.clip_norm; z_loss (1e-4 if not given);
-  entmax_loss: train.loss.
+  train.decay_steps; warmup_steps with warmup_scales_decay; opt_name: adam without bias correction, with
+  beta1 beta2 epsilon weight_decay; anything else Adafactor, with train.adafactor_*: weight_decay, which gpt-neo gave it
+  as the decay of its second moments, beta1, ada_epsilon1 and 2, and lr throughout, since it was given no schedule.
+- gradient_clipping: train.clip_norm; z_loss (1e-4 if not given); entmax_loss: train.loss.
 - mlm_training: model.causal, negated; mlm_*: train.mlm_*, used when mlm_training is true.
 """
 
@@ -39,37 +40,26 @@ from neojax.errors import NeojaxError, suggest
 
 SAME = (
     *("n_head", "n_embd", "n_vocab", "n_ctx", "n_layer", "embed_dropout", "attn_dropout", "res_dropout"),
-    *(
-        "attention_types",
-        "rotary_emb",
-        "axial_pos_emb",
-        "num_mem_kv",
-        "mlp_glu",
-        "scalenorm",
-        "rezero",
-        "macaron",
-    ),
-    *("share_parameters", "scale_by_depth", "scale_by_in"),
+    *("attention_types", "rotary_emb", "axial_pos_emb", "num_mem_kv", "mlp_glu"),
+    *("scalenorm", "rezero", "macaron", "share_parameters", "scale_by_depth", "scale_by_in"),
 )
 MLM = ("mask_id", "mask_prob", "same_token_prob", "random_token_prob", "mask_ignore_ids", "cls_token_id")
 REQUIRED = ("n_head", "n_embd", "n_vocab", "n_layer", "attention_types")
 # Keys that gpt-neo reads and that have nothing to set here: sampling has flags, and data needs no hints.
 NOTHING_TO_SET = (
-    *(
-        "iterations",
-        "predict_steps",
-        "predict_batch_size",
-        "eval_batch_size",
-        "eval_tasks",
-        "model",
-        "input_fn",
-    ),
-    *("padding_id", "eos_id", "stop_at_token", "remove_partial_sequences"),
+    *("iterations", "predict_steps", "predict_batch_size", "eval_batch_size", "eval_tasks"),
+    *("model", "input_fn", "padding_id", "eos_id", "stop_at_token", "remove_partial_sequences"),
     *("moe_activation", "no_dataset", "causal", "mlm_training", "steps_per_checkpoint"),
 )
 CHECKPOINT_EVERY = 5000  # gpt-neo's --steps_per_checkpoint
 FLOOR = 0.1
-ADAFACTOR = {"ada_epsilon1": 1e-30, "ada_epsilon2": 1e-3}  # as they are fixed here
+ADAM = {"beta1": 0.9, "beta2": 0.95, "epsilon": 1e-8, "weight_decay": 0.0}
+ADAFACTOR = {  # keys of ours -> gpt-neo's, and what stands for none
+    "adafactor_decay": ("weight_decay", None),
+    "adafactor_momentum": ("beta1", 0.0),
+    "adafactor_epsilon1": ("ada_epsilon1", 1e-30),
+    "adafactor_epsilon2": ("ada_epsilon2", 1e-3),
+}
 ABSENT = "dataset_configs/"  # the path of a dataset whose config is not there begins so
 
 
@@ -137,7 +127,7 @@ class Taken:
         self.left.discard(key)
         return self.raw.get(key)
 
-    def number(self, key: str, default: float) -> float:
+    def number(self, key: str, default: Any) -> Any:
         value = self.drop(key)
         if value is None:
             return default
@@ -318,40 +308,44 @@ def _microbatch(taken: Taken, out: Conversion, batch_size: int) -> int:
 
 def _optimizer(taken: Taken, out: Conversion) -> None:
     out.put("train.learning_rate", taken.number("lr", 6e-4), "lr")
-    decay = taken.text("lr_decay", "none")
-    if decay not in ("linear", "cosine", "none"):
-        raise NeojaxError(f"{taken.path}: lr_decay: expected linear, cosine or none, got {decay!r}")
-    out.put("train.schedule", "constant" if decay == "none" else decay, "lr_decay")
-    out.put("train.warmup_steps", taken.count("warmup_steps", 0), "warmup_steps")
-    out.put("train.warmup_scales_decay", True, "as gpt-neo warms up")
-    if end := taken.count("lr_decay_end", 0):
-        out.put("train.decay_steps", end, "lr_decay_end")
-    out.put("train.min_lr_ratio", FLOOR, "gpt-neo's floor")
-    name = taken.text("opt_name", "adam").lower()
-    epsilons = {key: taken.number(key, fixed) for key, fixed in ADAFACTOR.items()}
-    weight_decay = taken.number("weight_decay", 0.0)
-    betas = {
-        key: taken.number(key, default)
-        for key, default in (("beta1", 0.9), ("beta2", 0.95), ("epsilon", 1e-8))
-    }
-    if name == "adam":
-        for key, value in betas.items():
-            out.put(f"train.{key}", value, key)
+    is_adam = taken.text("opt_name", "adam").lower() == "adam"
+    _schedule(taken, out, is_adam)
+    adam = {key: taken.number(key, default) for key, default in ADAM.items()}
+    adafactor = {ours: (taken.number(key, none), key) for ours, (key, none) in ADAFACTOR.items()}
+    if is_adam:
         out.put("train.bias_correction", False, "opt_name adam: without bias correction")
+        for key, value in adam.items():
+            out.put(f"train.{key}", value, key)
     else:
-        # gpt-neo handed weight_decay to Adafactor as the decay rate of its moments; here it decays no weights then.
         out.put("train.optimizer", "adafactor", "opt_name")
-        out.ignored += [f"{key} (of Adafactor)" for key in ("weight_decay", "beta1") if taken.raw.get(key)]
-        out.ignored += [
-            f"{key} (it is {ADAFACTOR[key]:g})" for key, v in epsilons.items() if v != ADAFACTOR[key]
-        ]
-        weight_decay = 0.0
-    out.put("train.weight_decay", weight_decay, "weight_decay")
+        for ours, (value, key) in adafactor.items():
+            out.put(f"train.{ours}", value, key)
+        out.put("train.weight_decay", 0.0, "gpt-neo's Adafactor decayed no weights")
     out.put("train.no_decay", _no_decay(out.sections["model"]), "names matching norm or bias, but not ln_f")
     out.put("train.clip_norm", taken.number("gradient_clipping", 0.0), "gradient_clipping")
     out.put("train.z_loss", taken.number("z_loss", 1e-4), "z_loss")
     if taken.flag("entmax_loss"):
         out.put("train.loss", "entmax", "entmax_loss")
+
+
+def _schedule(taken: Taken, out: Conversion, is_adam: bool) -> None:
+    """The decay and warmup of lr. gpt-neo worked them out for Adafactor too, and then gave it the bare lr."""
+    decay = taken.text("lr_decay", "none")
+    if decay not in ("linear", "cosine", "none"):
+        raise NeojaxError(f"{taken.path}: lr_decay: expected linear, cosine or none, got {decay!r}")
+    warmup, end = taken.count("warmup_steps", 0), taken.count("lr_decay_end", 0)
+    if not is_adam:
+        unread = {"lr_decay": decay != "none", "lr_decay_end": end, "warmup_steps": warmup}
+        out.ignored += [f"{key} (as for gpt-neo's Adafactor)" for key, given in unread.items() if given]
+        out.put("train.schedule", "constant", "gpt-neo's Adafactor took lr as it is")
+        out.put("train.warmup_steps", 0, "gpt-neo's Adafactor took lr as it is")
+        return
+    out.put("train.schedule", "constant" if decay == "none" else decay, "lr_decay")
+    out.put("train.warmup_steps", warmup, "warmup_steps")
+    out.put("train.warmup_scales_decay", True, "as gpt-neo warms up")
+    if end:
+        out.put("train.decay_steps", end, "lr_decay_end")
+    out.put("train.min_lr_ratio", FLOOR, "gpt-neo's floor")
 
 
 def _no_decay(model: dict[str, Any]) -> list[str]:

@@ -20,10 +20,9 @@ from neojax import config as configuration
 from neojax.config import Config
 from neojax.convert import bundle
 from neojax.convert.bundle import Bundle
-from neojax.convert.hf_config import read_json
 from neojax.convert.hf_tensors import Place
 from neojax.convert.hf_tokenizer import read_tokenizer
-from neojax.convert.mesh_tf_adafactor import SecondMoments, steps_averaged
+from neojax.convert.mesh_tf_adafactor import MOMENTUM, SecondMoments
 from neojax.convert.mesh_tf_names import check_readable, places
 from neojax.convert.place import Index, Piece, pieces, place
 from neojax.convert.tensor_files import TensorFiles
@@ -43,13 +42,12 @@ _OTHER = re.compile(r".*/adam_[mv]|.*_slot_(v|vr|vc|m)|_CHECKPOINTABLE_OBJECT_GR
 @dataclass(frozen=True)
 class MeshTF:
     """A loaded checkpoint: the model, its run's config, the steps taken, and the moments of its optimizer, {} where it has
-    none: Adam's, {"mu", "nu"} of {parameter: array}, or Adafactor's, {"squares"} of the same, as of step `averaged`."""
+    none: Adam's, {"mu", "nu"} of {parameter: array}, or Adafactor's, {"squares"} of the same, and {"ema"} with momentum."""
 
     model: Transformer
     config: Config
     step: int
     moments: dict[str, dict[str, jax.Array]]
-    averaged: int = 0
 
     @property
     def keeps_moments(self) -> bool:
@@ -63,8 +61,9 @@ class MeshTF:
         count = jnp.int32(self.step)
         if self.keeps_moments and "squares" in self.moments:
             dims = self.model.dims()
-            factors = jax.jit(lambda squares: state_of(squares, dims, self.averaged))(self.moments["squares"])
-            return optax.tree.set(state, count=count, **factors._asdict())
+            factors = jax.jit(lambda squares: state_of(squares, dims, self.step))(self.moments["squares"])
+            momentum = {key: value for key, value in self.moments.items() if key == "ema"}
+            return optax.tree.set(state, count=count, **factors._asdict(), **momentum)
         if self.keeps_moments:
             scale: Any = state[0]
             kept = {slot: _typed_as(getattr(scale, slot), own) for slot, own in self.moments.items()}
@@ -115,7 +114,9 @@ def load(
     adam = [f"{name}/{slot}" for name in names for slot in MOMENTS.values()]
     adam = adam if all(slot in files.shapes for slot in adam) else []
     squares = SecondMoments(files)
-    factors = squares.slots(names)
+    adafactor = settings.train.optimizer == "adafactor"
+    momentum = adafactor and settings.train.adafactor_momentum > 0
+    factors = squares.slots(names, momentum)
     files.check([*names, *adam, *factors, *({STEP} & files.shapes.keys())])
 
     def values(files: TensorFiles, suffix: str = "") -> Transformer:
@@ -126,11 +127,15 @@ def load(
 
     step = int(files.read(STEP, ())) if STEP in files.shapes else 0
     moments = {ours: values(files, f"/{theirs}").params() for ours, theirs in MOMENTS.items()} if adam else {}
-    if factors and settings.train.optimizer == "adafactor":
+    if factors and adafactor:
         moments["squares"] = values(squares).params()
+    if factors and momentum:  # gpt-neo's was of updates times the learning rate, which was constant
+        rate = settings.train.learning_rate or 1.0
+        ema = values(files, MOMENTUM).params()
+        moments["ema"] = jax.jit(lambda ema: jax.tree.map(lambda m: m / rate, ema))(ema)
     loaded = values(files)
     loaded.tokenizer = tokenizer
-    return MeshTF(loaded, settings, step, moments, steps_averaged(_decay(source), step))
+    return MeshTF(loaded, settings, step, moments)
 
 
 def _read_config(source: Path, files: Bundle) -> Config:
@@ -143,12 +148,6 @@ def _read_config(source: Path, files: Bundle) -> Config:
     if raw["model"].get("rotary_emb") is False and "gpt2/wpe" not in files.shapes:
         raw["model"]["rotary_emb"] = True  # so gpt-neo took any value, and saved no table of positions
     return configuration.from_dict(raw, source=str(source))
-
-
-def _decay(source: Path) -> float | None:
-    """The decay of Adafactor's moments, None for that of the paper: what gpt-neo took weight_decay for."""
-    decay = read_json(source).get("weight_decay") if source.suffix == ".json" else None
-    return None if decay is None else float(decay)
 
 
 def _find_config(folder: Path) -> Path:

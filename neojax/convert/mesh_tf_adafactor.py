@@ -2,8 +2,8 @@
 
 Facts: `AdafactorOptimizer` of Mesh-TensorFlow, `optimize.py`. A variable whose two largest axes are long has two slots,
 `_slot_vr` (the mean of its squared gradients over the longest axis) and `_slot_vc` (over the next), any other one,
-`_slot_v`. Their factors lie over whole axes (heads and their features in one), ours over named dimensions; both stand
-for the same estimate of every element's second moment, and that is what is carried over.
+`_slot_v`; with momentum, each has `_slot_m`, the mean of its updates. What is carried over of the factors is the
+estimate of every element's second moment that they stand for: vr may be the factor that is the column's here.
 """
 
 from collections.abc import Iterable
@@ -13,7 +13,8 @@ import numpy as np
 from neojax.convert.bundle import Bundle
 from neojax.convert.tensor_files import Index, TensorFiles
 from neojax.errors import NeojaxError
-from neojax.training.adafactor import DECAY_EXPONENT
+
+MOMENTUM = "_slot_m"
 
 
 class SecondMoments(TensorFiles):
@@ -22,8 +23,9 @@ class SecondMoments(TensorFiles):
     def __init__(self, files: Bundle):
         self.files = files
 
-    def slots(self, variables: Iterable[str]) -> list[str]:
-        """The slots of all `variables`; none where one of them has none. Raises `NeojaxError` for a wrong shape."""
+    def slots(self, variables: Iterable[str], momentum: bool) -> list[str]:
+        """The slots of all `variables`, with those of the momentum if wanted; none where one of them is missing.
+        Raises `NeojaxError` for a wrong shape."""
         found: list[str] = []
         for name in variables:
             shape = self.files.shapes[name]
@@ -34,6 +36,8 @@ class SecondMoments(TensorFiles):
                     f"{name}_slot_vr": _without(shape, first),
                     f"{name}_slot_vc": _without(shape, second),
                 }
+            if momentum:
+                wanted[name + MOMENTUM] = shape
             for slot, expected in wanted.items():
                 have = self.files.shapes.get(slot)
                 if have is None:
@@ -66,17 +70,6 @@ def longest(shape: tuple[int, ...]) -> tuple[int, int]:
     """The two longest axes, the longest first; of equal ones the earlier."""
     first, second, *_ = sorted(range(len(shape)), key=lambda axis: -shape[axis])
     return first, second
-
-
-def steps_averaged(decay: float | None, step: int) -> int:
-    """The step at which Adafactor averages over as many steps as one with the constant `decay` does.
-
-    gpt-neo gave its weight_decay as that decay: 0.1, so that nearly all came from the last step. None is the decay of
-    the paper, as here, at `step`.
-    """
-    if decay is None or decay >= 1:
-        return step
-    return min(step, round((1 - max(decay, 0.0)) ** (-1 / DECAY_EXPONENT)) - 1)
 
 
 def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:

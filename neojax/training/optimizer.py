@@ -49,14 +49,19 @@ def make_optimizer(train: TrainConfig, dims: Dims) -> Optimizer:
     """The optimizer that `train` asks for, for parameters with these dimension names.
 
     Weight decay is decoupled and multiplied by the scheduled learning rate (Loshchilov and Hutter 2019). Adafactor's
-    learning rate is relative to the RMS of each parameter, so its natural size is about 1e-2.
+    learning rate is relative to the RMS of each parameter, so its natural size is about 1e-2; its momentum is of the
+    updates before that rate and the decay.
     Raises `NeojaxError` for an entry of `train.no_decay` that matches no parameter.
     """
     if train.optimizer == "adamw":
         make = optax.scale_by_adam if train.bias_correction else scale_by_uncorrected_adam
         scale = make(train.beta1, train.beta2, train.epsilon, mu_dtype=train.moment_dtype)
     else:
-        scale = scale_by_adafactor(dict(dims))
+        scale = scale_by_adafactor(
+            dict(dims), train.adafactor_decay, train.adafactor_epsilon1, train.adafactor_epsilon2
+        )
+        if train.adafactor_momentum:
+            scale = optax.chain(scale, optax.ema(train.adafactor_momentum, debias=False))
     transform = optax.chain(
         scale,
         optax.add_decayed_weights(train.weight_decay, mask=decay_mask(train.no_decay, dims)),

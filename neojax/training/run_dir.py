@@ -63,9 +63,13 @@ def check_resume(saved: Config, now: Config, run_dir: Path, step: int) -> list[s
     old, new = configuration.to_dict(saved), configuration.to_dict(now)
     old["model"]["init_from"] = new["model"]["init_from"] = ""  # only told where the run once began
     model = differences(old["model"], new["model"], "model.")
-    optimizer = [
-        d for d in differences(old["train"], new["train"], "train.") if d.startswith("train.optimizer ")
-    ]
+    keys = ["train.optimizer "]
+    if now.train.optimizer == "adafactor" and 0 in (
+        saved.train.adafactor_momentum,
+        now.train.adafactor_momentum,
+    ):
+        keys.append("train.adafactor_momentum ")  # the state either has a mean of updates or has none
+    optimizer = [d for d in differences(old["train"], new["train"], "train.") if d.startswith(tuple(keys))]
     if model or optimizer:
         anew = "start anew with another train.run_dir"
         if not model:  # the weights fit, only the optimizer's state does not

@@ -166,15 +166,35 @@ def test_unknown_keys_and_rules_are_listed_once(tmp_path, capsys):
     assert "my_key" in gpt_neo.convert_text(tmp_path / "config.json").splitlines()[1]
 
 
-def test_what_adafactor_has_not_here_is_listed(tmp_path, capsys):
-    fixed = {"ada_epsilon1": "1e-30", "ada_epsilon2": 1e-3, "beta1": 0, "weight_decay": 0}
-    load(tmp_path, opt_name="adafactor", **fixed)
+@pytest.mark.parametrize(
+    "keys, expected",
+    [
+        ({}, (None, 0.0, 1e-30, 1e-3)),
+        ({"weight_decay": None, "beta1": None}, (None, 0.0, 1e-30, 1e-3)),
+        ({"weight_decay": 0, "beta1": 0}, (0.0, 0.0, 1e-30, 1e-3)),  # a decay of zero, not none
+        (
+            {"weight_decay": 0.1, "beta1": 0.9, "ada_epsilon1": "1e-20", "ada_epsilon2": 0.01},
+            (0.1, 0.9, 1e-20, 0.01),
+        ),
+    ],
+)
+def test_adafactor_is_given_what_gpt_neo_gave_it(tmp_path, capsys, keys, expected):
+    path = write(tmp_path, opt_name="adafactor", **{"warmup_steps": 0} | keys)
+    train = configuration.load(path).train
+    names = ("decay", "momentum", "epsilon1", "epsilon2")
+    assert tuple(getattr(train, f"adafactor_{name}") for name in names) == expected
+    assert train.weight_decay == 0  # weights were not decayed
     assert not capsys.readouterr().err
-    load(tmp_path, opt_name="adafactor", ada_epsilon1=1e-20, beta1=0.9, weight_decay=0.1)
+    (tmp_path / "run.yml").write_text(gpt_neo.convert_text(path))
+    assert configuration.load(tmp_path / "run.yml").train == train
+
+
+def test_the_schedule_that_gpt_neo_kept_from_adafactor_is_listed(tmp_path, capsys):
+    train = load(tmp_path, opt_name="adafactor", lr_decay="cosine").train
+    assert (train.schedule, train.warmup_steps, train.learning_rate) == ("constant", 0, 0.001)
     err = capsys.readouterr().err
-    for key in ("ada_epsilon1 (it is 1e-30)", "beta1 (of Adafactor)", "weight_decay (of Adafactor)"):
-        assert key in err
-    load(tmp_path, opt_name="adam", ada_epsilon1=1e-20)
+    assert "lr_decay (" in err and "warmup_steps (" in err and len(err.splitlines()) == 1
+    load(tmp_path, opt_name="adam", ada_epsilon1=1e-20, lr_decay="cosine")
     assert not capsys.readouterr().err
 
 

@@ -345,12 +345,12 @@ def test_every_option_is_read_from_its_original_variables(tmp_path, name):
     assert loaded.config.model.rotary_emb == config.rotary_emb
 
 
-@pytest.mark.parametrize("decay, averaged", [(0.1, 0), (0.9, 17), (None, 30)])
-def test_adafactor_goes_on_with_the_second_moments_it_had(tmp_path, weights, decay, averaged):
-    """Factors over whole axes become factors over heads: the moment of every element stays what it was."""
+@pytest.mark.parametrize("beta1", [None, 0.9])
+def test_adafactor_goes_on_with_all_slots_it_had(tmp_path, weights, beta1):
+    """The second moment of every element stays what it was, and so does the momentum, by the learning rate."""
     sizes = {k: getattr(CONFIG, k) for k in ("n_head", "n_embd", "n_vocab", "n_ctx", "n_layer")}
     types = {"attention_types": [[["global", "local"], 2]], "local_attention_radius": 7}
-    optimizer = {"opt_name": "adafactor", "weight_decay": decay, "beta1": 0.9}
+    optimizer = {"opt_name": "adafactor", "weight_decay": 0.1, "beta1": beta1, "lr": 0.02}
     (tmp_path / "config.json").write_text(json.dumps({**sizes, **types, **optimizer}))
     rng = np.random.default_rng(1)
     slots, moments = {}, {}
@@ -363,7 +363,7 @@ def test_adafactor_goes_on_with_the_second_moments_it_had(tmp_path, weights, dec
             means = [moments[name].mean(1), moments[name].mean(0)]
             longest = int(value.shape[1] > value.shape[0])  # vr is the mean over it
             slots[f"{name}_slot_vr"], slots[f"{name}_slot_vc"] = means[::-1] if longest == 0 else means
-        slots[f"{name}_slot_m"] = value
+        slots[f"{name}_slot_m"] = value * 3  # left out where the config has no beta1
     loaded = mesh_tf.load(write(tmp_path, weights | slots, step=30), tmp_path / "config.json")
     assert loaded.keeps_moments
     found = variables(loaded.moments["squares"])
@@ -371,13 +371,19 @@ def test_adafactor_goes_on_with_the_second_moments_it_had(tmp_path, weights, dec
         rows = CONFIG.n_vocab if name == "gpt2/wte" else None
         np.testing.assert_allclose(found[name][:rows], moment[:rows], rtol=1e-4, err_msg=name)
     adafactor, *_, schedule = loaded.opt_state()
-    assert (int(adafactor.step), int(schedule.count)) == (averaged, 30)
+    if beta1:
+        adafactor, mean = adafactor
+        for name, value in variables(mean.ema).items():
+            rows = CONFIG.n_vocab if name == "gpt2/wte" else None
+            np.testing.assert_allclose(value[:rows] * 0.02, weights[name][:rows] * 3, rtol=1e-6)
+    assert (int(adafactor.step), int(schedule.count)) == (30, 30)
     query = "blocks.1.attn.query"
     row, col = np.asarray(adafactor.row[query]), np.asarray(adafactor.col[query])
-    estimate = (
-        row[:, None] * col[..., None] / row.mean(2)[:, None, :, None]
-    )  # [layers, embd, heads, head_dim]
+    estimate = row[..., None, None] * col[:, None] / row.mean(1)[:, None, None, None]
     np.testing.assert_allclose(estimate, loaded.moments["squares"][query], rtol=1e-3)
+    incomplete = {name: value for name, value in slots.items() if name != "gpt2/wte_slot_m"}
+    partial = mesh_tf.load(write(tmp_path, weights | incomplete, step=30), tmp_path / "config.json")
+    assert partial.keeps_moments == (beta1 is None)
     slots["gpt2/h0/attn/q_slot_vr"] = np.ones(3, "f4")
     with pytest.raises(NeojaxError, match=r"attn/q_slot_vr has shape \[3\], but .* has \[32\]"):
         mesh_tf.load(write(tmp_path, weights | slots, step=30), tmp_path / "config.json")

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from neojax.config import TrainConfig
 from neojax.errors import NeojaxError
+from neojax.training import adafactor
 from neojax.training.checkpoint import Checkpoints
 from neojax.training.optimizer import make_optimizer
 
@@ -24,6 +25,11 @@ MESHES = {
     4: ((1, 4), {"heads": "model", "vocab": "model"}),
     1: ((1, 1), {}),
 }
+
+
+@pytest.fixture(autouse=True)
+def factor_tiny_matrices(monkeypatch):
+    monkeypatch.setattr(adafactor, "MIN_FACTORED", 2)
 
 
 def mesh_of(devices):
@@ -37,7 +43,7 @@ def make(mesh, layout, optimizer="adamw", seed=0, **sizes):
     if mesh:
         spec = {n: PartitionSpec(*(layout.get(d) for d in ds)) for n, ds in DIMS.items()}
         params = {n: jax.device_put(p, NamedSharding(mesh, spec[n])) for n, p in params.items()}
-    opt = make_optimizer(TrainConfig(optimizer=optimizer, warmup_steps=0), DIMS)
+    opt = make_optimizer(TrainConfig(optimizer=optimizer, warmup_steps=0, adafactor_momentum=0.5), DIMS)
     params, opt_state, _ = jax.jit(opt.update)(params, jax.jit(opt.init)(params), params)
     return {"params": params, "opt_state": opt_state}
 

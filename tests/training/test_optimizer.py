@@ -20,7 +20,7 @@ DIMS = {
     "blocks.0.norm.scale": ("layers", "embd"),
     "final_norm.scale": ("embd",),
 }
-SIZES = {"vocab": 32, "embd": 16, "heads": 4, "head_dim": 8, "mlp": 64, "layers": 4}
+SIZES = {"vocab": 48, "embd": 32, "heads": 4, "head_dim": 8, "mlp": 64, "layers": 4}
 TRAIN = TrainConfig(learning_rate=1e-2, warmup_steps=2, steps=20)
 LAYOUTS = {
     "fsdp and model": {"embd": "data", "heads": "model", "mlp": "model", "vocab": "model"},
@@ -101,10 +101,12 @@ def test_clip_bounds_the_norm_that_reaches_the_update():
     assert zero == 0
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adafactor"])
+@pytest.mark.parametrize("kind", ["adamw", "adafactor", "adafactor with momentum"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_a_mesh_gives_the_updates_of_one_device_and_keeps_the_layout(kind, layout):
-    optimizer = make_optimizer(dataclasses.replace(TRAIN, optimizer=kind), DIMS)
+    kind, _, momentum = kind.partition(" ")
+    train = dataclasses.replace(TRAIN, optimizer=kind, adafactor_momentum=0.9 if momentum else 0.0)
+    optimizer = make_optimizer(train, DIMS)
     alone, alone_state, _ = steps(optimizer, jax.tree.map(jnp.asarray, arrays(0)))
     mesh = jax.make_mesh((4, 2), ("data", "model"))
     with jax.set_mesh(mesh):
@@ -129,21 +131,25 @@ def test_state_is_stored_as_its_parameter():
         adam = jax.jit(make_optimizer(TRAIN, DIMS).init)(params)[0]
         adafactor = make_optimizer(dataclasses.replace(TRAIN, optimizer="adafactor"), DIMS)
         factored = jax.jit(adafactor.init)(params)[0]
+        with_momentum = dataclasses.replace(TRAIN, optimizer="adafactor", adafactor_momentum=0.5)
+        _, mean = jax.jit(make_optimizer(with_momentum, DIMS).init)(params)[0]
     for n in DIMS:
         assert adam.mu[n].sharding == adam.nu[n].sharding == params[n].sharding
     assert factored.v["blocks.0.mlp.bias"].sharding == params["blocks.0.mlp.bias"].sharding
     query = "blocks.0.attn.query"
     row, col = factored.row[query], factored.col[query]
-    assert row.shape == (4, 4, 8) and row.sharding.spec == PartitionSpec(None, "model", None)
-    assert col.shape == (4, 16, 4) and col.sharding.spec == PartitionSpec(None, "data", "model")
+    assert row.shape == (4, 32) and row.sharding.spec == PartitionSpec(None, "data")
+    assert col.shape == (4, 4, 8) and col.sharding.spec == PartitionSpec(None, "model", None)
     assert set(factored.row) == {"wte", query}
+    for n in DIMS:
+        assert mean.ema[n].sharding == params[n].sharding
 
 
 def test_adafactor_treats_stacked_layers_as_separate_matrices():
     train = dataclasses.replace(TRAIN, optimizer="adafactor", clip_norm=0.0)
     stacked = {"w": ("layers", "embd", "mlp")}
     rng = np.random.default_rng(0)
-    p, g = rng.normal(size=(2, 3, 8, 8)).astype("f4") * np.array([1, 5, 0.01], "f4")[:, None, None]
+    p, g = rng.normal(size=(2, 3, 32, 40)).astype("f4") * np.array([1, 5, 0.01], "f4")[:, None, None]
     together = make_optimizer(train, stacked)
     apart = make_optimizer(train, {"w": ("embd", "mlp")})
     state = together.init({"w": jnp.asarray(p)})
@@ -161,9 +167,9 @@ def test_adafactor_treats_stacked_layers_as_separate_matrices():
 def test_adafactor_is_optax_adafactor_on_a_matrix():
     dims = {"w": ("embd", "mlp"), "b": ("mlp",)}
     train = dataclasses.replace(TRAIN, optimizer="adafactor", clip_norm=0.0, weight_decay=0.0)
-    theirs = optax.adafactor(learning_rate(train), min_dim_size_to_factor=2)
+    theirs = optax.adafactor(learning_rate(train), min_dim_size_to_factor=32)
     rng = np.random.default_rng(0)
-    ours = params = {"w": jnp.asarray(rng.normal(size=(6, 9)), "f4"), "b": jnp.zeros(9)}
+    ours = params = {"w": jnp.asarray(rng.normal(size=(32, 40)), "f4"), "b": jnp.zeros(40)}
     optimizer = make_optimizer(train, dims)
     state, their_state = optimizer.init(ours), theirs.init(params)
     for _ in range(5):
@@ -173,6 +179,75 @@ def test_adafactor_is_optax_adafactor_on_a_matrix():
         params = optax.apply_updates(params, updates)
     for n in params:
         np.testing.assert_allclose(ours[n], params[n], rtol=1e-5, atol=1e-7)
+
+
+MATRICES = {
+    "query": ("layers", "embd", "heads", "head_dim"),
+    "out": ("layers", "heads", "head_dim", "embd"),
+    "up": ("layers", "embd", "mlp"),
+    "short": ("memory_slots", "embd"),
+    "query_bias": ("layers", "heads", "head_dim"),
+    "scale": ("embd",),
+}
+
+
+@pytest.mark.parametrize(
+    "decay, momentum, epsilon1, epsilon2",
+    [(None, 0.0, 1e-30, 1e-3), (0.1, 0.9, 1e-30, 1e-3), (0.0, 0.5, 1e-2, 0.1)],
+)
+def test_adafactor_is_mesh_tensorflows_on_its_variables(decay, momentum, epsilon1, epsilon2):
+    """A variable there is one layer, heads and their features on one axis; shorter axes than 32 are not factored."""
+    sizes = SIZES | {"memory_slots": 3, "head_dim": 10}
+    rng = np.random.default_rng(0)
+    scales = {"query": 0.02, "up": 2.0, "scale": 0.0}
+    start = {
+        n: (rng.normal(size=[sizes[d] for d in ds]) * scales.get(n, 1.0)).astype("f4")
+        for n, ds in MATRICES.items()
+    }
+    grads = [{n: rng.normal(size=p.shape).astype("f4") for n, p in start.items()} for _ in range(4)]
+    train = dataclasses.replace(
+        TRAIN, optimizer="adafactor", schedule="constant", warmup_steps=0, weight_decay=0.0, clip_norm=0.0,
+        adafactor_decay=decay, adafactor_momentum=momentum, adafactor_epsilon1=epsilon1, adafactor_epsilon2=epsilon2,
+    )  # fmt: skip
+    optimizer = make_optimizer(train, MATRICES)
+    params = jax.tree.map(jnp.asarray, start)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for g in grads:
+        params, state, _ = update(g, state, params)
+
+    def variables(arrays, n):
+        dims = MATRICES[n]
+        flat = np.asarray(arrays[n], "f8")
+        if "heads" in dims:
+            at = dims.index("heads")
+            flat = flat.reshape(*flat.shape[:at], -1, *flat.shape[at + 2 :])
+        return list(flat) if "layers" in dims else [flat]
+
+    for n in MATRICES:
+        history = zip(*(variables(g, n) for g in grads))
+        for before, after, gs in zip(variables(start, n), variables(params, n), history):
+            expected = mesh_tf_adafactor(before, gs, decay, momentum, epsilon1, epsilon2)
+            np.testing.assert_allclose(after, expected, rtol=1e-4, atol=1e-6, err_msg=n)
+
+
+def mesh_tf_adafactor(x, grads, decay, beta1, epsilon1, epsilon2):
+    """`AdafactorOptimizer.apply_grad` of Mesh-TensorFlow's optimize.py in numpy, at a learning rate of 0.01."""
+    vr = vc = v = m = 0.0
+    for step, g in enumerate(grads):
+        rate = 1 - (step + 1) ** -0.8 if decay is None else decay
+        square = g**2 + epsilon1
+        if x.ndim == 2 and min(x.shape) >= 32:
+            vr = rate * vr + (1 - rate) * square.mean(1, keepdims=True)
+            vc = rate * vc + (1 - rate) * square.mean(0, keepdims=True)
+            v = vr / vr.mean() * vc
+        else:
+            v = rate * v + (1 - rate) * square
+        u = g / np.sqrt(v)
+        u /= max(1.0, np.sqrt((u**2).mean()))
+        u *= 0.01 * max(epsilon2, np.sqrt((x**2).mean()))
+        m = beta1 * m + (1 - beta1) * u
+        x = x - m
+    return x
 
 
 def test_decay_mask():

@@ -15,6 +15,11 @@ def resumed(step, *overrides):
     return check_resume(SAVED, configuration.from_dict({}, overrides), Path("runs/a"), step)
 
 
+def momentum(beta):
+    train = {"optimizer": "adafactor", "adafactor_momentum": beta}
+    return configuration.from_dict({"train": train})
+
+
 def test_changed_data_is_said_once_something_was_trained():
     changed, order = resumed(5, "data.train=elsewhere")
     assert "data.train" in changed and "data order differs" in order
@@ -26,6 +31,9 @@ def test_changed_data_is_said_once_something_was_trained():
 def test_another_optimizer_is_refused_with_the_way_to_keep_the_weights(step):
     with pytest.raises(NeojaxError, match=r"adamw -> adafactor.*train.run_dir=NEW model.init_from=runs/a$"):
         resumed(step, "train.optimizer=adafactor")
+    with pytest.raises(NeojaxError, match=r"adafactor_momentum \(0.9 -> 0.0\).*model.init_from=runs/a$"):
+        check_resume(momentum(0.9), momentum(0.0), Path("runs/a"), step)
+    check_resume(momentum(0.9), momentum(0.5), Path("runs/a"), step)  # the same state
     with pytest.raises(
         NeojaxError, match=r"model.n_layer \(12 -> 6\).*start anew with another train.run_dir$"
     ):
