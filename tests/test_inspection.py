@@ -70,3 +70,7 @@ def test_layout_and_bytes_of_a_device(capsys):
     assert f"each stores {held:,} bytes of float32 parameters and {2 * held:,} of adamw state" in out
     print_model(Config(model=tiny(), mesh=mesh, train=TrainConfig(moment_dtype="bfloat16")))
     assert f"and {held * 6 // 4:,} of adamw state" in capsys.readouterr().out
+    print_model(
+        Config(model=tiny(), mesh=mesh, train=TrainConfig(optimizer="adafactor", adafactor_momentum=0.9))
+    )
+    assert f"and {held:,} of adafactor state" in capsys.readouterr().out
