@@ -1,6 +1,7 @@
 """Tests run on eight fake CPU devices, or on the GPU where NEOJAX_TEST_GPU is set."""
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,10 @@ if not ON_GPU:
 # Shared by xdist workers and by runs: most of the suite's time would be compilation.
 jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / "neojax-test-cache"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell's background job ignores Ctrl-C, and so would the programs that tests start to interrupt them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
