@@ -67,12 +67,28 @@ def unrolled_step(options: Mapping[str, Any]) -> Callable[[], int]:
 
 def hugging_face_step(options: Mapping[str, Any]) -> Callable[[], int]:
     """The usual PyTorch loop around `GPTNeoForCausalLM`, eager or with torch.compile."""
+    net = shapes.hugging_face(options["model"], options["sequence"])
+    net.train()
+    return pytorch_loop(net, lambda model, tokens: model(tokens, labels=tokens).loss, options)
+
+
+def fused_step(options: Mapping[str, Any]) -> Callable[[], int]:
+    """The same loop around a PyTorch model of the same shapes with fused attention, under torch.compile."""
+    import torch
+    from torch_model import Model
+
+    net = Model(*shapes.SHAPES[options["model"]], options["sequence"])
+    net.prepare(options["sequence"], "cuda" if torch.cuda.is_available() else "cpu")
+    return pytorch_loop(net, lambda model, tokens: model(tokens), {**options, "compile": True})
+
+
+def pytorch_loop(net: Any, loss_of: Callable[..., Any], options: Mapping[str, Any]) -> Callable[[], int]:
+    """AdamW with clipping by the global norm; bfloat16 by autocast over float32 weights."""
     import torch
 
     batch, sequence = options["batch"], options["sequence"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = shapes.hugging_face(options["model"], sequence).to(device)
-    net.train()
+    net = net.to(device)
     model = torch.compile(net) if options.get("compile") else net
     adam = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.95))
     tokens = torch.randint(0, 50257, (batch, sequence), device=device)
@@ -81,7 +97,7 @@ def hugging_face_step(options: Mapping[str, Any]) -> Callable[[], int]:
     def once() -> int:
         for _ in range(options["steps"]):
             with torch.autocast(device, torch.bfloat16, enabled=half):
-                loss = model(tokens, labels=tokens).loss
+                loss = loss_of(model, tokens)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), CLIP)
             adam.step()
@@ -109,6 +125,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--huge-pages", action="store_true", help="measure PyTorch with huge pages too")
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too")
+    parser.add_argument(
+        "--fused", action="store_true", help="measure a PyTorch model with SDPA and FlexAttention too"
+    )
     options = vars(parser.parse_args())
     contenders = {
         "neojax": neojax_step,
@@ -119,6 +138,8 @@ def main() -> None:
         contenders["transformers, eager, huge pages"] = hugging_face_step
     if options["compile"]:
         contenders["transformers, torch.compile"] = hugging_face_compiled
+    if options["fused"]:
+        contenders["PyTorch, fused attention, torch.compile"] = fused_step
     environments = {name: HUGE_PAGES for name in contenders if "neojax" in name or "huge pages" in name}
     title = "training, {model}, {dtype}, batch {batch} x {sequence}".format(**options)
     rates = measure(contenders, options, options["rounds"], environments)
