@@ -101,22 +101,14 @@ def fused(
     Rows with padding are turned until it stands at the right, where causal queries do not look.
     """
 
-    def turned(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array) -> jax.Array:
+    def turned(q: jax.Array, k: jax.Array, v: jax.Array, begin: jax.Array) -> jax.Array:
+        if start is None:
+            return kernel(q, k, v)
         turn = jax.vmap(partial(jnp.roll, axis=0))
-        return turn(kernel(*(turn(x, -start) for x in (q, k, v))), start)
+        return turn(kernel(*(turn(x, -begin) for x in (q, k, v))), begin)
 
-    spec = named.sharding("batch sequence heads head_dim").spec
-    operands, specs = [q, k, v], [spec] * 3
-    if start is not None:
-        operands, specs = [*operands, named.lay(start, "batch")], [*specs, named.sharding("batch").spec]
     # Neither Pallas nor cuDNN says over which axes its results vary, so there is nothing to check.
-    return jax.shard_map(
-        kernel if start is None else turned,
-        mesh=named.current_layout().mesh,
-        in_specs=tuple(specs),
-        out_specs=spec,
-        check_vma=False,
-    )(*operands)
+    return _on_each_device(turned, q, k, v, start, check_vma=False)
 
 
 def reference(
@@ -230,7 +222,9 @@ def _plain(
     return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
 
 
-def _on_each_device(kernel, q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array | None) -> jax.Array:
+def _on_each_device(
+    kernel, q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array | None, *, check_vma: bool = True
+) -> jax.Array:
     """Runs `kernel` (q, k, v, start) on every device's own rows and heads."""
     spec = named.sharding("batch sequence heads head_dim").spec
     if start is None:
@@ -240,6 +234,7 @@ def _on_each_device(kernel, q: jax.Array, k: jax.Array, v: jax.Array, start: jax
         mesh=named.current_layout().mesh,
         in_specs=(spec, spec, spec, named.sharding("batch").spec),
         out_specs=spec,
+        check_vma=check_vma,
     )(q, k, v, named.lay(start, "batch"))
 
 

@@ -299,8 +299,8 @@ class Transformer(nnx.Module):
         )
 
 
-def check_ids(tokens: Any, n_vocab: int) -> None:
-    """Raises `NeojaxError` for an id outside [0, n_vocab), which a look-up on the device would silently move into it.
+def check_ids(tokens: Any, n_vocab: int, where: str = "") -> None:
+    """Raises `NeojaxError`, which begins with `where`, for an id outside [0, n_vocab), which a look-up on the device would silently move into it.
 
     Tokens that are traced, or lie on other hosts too, are not looked at.
     """
@@ -309,7 +309,7 @@ def check_ids(tokens: Any, n_vocab: int) -> None:
     ids = np.asarray(tokens)
     if ids.size and (ids.min() < 0 or ids.max() >= n_vocab):
         wrong = ids.min() if ids.min() < 0 else ids.max()
-        raise NeojaxError(f"token {wrong} is not in the vocabulary, 0 to {n_vocab - 1}")
+        raise NeojaxError(f"{where}token {wrong} is not in the vocabulary, 0 to {n_vocab - 1}")
 
 
 @partial(jax.jit, static_argnums=0)

@@ -13,6 +13,7 @@ import numpy as np
 from neojax.data.tokenizer import end_of_document
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
+from neojax.models.transformer import check_ids
 from neojax.sampling.decode import Decoder
 from neojax.sampling.logits import Controls
 from neojax.sampling.text import Continuation
@@ -148,11 +149,7 @@ class Sampler:
             tokens = self.tokenizer.encode(prompt).ids if prompt else []
         else:
             tokens = [int(token) for token in prompt]
-            for token in tokens:
-                if not 0 <= token < self.config.n_vocab:
-                    raise NeojaxError(
-                        f"prompt: token {token} is not in the vocabulary, 0 to {self.config.n_vocab - 1}"
-                    )
+            check_ids(tokens, self.config.n_vocab, "prompt: ")
         if tokens:
             return tokens
         if self.eos_token_id is not None:
