@@ -124,6 +124,11 @@ class Layout:
         """One of the mesh's devices, which are all alike; of this machine's where the mesh has none of its own."""
         return self.mesh.devices.flat[0] if isinstance(self.mesh, Mesh) else jax.devices()[0]
 
+    @property
+    def platform(self) -> str:
+        """The devices' platform: cpu, gpu or tpu."""
+        return self.device.platform
+
     def axes(self, dim: str, *, stored: bool = False) -> tuple[str, ...]:
         """The mesh axes that split `dim`, none if it is whole on every device."""
         return tuple((self.stored if stored else self.used).get(dim, ()))

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from neojax.kernels.product import product
 from neojax.mesh import Layout
 
 _layout: ContextVar[Layout] = ContextVar("neojax_layout")
@@ -128,10 +129,10 @@ def einsum(equation: str, *operands: Param | jax.Array, dtype: jnp.dtype | None 
 
     Operands are brought to their used layout; parameters are cast to the type of the first operand. The output
     has the layout of its names and the type `dtype` (default: that of the first operand), which is also the
-    type that products are accumulated in.
+    type that products are accumulated in (see `kernels.product`).
     """
-    left, _, right = equation.partition("->")
-    terms, out = [term.split() for term in left.split(",")], right.split()
+    operand_dims, _, result_dims = equation.partition("->")
+    terms, out = [term.split() for term in operand_dims.split(",")], result_dims.split()
     first = operands[0].dtype
     arrays, scales = [], []
     for term, x in zip(terms, operands, strict=True):
@@ -155,7 +156,13 @@ def einsum(equation: str, *operands: Param | jax.Array, dtype: jnp.dtype | None 
     arrays = [_reshape(a, *join(term)) for a, term in zip(arrays, terms)]
     short = [[letter[name] for name in names if name in runs] for names in (*terms, out)]
     equation = ",".join(map("".join, short[:-1])) + "->" + "".join(short[-1])
-    y = jnp.einsum(equation, *arrays, out_sharding=join(out)[1], preferred_element_type=dtype or first)
+    result, dtype = join(out)[1], dtype or first
+    if len(arrays) == 2:
+        left, right = arrays
+        platform = current_layout().platform
+        y = product(equation, left, right, dtype=dtype, platform=platform, out_sharding=result)
+    else:
+        y = jnp.einsum(equation, *arrays, out_sharding=result, preferred_element_type=dtype)
     y = _reshape(y, shape, whole)
     for scale in scales:
         y = (y * scale).astype(y.dtype)

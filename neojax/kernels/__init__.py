@@ -1,1 +1,1 @@
-"""Attention and loss kernels: one reference, faster ones beside it, chosen by a visible rule."""
+"""Attention, loss and product kernels: one reference, faster ones beside it, chosen by a visible rule."""

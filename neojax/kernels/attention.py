@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from neojax import named
 from neojax.kernels.choice import BLOCK, Call, choose
+from neojax.kernels.product import product
 
 NEVER = float(jnp.finfo(jnp.float32).min)
 
@@ -217,9 +218,10 @@ def _plain(
 ) -> jax.Array:
     """Attention of queries of times `first`, ... to keys of times 0, ..., on one device."""
     seen = visible(first + jnp.arange(q.shape[1]), jnp.arange(k.shape[1]), window, start)[:, None]
-    scores = jnp.einsum("bqhd,bkhd->bhqk", q, k, preferred_element_type=jnp.float32)
+    multiply = partial(product, platform=named.current_layout().platform)
+    scores = multiply("bqhd,bkhd->bhqk", q, k, dtype=jnp.float32)
     weights = jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+    return multiply("bhqk,bkhd->bqhd", weights, v, dtype=v.dtype)
 
 
 def _on_each_device(
@@ -264,9 +266,8 @@ def _local_block(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, win
     query_time = first + jnp.arange(window)
     key_time = first - window + jnp.arange(2 * window)
     seen = visible(query_time, key_time, window, start)[:, None]
-    scores = jnp.einsum(
-        "bhnqd,bhnkd->bhnqk", split(q), with_previous(split(k)), preferred_element_type=jnp.float32
-    )
+    multiply = partial(product, platform=named.current_layout().platform)
+    scores = multiply("bhnqd,bhnkd->bhnqk", split(q), with_previous(split(k)), dtype=jnp.float32)
     weights = jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=-1).astype(v.dtype)
-    out = jnp.einsum("bhnqk,bhnkd->bhnqd", weights, with_previous(split(v)))
+    out = multiply("bhnqk,bhnkd->bhnqd", weights, with_previous(split(v)), dtype=v.dtype)
     return out.transpose(0, 2, 3, 1, 4).reshape(batch, blocks * window, heads, head_dim)[:, :length]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from neojax import named
+from neojax.kernels.product import product
 
 CHUNK_BYTES = 64 << 20  # of float32 logits on a device
 
@@ -26,6 +27,7 @@ class _Split(NamedTuple):
     vocab: tuple[str, ...]
     embd: tuple[str, ...]
     chunk: int  # tokens in a chunk
+    platform: str
 
 
 def chunked_cross_entropy(
@@ -48,6 +50,7 @@ def chunked_cross_entropy(
         layout.axes("vocab"),
         layout.axes("embd"),
         max(rows // 128 * 128, 128),
+        layout.platform,
     )
     dims = ("batch sequence embd", "vocab embd", "batch sequence")
     parts = [named.lay(x, d) for x, d in zip((hidden, table, targets), dims)]
@@ -120,7 +123,8 @@ def _chunk(split: _Split, table: jax.Array, carry: Any, piece: Any, gradients: b
     own = table.shape[0]
     first = jax.lax.axis_index(split.vocab) * own if split.vocab else 0
     ids = first + jnp.arange(own)
-    logits = jnp.einsum("te,ve->tv", hidden, table, preferred_element_type=jnp.float32)
+    multiply = partial(product, dtype=jnp.float32, platform=split.platform)
+    logits = multiply("te,ve->tv", hidden, table)
     logits = _sum(logits, split.embd)
     if own * _size(split.vocab) > split.n_vocab:
         logits = jnp.where(ids < split.n_vocab, logits, -jnp.inf)
@@ -139,8 +143,8 @@ def _chunk(split: _Split, table: jax.Array, carry: Any, piece: Any, gradients: b
     slope = jnp.where(scored, 1 + 2 * split.z_loss * log_z, 0.0)
     d_logits = jnp.exp(logits - log_z[:, None]) * slope[:, None] - jnp.where(hit & scored[:, None], 1.0, 0.0)
     d_logits = d_logits.astype(hidden.dtype)
-    d_hidden = jnp.einsum("tv,ve->te", d_logits, table, preferred_element_type=jnp.float32)
-    d_table += jnp.einsum("tv,te->ve", d_logits, hidden, preferred_element_type=jnp.float32)
+    d_hidden = multiply("tv,ve->te", d_logits, table)
+    d_table += multiply("tv,te->ve", d_logits, hidden)
     return (sums, d_table), _sum(d_hidden, split.vocab).astype(hidden.dtype)
 
 

@@ -30,9 +30,9 @@ LAYOUTS = {
 
 
 @cache
-def measured(shape, layout, param_layout):
+def measured(shape, layout, param_layout, dtype="float32"):
     """Initial values, then loss, gradients and logits of perturbed ones."""
-    model = Transformer(CONFIG, layout_of(shape, layout, param_layout)).init(0)
+    model = Transformer(CONFIG, layout_of(shape, layout, param_layout), dtype=dtype).init(0)
     first = model.params()
     noise = perturbed(true_rows_on_device(first))
     params = {n: pad_like(noise[n], p) for n, p in first.items()}
@@ -74,6 +74,19 @@ def test_same_everywhere(name, one_device):
         assert grads[param].sharding.spec == model.stored()[param].sharding.spec, param
     assert (logits[..., N_VOCAB:] == -np.inf).all()
     np.testing.assert_allclose(logits[..., :N_VOCAB], logits_1, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", [None, "fsdp and model", "gpt-neo XL", "sequence"])
+def test_bfloat16_computes_on_float32_parameters(name, one_device):
+    """Loss and gradients of bfloat16 are float32's but for the rounding of activations, on one device and on many."""
+    _, _, _, loss_1, grads_1, logits_1 = one_device
+    _, params, _, loss, grads, logits = measured(*(LAYOUTS[name] if name else ("data:1", "", "")), "bfloat16")
+    assert {p.dtype.name for p in (*params.values(), *grads.values())} == {"float32"}
+    assert 0 < abs(loss - loss_1) < 2e-3 * loss_1
+    assert np.abs(logits[..., :N_VOCAB] - logits_1).max() < 0.1
+    grads_1 = true_rows(grads_1)
+    for param, g in true_rows(grads).items():
+        assert 0 < np.linalg.norm(g - grads_1[param]) < 0.06 * np.linalg.norm(grads_1[param]), param
 
 
 def test_padding_stays_zero():
