@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--weights", nargs="+", default=["float32"], choices=("float32", "bfloat16", "int8"))
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--save", default="sampling", metavar="NAME", help="write results/NAME.json")
     options = vars(parser.parse_args())
     ours = {f"neojax, {weights} weights": weights for weights in options["weights"]}
     contenders = {name: partial(neojax_generate, weights) for name, weights in ours.items()}
@@ -147,7 +148,7 @@ def main() -> None:
             shares[name] = steps * weight_bytes(options, weights) / bandwidth
             print(f"  {name}: read at {shares[name]:.0%} of the memory bandwidth, {bandwidth / 1e9:.1f} GB/s")
         reports.append({**result, "memory_bytes_per_second": bandwidth, "share_of_bandwidth": shares})
-    save("sampling", reports)
+    save(options["save"], reports)
 
 
 if __name__ == "__main__":

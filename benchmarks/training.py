@@ -1,6 +1,6 @@
 """Tokens/s of our training step and of Hugging Face's PyTorch GPT-Neo: same shapes, type and optimizer.
 
-    python benchmarks/training.py [--model 125M] [--batch 2] [--sequence 512] [--rounds 5] [--compile]
+    python benchmarks/training.py [--model 125M] [--batch 2] [--sequence 512] [--dtype float32] [--rounds 5] [--compile]
 
 Both do a whole AdamW step with clipping by the global norm on random tokens. Ours runs as `neojax train` does, with huge
 pages; PyTorch as it comes (with huge pages it was no faster: --huge-pages).
@@ -128,6 +128,7 @@ def main() -> None:
     parser.add_argument(
         "--fused", action="store_true", help="measure a PyTorch model with SDPA and FlexAttention too"
     )
+    parser.add_argument("--save", default="training", metavar="NAME", help="write results/NAME.json")
     options = vars(parser.parse_args())
     contenders = {
         "neojax": neojax_step,
@@ -143,7 +144,7 @@ def main() -> None:
     environments = {name: HUGE_PAGES for name in contenders if "neojax" in name or "huge pages" in name}
     title = "training, {model}, {dtype}, batch {batch} x {sequence}".format(**options)
     rates = measure(contenders, options, options["rounds"], environments)
-    save("training", [report(title, rates, "transformers, eager")])
+    save(options["save"], [report(title, rates, "transformers, eager")])
 
 
 if __name__ == "__main__":

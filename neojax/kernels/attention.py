@@ -5,7 +5,8 @@ pass computes scores again from q, k and v instead of keeping them. `neojax.kern
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -127,64 +128,61 @@ def reference(
     time = jnp.arange(q.shape[1])
     seen = visible(time, time, window, start, causal)
     seen = seen[:, None] if start is not None else seen
-    k = named.lay(k, "batch memory_length heads head_dim")
-    v = named.lay(v, "batch memory_length heads head_dim")
+    return weigh(q, tokens(k, v, seen), *learned(memory), dropout=dropout)
+
+
+def tokens(k: jax.Array, v: jax.Array, seen: jax.Array) -> "Keys":
+    """The keys and values [batch, sequence, heads, head_dim] of a call's own tokens."""
     dims = "batch memory_length heads head_dim"
-    return weigh(q, k, v, seen, dims, dims, memory, dropout)
+    return Keys(named.lay(k, dims), named.lay(v, dims), dims, dims, seen)
 
 
-def weigh(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    seen: jax.Array,
-    key_dims: str,
-    value_dims: str,
-    memory: Memory | None = None,
-    dropout: "named.Dropout | None" = None,
-) -> jax.Array:
-    """softmax(q k, where `seen`) v over keys k [`key_dims`] and values v [`value_dims`], and over `memory` too.
+def learned(memory: "Memory | None") -> list["Keys"]:
+    """The learned keys and values, where there are any."""
+    dims = "memory_slots heads head_dim"
+    return [] if memory is None else [Keys(*memory, dims, dims, None)]
 
-    `seen`: bool, broadcast to [batch, heads, sequence, keys].
+
+class Keys(NamedTuple):
+    """Keys and values that queries look at, whose dimensions stand in the orders `key_dims` and `value_dims`.
+
+    `seen`: bool, broadcast to [batch, heads, sequence, keys]; None where every query sees all of them.
     """
-    (keys,) = set(key_dims.split()) - {"batch", "heads", "head_dim"}
-    scores = named.einsum(
-        f"batch sequence heads head_dim, {key_dims} -> batch heads sequence {keys}",
-        q,
-        k,
-        dtype=jnp.float32,
-    )
-    scores = jnp.where(seen, scores, NEVER)
-    weights = jax.nn.softmax(scores, axis=-1)
-    remembered = None
-    if memory is not None:
-        # One softmax over both, without joining them: the keys may be split over the mesh.
-        slots = named.einsum(
-            "batch sequence heads head_dim, memory_slots heads head_dim -> batch heads sequence memory_slots",
-            q,
-            memory[0],
-            dtype=jnp.float32,
+
+    keys: named.Param | jax.Array
+    values: named.Param | jax.Array
+    key_dims: str
+    value_dims: str
+    seen: jax.Array | None
+
+
+def weigh(q: jax.Array, *sources: Keys, dropout: "named.Dropout | None" = None) -> jax.Array:
+    """softmax(q k, where seen) v, with one softmax over the keys of all `sources`; q [batch, sequence, heads, head_dim].
+
+    They are never joined to one array: each keeps its own order and layout, and none is copied.
+    """
+    names, scores = [], []
+    for keys, _, dims, _, seen in sources:
+        (name,) = set(dims.split()) - {"batch", "heads", "head_dim"}
+        names.append(f"batch heads sequence {name}")
+        own = named.einsum(
+            f"batch sequence heads head_dim, {dims} -> {names[-1]}", q, keys, dtype=jnp.float32
         )
-        share = jax.nn.sigmoid(log_sum(slots) - log_sum(scores))
-        weights *= 1 - share
-        slots = (jax.nn.softmax(slots, axis=-1) * share).astype(v.dtype)
+        scores.append(own if seen is None else jnp.where(seen, own, NEVER))
+    if len(scores) == 1:
+        weights = [jax.nn.softmax(scores[0], axis=-1)]
+    else:
+        total = reduce(jnp.logaddexp, map(log_sum, scores))
+        weights = [jnp.exp(own - total) for own in scores]
+    parts = []
+    for i, (source, name, weight) in enumerate(zip(sources, names, weights)):
+        weight = weight.astype(q.dtype)
         if dropout is not None:
-            own = named.Dropout(dropout.rate, jax.random.fold_in(dropout.key, 1))
-            slots = own(slots, "batch heads sequence memory_slots")
-        remembered = named.einsum(
-            "batch heads sequence memory_slots, memory_slots heads head_dim -> batch sequence heads head_dim",
-            slots,
-            memory[1],
-        )
-    weights = weights.astype(v.dtype)
-    if dropout is not None:
-        weights = dropout(weights, f"batch heads sequence {keys}")
-    y = named.einsum(
-        f"batch heads sequence {keys}, {value_dims} -> batch sequence heads head_dim",
-        weights,
-        v,
-    )
-    return y if remembered is None else y + remembered
+            key = jax.random.fold_in(dropout.key, i) if i else dropout.key
+            weight = named.Dropout(dropout.rate, key)(weight, name)
+        equation = f"{name}, {source.value_dims} -> batch sequence heads head_dim"
+        parts.append(named.einsum(equation, weight, source.values))
+    return reduce(jnp.add, parts)
 
 
 def log_sum(scores: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from neojax import named
 from neojax.config import ModelConfig
 from neojax.kernels import linear_attention
-from neojax.kernels.attention import Memory, attention, visible, weigh
+from neojax.kernels.attention import Keys, Memory, attention, learned, tokens, visible, weigh
 from neojax.models.activations import ACTIVATIONS, LEARNED
 from neojax.models.norms import Identity, after_branch, before_branch
 from neojax.models.positions import rotate
@@ -150,16 +150,19 @@ class Attention(nnx.Module):
             )
             return y, None if where.slots is None else first_cache(k, v, where.slots[kind])
         now = where.time + jnp.arange(q.shape[1])
-        if q.shape[1] == 1:  # written first, so that nothing is joined: what decoding does for every token
-            keys, values = kept = append(cache, k, v, where.time)
-            times = slot_times(kept, now[-1])
-        else:
-            keys, values, times = join(cache, k, v, now)
-            kept = turn(cache, keys, values, now)
-        seen = visible(now, times, window, where.start)
-        seen = seen[:, None] if where.start is not None else seen
-        dims = "batch heads head_dim slots", "batch heads slots head_dim"
-        return weigh(q, keys, values, seen, *dims, memory), kept
+
+        def seen(times: jax.Array) -> jax.Array:
+            found = visible(now, times, window, where.start)
+            return found if where.start is None else found[:, None]
+
+        before = seen(slot_times(cache, now[0] - 1))
+        ring = Keys(cache[0], cache[1], "batch heads head_dim slots", "batch heads slots head_dim", before)
+        y = weigh(q, ring, tokens(k, v, seen(now)), *learned(memory))
+        if (
+            len(now) == 1
+        ):  # what is written depends on what was read, so that XLA writes in place and copies no ring
+            k, v = k + 0 * y, v + 0 * y
+        return y, append(cache, k, v, now)
 
     def accumulate(self, q, k, v, where, cache):
         """Linear attention over the tokens of the call and, with a cache, the state of those before it."""
@@ -194,31 +197,19 @@ def slot_times(cache: KeyValues, last: jax.Array) -> jax.Array:
     return last - (last - jnp.arange(slots)) % slots
 
 
-def append(cache: KeyValues, k: jax.Array, v: jax.Array, time: jax.Array | int) -> KeyValues:
-    """The ring with one more token, of time `time`; k and v are [batch, 1, heads, head_dim]."""
-    slot = jnp.asarray(time) % cache[1].shape[2]
-
-    def put(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis)
-
+def append(cache: KeyValues, k: jax.Array, v: jax.Array, now: jax.Array) -> KeyValues:
+    """The ring with more tokens, of times `now`; k and v are [batch, sequence, heads, head_dim]."""
     k, v = as_cached(k, v)
-    return put(cache[0], k, 3), put(cache[1], v, 2)
-
-
-def join(
-    cache: KeyValues, k: jax.Array, v: jax.Array, now: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The ring's keys and values and, after them, those of new tokens of times `now`; and the times of all."""
-    k, v = as_cached(k, v)
-    times = jnp.concatenate([slot_times(cache, now[0] - 1), now])
-    return jnp.concatenate([cache[0], k], 3), jnp.concatenate([cache[1], v], 2), times
-
-
-def turn(cache: KeyValues, keys: jax.Array, values: jax.Array, now: jax.Array) -> KeyValues:
-    """The ring after the tokens of times `now`, from what `join` gave."""
     slots = cache[1].shape[2]
+    if len(now) == 1:  # in place: what decoding does for every token
+
+        def put(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), now[0] % slots, axis)
+
+        return put(cache[0], k, 3), put(cache[1], v, 2)
     wanted, first = slot_times(cache, now[-1]), now[0]  # what is older than `first` is in its slot already
     place = jnp.where(wanted >= first, slots + wanted - first, jnp.arange(slots))
+    keys, values = jnp.concatenate([cache[0], k], 3), jnp.concatenate([cache[1], v], 2)
     return (
         keys.at[..., place].get(out_sharding=jax.typeof(cache[0]).sharding),
         values.at[:, :, place].get(out_sharding=jax.typeof(cache[1]).sharding),
