@@ -10,6 +10,8 @@ import pytest
 ON_GPU = bool(os.environ.get("NEOJAX_TEST_GPU"))
 if not ON_GPU:
     os.environ["JAX_PLATFORMS"] = "cpu"
+    # Compilation is most of the suite's time, and its shapes are too tiny to gain from optimised code.
+    os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
 
 import jax  # noqa: E402
 
