@@ -1,9 +1,13 @@
 """`neojax sample RUN_OR_CHECKPOINT [--prompt TEXT ...] [mesh.key=value ...]`."""
 
+import contextlib
 import json
+import os
+import signal
 import sys
 import warnings
 from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -128,7 +132,7 @@ def run(args: Namespace) -> None:
     streaming = not (args.json or args.no_stream) and len(prompts) * args.num_samples == 1
     if streaming:
         print(prompts[0], end="", flush=True)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _ending_at_once():
         warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
         samples = generate(
             model,
@@ -148,6 +152,25 @@ def run(args: Namespace) -> None:
             if len(samples) > 1:
                 print(f"{'' if i == 0 else chr(10)}--- {i + 1} of {len(samples)}")
             print(f"{sample.prompt}{sample.text}", flush=True)
+
+
+@contextlib.contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """Inside, Ctrl-C ends the process, which has nothing to lose: JAX swallows a KeyboardInterrupt that is raised within
+    its callbacks. Where somebody else handles or ignores the signal, it is left to them."""
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+
+    def end(*_: object) -> None:
+        os.write(2, b"interrupted\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def as_json(sample: "Sample") -> str:

@@ -181,5 +181,5 @@ def test_an_interrupt_is_one_word(run):
     process = start(run, "--prompt", "the", "--num-samples", "1", "--max-new-tokens", "60")
     assert process.stdout.read(3) == b"the"
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
-    assert process.stderr.read() == b"interrupted\n"
+    code = process.wait(60)
+    assert (code, process.stderr.read()) == (130, b"interrupted\n")
