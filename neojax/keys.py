@@ -240,6 +240,11 @@ class TrainConfig:
         "XLA options for the training step, as name=value; they take precedence over the platform's own "
         "(neojax/training/compiler.py)",
     )
+    deterministic: bool = _key(
+        False,
+        "on GPUs: only operations whose results do not depend on the order in which threads finish, so that a resumed "
+        "run equals an uninterrupted one bit for bit; slower. CPUs and TPUs do so without it",
+    )
     seed: int = _key(0, "seed of initial weights, data order and dropout", least=0)
     log_every: int = _key(10, "steps between lines of metrics.jsonl", least=1)
     eval_every: int = _key(0, "steps between evaluations on data.validation; 0: only at the end", least=0)

@@ -3,6 +3,11 @@
 They go with the compilation, not into environment variables, where an option that a release no longer knows ends the
 process. Sources: the settings that MaxText and NVIDIA's JAX-Toolbox publish for their training runs. Those of the TPU
 let collectives run beside computation; those of the GPU do the same and merge small collectives.
+
+`train.deterministic` asks that the same program on the same numbers gives the same bits. CPUs and TPUs need nothing
+for that. On GPUs XLA then takes no kernel that adds in the order in which threads happen to finish, tells cuDNN to use the
+deterministic form of its attention's gradient, and chooses kernels without timing them, so that a program compiled
+again is the same program.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,17 +45,16 @@ OPTIONS: Mapping[str, Options] = {  # by platform, then by kind of device
     },
 }
 
+DETERMINISTIC: Mapping[str, Options] = {"gpu": {"xla_gpu_deterministic_ops": True}}  # by platform
 
-def compiler_options(layout: Layout, own: Sequence[str] = ()) -> Options:
-    """The options for the devices of `layout`, with the run's `own` (name=value) on top.
+
+def compiler_options(layout: Layout, own: Sequence[str] = (), deterministic: bool = False) -> Options:
+    """The options for the devices of `layout`, with the run's `own` (name=value) on top, and the `deterministic` ones.
 
     Those of the table that the installed compiler does not know are left out. Raises `NeojaxError` for one of `own`
-    that it does not know, or whose value it does not take.
+    that it does not know, or whose value it does not take, or that undoes `deterministic`.
     """
-    devices = (
-        list(layout.mesh.devices.flat) if isinstance(layout.mesh, jax.sharding.Mesh) else [layout.device]
-    )
-    here = next((d for d in devices if d.process_index == jax.process_index()), devices[0])
+    here = _device(layout)
     table = {**OPTIONS.get(here.platform, {}), **OPTIONS.get(here.device_kind, {})}
     if _refusal(here, table):
         table = {name: value for name, value in table.items() if not _refusal(here, {name: value})}
@@ -62,7 +66,35 @@ def compiler_options(layout: Layout, own: Sequence[str] = ()) -> Options:
         if refusal := _refusal(here, option):
             raise NeojaxError(f"train.compiler_options: {text}: {refusal}; correct it or leave it out")
         table |= option
+    required = deterministic_options(layout) if deterministic else {}
+    for name, needed in required.items():
+        if table.setdefault(name, needed) != needed:
+            raise NeojaxError(
+                f"train.deterministic needs {name}={str(needed).lower()}, which train.compiler_options sets to "
+                f"{str(table[name]).lower()}; leave one of the two out"
+            )
     return table
+
+
+def deterministic_options(layout: Layout) -> Options:
+    """What `train.deterministic` asks of every program that computes a number of the run.
+
+    Raises `NeojaxError` where the installed compiler cannot promise it.
+    """
+    options = DETERMINISTIC.get(layout.platform, {})
+    if refusal := _refusal(_device(layout), options):
+        raise NeojaxError(
+            f"train.deterministic: this compiler cannot promise it ({refusal}); set it to false"
+        )
+    return dict(options)
+
+
+def _device(layout: Layout) -> jax.Device:
+    """A device of `layout`, of this process if it has one there, to ask its compiler."""
+    devices = (
+        list(layout.mesh.devices.flat) if isinstance(layout.mesh, jax.sharding.Mesh) else [layout.device]
+    )
+    return next((d for d in devices if d.process_index == jax.process_index()), devices[0])
 
 
 def _refusal(device: jax.Device, options: Options) -> str:

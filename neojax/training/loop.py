@@ -60,7 +60,7 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
     model.stored()
     rows = train.microbatch or train.batch_size
     of_layers(train.attention_kernel, config.model, layout, model.dtype)
-    compiler_options(layout, train.compiler_options)
+    compiler_options(layout, train.compiler_options, train.deterministic)
     layout.spec(BATCH_DIMS, (1, rows, config.model.n_ctx), what=f"a microbatch of {rows} sequences")
     # Traces activations too: a layout that does not fit them is known before weights are made and a run directory is.
     tokens = jax.ShapeDtypeStruct((rows, config.model.n_ctx), jnp.int32)

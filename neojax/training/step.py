@@ -11,7 +11,7 @@ from neojax.config import TrainConfig
 from neojax.errors import NeojaxError
 from neojax.mesh import Layout
 from neojax.models import Transformer
-from neojax.training.compiler import compiler_options
+from neojax.training.compiler import compiler_options, deterministic_options
 from neojax.training.mlm import BATCH_DIMS, hide
 from neojax.training.optimizer import Optimizer
 from neojax.training.schedule import learning_rate
@@ -87,7 +87,7 @@ def make_train_step(
         metrics = {"loss": nll / scored, "grad_norm": norm, "learning_rate": rate(step)}
         return {"params": params, "opt_state": opt_state}, metrics
 
-    options = compiler_options(model.layout, train.compiler_options)
+    options = compiler_options(model.layout, train.compiler_options, train.deterministic)
     return jax.jit(train_step, donate_argnums=0, compiler_options=options)
 
 
@@ -108,7 +108,8 @@ def make_eval_step(
         _, nll, scored = model.bind(params).loss(inputs, targets, entmax=train.loss == "entmax")
         return nll, scored
 
-    return jax.jit(eval_step)
+    options = deterministic_options(model.layout) if train.deterministic else {}
+    return jax.jit(eval_step, compiler_options=options)
 
 
 def data_shard(layout: Layout, batch_size: int) -> tuple[int, int]:
