@@ -1,5 +1,10 @@
 """A run directory, or one of its checkpoints, opens as a model; what is none says why."""
 
+import logging
+import os
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -83,3 +88,36 @@ def test_a_run_that_has_no_checkpoint_yet(tmp_path):
     (tmp_path / "config.yml").write_text(configuration.dump(CONFIG))
     with pytest.raises(NeojaxError, match="train it first"):
         neojax.load(tmp_path)
+
+
+LOGGING = """
+import logging, sys, absl.logging
+def state():
+    return [(l.name, l.level, l.handlers, l.propagate, l.filters) for l in
+            [logging.root, *logging.root.manager.loggerDict.values()] if isinstance(l, logging.Logger)
+            and (l.level, l.handlers, l.propagate) != (0, [], True)]
+import jax
+before = state()
+import neojax
+neojax.load(sys.argv[1])
+assert state() == before, (before, state())
+"""
+
+
+def test_logging_is_left_as_it_was(run):
+    done = subprocess.run(
+        [sys.executable, "-c", LOGGING, str(run)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_logging_is_quiet_until_the_last_checkpoints_are_closed(run):
+    absl = logging.getLogger("absl")
+    before = absl.level
+    first, second = Checkpoints(run), Checkpoints(run)
+    first.close()
+    assert absl.level == logging.ERROR
+    second.close()
+    second.close()
+    assert absl.level == before

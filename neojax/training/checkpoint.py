@@ -6,24 +6,24 @@ disk, so a folder with a number for a name was complete once; if it is not compl
 damaged, which is an error and never a fresh start.
 """
 
+import contextlib
 import json
-import logging
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from jax.sharding import AbstractMesh, NamedSharding, Sharding, SingleDeviceSharding
 
 from neojax.errors import NeojaxError, suggest
+from neojax.training.quiet import quiet
+
+with quiet():  # it logs already while it is imported
+    import orbax.checkpoint as ocp
 
 FORMAT = 1
 FILES = "files.json"
-
-# Orbax tells every step it takes through absl; what concerns the user reaches them as NeojaxError.
-logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class Checkpoints:
@@ -50,15 +50,18 @@ class Checkpoints:
         self._saving = 0  # the step last begun
         self._manager = None
         if keep or self.path.is_dir():
-            self._manager = ocp.CheckpointManager(
-                self.path,
-                options=_options(keep, self._list_files),
-                item_handlers={
-                    "params": ocp.PyTreeCheckpointHandler(),
-                    "opt_state": ocp.PyTreeCheckpointHandler(),
-                    "meta": ocp.JsonCheckpointHandler(),
-                },
-            )
+            with contextlib.ExitStack() as until_closed:
+                until_closed.enter_context(quiet())
+                self._manager = ocp.CheckpointManager(
+                    self.path,
+                    options=_options(keep, self._list_files),
+                    item_handlers={
+                        "params": ocp.PyTreeCheckpointHandler(),
+                        "opt_state": ocp.PyTreeCheckpointHandler(),
+                        "meta": ocp.JsonCheckpointHandler(),
+                    },
+                )
+                self._until_closed = until_closed.pop_all()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -125,6 +128,7 @@ class Checkpoints:
         if self._manager:
             self._manager.close()
             self._manager = None
+            self._until_closed.close()
 
     def _list_files(self) -> None:
         """Writes FILES into the folder being saved, the last thing before its rename."""
