@@ -1,8 +1,14 @@
 """Linear attention: a running state of one head_dim x head_dim matrix a head instead of all earlier keys and values.
 
-    y_i = sum over j <= i, and features d, of  softmax(q_i)_d * exp(k_j)_d * v_j / (sum over j <= i of exp(k_j)_d + 1e-6)
+    y_i = sum over j <= i of w_ij v_j / (sum over j <= i of w_ij + 1e-6),  w_ij = sum over features d of softmax(q_i)_d exp(k_j)_d
 
-Everything is in float32. Facts: gpt-neo's `causal_linear_attention`, after https://arxiv.org/abs/1812.01243.
+One denominator a query: y_i is a mean of values. Without `causal` it is one a feature, which makes exp(k) a softmax over
+the sequence:
+
+    y_i = sum over j, and features d, of  softmax(q_i)_d * exp(k_j)_d * v_j / (sum over j of exp(k_j)_d)
+
+Everything is in float32. Facts: gpt-neo's `causal_linear_attention` and `linear_attention`, after
+https://arxiv.org/abs/2006.16236 and https://arxiv.org/abs/1812.01243.
 `key_dim` is head_dim as queries and keys have it, since the state has both; it is never split.
 """
 
@@ -34,8 +40,8 @@ def attention(
 
     start: int32 [batch], the number of padding tokens at the left of a row. time: that of the first token; state: that
     before it, where the sequence goes on from earlier tokens, which needs a whole sequence on every device. Without
-    `causal`, exp(k) is normalised by its sum over the whole sequence. Rule: causal attention runs in chunks, in time linear in the sequence, unless
-    the layout splits `sequence` or `memory_length`; then it compares all pairs.
+    `causal`, exp(k) is normalised by its sum over the whole sequence. Rule: causal attention runs in chunks, in time
+    linear in the sequence, unless the layout splits `sequence` or `memory_length`; then it compares all pairs.
     """
     dtype = v.dtype
     q, k = features(q, k)
@@ -68,13 +74,15 @@ def step(q: jax.Array, k: jax.Array, v: jax.Array, state: State) -> tuple[jax.Ar
     """One more token a row: q, k, v [batch, 1, heads, head_dim] and the state before it -> its y, and the state."""
     q, k = features(q, k)
     context, total = (old + new for old, new in zip(state, sums(k, v)))
-    q = q / (total[:, None] + EPSILON)
+    weights = named.einsum(
+        "batch sequence heads key_dim, batch heads key_dim -> batch sequence heads", q, total
+    )
     y = named.einsum(
         "batch sequence heads key_dim, batch heads key_dim head_dim -> batch sequence heads head_dim",
         q,
         context,
     )
-    return y.astype(v.dtype), (context, total)
+    return (y / (weights + EPSILON)[..., None]).astype(v.dtype), (context, total)
 
 
 def features(q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -107,19 +115,17 @@ def reference(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Stat
     """By the definition: the whole matrix of scores, masked. Works under every layout."""
     state = sums(k, v)
     time = jnp.arange(q.shape[1])
-    seen = (time[:, None] >= time).astype(jnp.float32)
+    seen = time[:, None] >= time
     k = named.lay(k, "batch memory_length heads key_dim")
-    total = named.einsum(
-        "sequence memory_length, batch memory_length heads key_dim -> batch sequence heads key_dim", seen, k
-    )
-    scores = named.einsum(
+    weights = named.einsum(
         "batch sequence heads key_dim, batch memory_length heads key_dim -> batch heads sequence memory_length",
-        q / (total + EPSILON),
+        q,
         k,
     )
+    weights = jnp.where(seen, weights, 0.0)
     y = named.einsum(
         "batch heads sequence memory_length, batch memory_length heads head_dim -> batch sequence heads head_dim",
-        jnp.where(seen > 0, scores, 0.0),
+        weights / (weights.sum(-1, keepdims=True) + EPSILON),
         named.lay(v, "batch memory_length heads head_dim"),
     )
     return y, state
@@ -137,10 +143,10 @@ def _chunks(q: jax.Array, k: jax.Array, v: jax.Array, state: State, chunk: int) 
     def body(state: State, inputs: tuple[jax.Array, ...]) -> tuple[State, jax.Array]:
         context, total = state
         q, k, v = inputs
-        q = q / (total[:, :, None] + jnp.cumsum(k, axis=2) + EPSILON)
-        within = jnp.tril(jnp.einsum("bhqd,bhkd->bhqk", q, k)) @ v
-        after = context + jnp.einsum("bhkd,bhke->bhde", k, v), total + k.sum(axis=2)
-        return after, within + q @ context
+        within = jnp.tril(jnp.einsum("bhqd,bhkd->bhqk", q, k))
+        weights = within.sum(axis=-1) + jnp.einsum("bhqd,bhd->bhq", q, total)
+        y = (within @ v + q @ context) / (weights + EPSILON)[..., None]
+        return (context + jnp.einsum("bhkd,bhke->bhde", k, v), total + k.sum(axis=2)), y
 
     state, y = jax.lax.scan(body, state, (split(q), split(k), split(v)))
     return y.transpose(1, 0, 3, 2, 4).reshape(batch, count * chunk, heads, -1)[:, :length], state

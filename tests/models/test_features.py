@@ -114,10 +114,12 @@ def by_hand(config, params, tokens):
         ago = time[:, None] - time
         if kind == "linear":
             q = np.exp(q) / np.exp(q).sum(-1, keepdims=True)
-            seen = (ago >= 0) | (not config.causal)
-            pairs = np.where(seen[..., None], np.exp(k)[:, :, None], 0.0)  # [b, h, query, key, d]
-            share = pairs / (pairs.sum(3, keepdims=True) + 1e-6 * config.causal)
-            out = np.einsum("bhqd,bhqkd,bhke->bhqe", q, share, v)
+            if config.causal:  # one denominator a query
+                weights = np.where(ago >= 0, np.einsum("bhqd,bhkd->bhqk", q, np.exp(k)), 0.0)
+                share = weights / (weights.sum(-1, keepdims=True) + 1e-6)
+            else:  # one a feature
+                share = np.einsum("bhqd,bhkd->bhqk", q, np.exp(k) / np.exp(k).sum(2, keepdims=True))
+            out = share @ v
         else:
             reach = config.window_size if kind == "local" else length
             seen = ((ago >= 0) & (ago < reach)) if config.causal else abs(ago) <= reach
