@@ -43,14 +43,15 @@ def main() -> None:
     from neojax.mesh import single_device
     from neojax.models import Transformer
     from neojax.training.optimizer import make_optimizer
-    from neojax.training.step import make_train_step, place
+    from neojax.training.share import Share
+    from neojax.training.step import make_train_step
 
     layout = single_device()
     jax.set_mesh(layout.mesh)
     tokens = np.random.default_rng(0).integers(
         0, 50257, (options["batch"], options["sequence"] + 1), dtype=np.int32
     )
-    batch = place(layout, {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}, 1, (0, 1))
+    batch = Share(layout, options["batch"]).place({"inputs": tokens[:, :-1], "targets": tokens[:, 1:]})
     programs: dict[str, Any] = {}
     optimizers: dict[str, Any] = {}
     memory: dict[str, dict[str, int]] = {}

@@ -37,7 +37,8 @@ def compiled(options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, float]]:
     from neojax.models import Transformer
     from neojax.topology import tpu_devices
     from neojax.training.optimizer import make_optimizer
-    from neojax.training.step import BATCH_DIMS, abstract_state, make_train_step
+    from neojax.training.share import BATCH_DIMS
+    from neojax.training.step import abstract_state, make_train_step
 
     mesh = MeshConfig(options["shape"], options["layout"], options["param_layout"])
     layout = make_layout(mesh, tpu_devices(options["topology"]))

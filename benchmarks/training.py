@@ -30,7 +30,8 @@ def neojax_step(options: Mapping[str, Any]) -> Callable[[], int]:
     from neojax.mesh import single_device
     from neojax.models import Transformer
     from neojax.training.optimizer import make_optimizer
-    from neojax.training.step import init_state, make_train_step, place
+    from neojax.training.share import Share
+    from neojax.training.step import init_state, make_train_step
 
     batch, sequence = options["batch"], options["sequence"]
     config = shapes.ours(options["model"], sequence)
@@ -48,11 +49,12 @@ def neojax_step(options: Mapping[str, Any]) -> Callable[[], int]:
     step = make_train_step(model, optimizer, train)
     tokens = np.random.default_rng(0).integers(0, 50257, (batch, sequence + 1), dtype=np.int32)
     rows = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+    share = Share(model.layout, batch)
 
     def once() -> int:
         nonlocal state
         for i in range(options["steps"]):
-            state, metrics = step(state, place(model.layout, rows, 1, (0, 1)), jnp.int32(i))
+            state, metrics = step(state, share.place(rows), jnp.int32(i))
         jax.block_until_ready(metrics)
         return options["steps"] * batch * sequence
 

@@ -6,6 +6,7 @@ Grain computes which window stands where by index, so that any batch is found at
 remembered between batches.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 
 import grain
@@ -58,17 +59,6 @@ def _stack(windows: Sequence[np.ndarray], n_rows: int, n_ctx: int) -> Batch:
     return {"inputs": inputs, "targets": targets}
 
 
-def _rows(batch_size: int, shard: tuple[int, int]) -> int:
-    index, count = shard
-    if not 0 <= index < count:
-        raise NeojaxError(f"shard {index} of {count}: expected an index below the count")
-    if batch_size % count:
-        raise NeojaxError(
-            f"batch_size={batch_size} does not divide over {count} data-loading hosts; make it a multiple of {count}"
-        )
-    return batch_size // count
-
-
 def train_batches(
     data: DataConfig,
     n_ctx: int,
@@ -76,17 +66,17 @@ def train_batches(
     seed: int,
     start_step: int = 0,
     *,
-    shard: tuple[int, int] = (0, 1),
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """The batches of a run from `start_step` on, without end; `data.prefetch` are read ahead by threads.
 
-    Yields {"inputs", "targets"}, each int32 [batch_size / count, n_ctx] for shard (index, count): rows
-    [index * batch_size / count, ...) of the batch that all shards make together. That whole batch depends only on
-    (data, seed, step). A target is -1 where there is no token to score. Raises `NeojaxError`.
+    rows: which of a batch's `batch_size` rows to read, in rising order; default all. Yields {"inputs", "targets"},
+    each int32 [len(rows), n_ctx]. A row depends only on (data, seed, step, its number), never on who reads it. A target
+    is -1 where there is no token to score. Raises `NeojaxError`.
     """
     if not data.train:
         raise NeojaxError("data.train is empty; name at least one token store or TFRecord file")
-    rows = _rows(batch_size, shard)
+    rows = range(batch_size) if rows is None else rows
     mixture, weights = [], []
     for i, source in enumerate(data.train):
         if source.weight > 0:
@@ -103,28 +93,30 @@ def train_batches(
         stream = grain.MapDataset.mix(mixture, proportions)
     else:
         stream = mixture[0]
-    batches = stream.batch(rows, drop_remainder=True, batch_fn=lambda windows: _stack(windows, rows, n_ctx))
-    index, count = shard
-    mine = batches[start_step * count + index :: count]
+
+    def batch(step: int) -> Batch:
+        return _stack([stream[step * batch_size + row] for row in rows], len(rows), n_ctx)
+
+    batches = grain.MapDataset.range(start_step, sys.maxsize // batch_size).map(batch)
     options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=data.prefetch)
-    return iter(mine.to_iter_dataset(options))
+    return iter(batches.to_iter_dataset(options))
 
 
 def validation_batches(
-    source: SourceConfig, n_ctx: int, batch_size: int, *, shard: tuple[int, int] = (0, 1)
+    source: SourceConfig, n_ctx: int, batch_size: int, *, rows: Sequence[int] | np.ndarray | None = None
 ) -> Iterator[Batch]:
     """One pass over a source in order, every token but the first (of each example, see `Windows`) a target once.
 
-    Yields as `train_batches`. The last batch is filled up with rows of which nothing is scored, so that every
-    shard yields the same number of batches of the same shape. Raises `NeojaxError`.
+    rows, and what is yielded, as in `train_batches`. The last batch is filled up with rows of which nothing is scored, so
+    that all readers yield the same number of batches. Raises `NeojaxError`.
     """
-    rows = _rows(batch_size, shard)
+    rows = range(batch_size) if rows is None else rows
     windows = Windows(open_source(source.path, "validation"), n_ctx)
 
     def batches() -> Iterator[Batch]:
-        for first in range(shard[0] * rows, shard[0] * rows + len(windows), batch_size):
-            mine = range(first, min(first + rows, len(windows)))
-            yield _stack([windows[i] for i in mine], rows, n_ctx)
+        for first in range(0, len(windows), batch_size):
+            mine = [first + row for row in rows if first + row < len(windows)]
+            yield _stack([windows[i] for i in mine], len(rows), n_ctx)
 
     # Not a generator itself: a wrong path is an error at the call, not at the first batch.
     return batches()

@@ -32,16 +32,14 @@ from neojax.training.flops import flops_per_token, mfu
 from neojax.training.metrics import MetricsWriter, Progress, Stopwatch, Throughput
 from neojax.training.optimizer import Optimizer, make_optimizer
 from neojax.training.profile import Profile
+from neojax.training.share import BATCH_DIMS, Share
 from neojax.training.step import (
-    BATCH_DIMS,
     State,
     abstract_state,
-    data_shard,
     evaluate,
     init_state,
     make_eval_step,
     make_train_step,
-    place,
 )
 
 
@@ -140,20 +138,19 @@ class Run:
         self.meta = meta
         self.train_step = make_train_step(model, optimizer, config.train)
         self.eval_step = make_eval_step(model, config.train)
-        self.shard = data_shard(model.layout, config.train.microbatch or config.train.batch_size)
+        self.share = Share(model.layout, config.train.microbatch or config.train.batch_size)
         self.tokens_a_step = config.train.batch_size * config.model.n_ctx
 
     def go(self, checkpoints: Checkpoints) -> None:
         """Trains to the last step, or to a signal, and leaves a checkpoint of where it stopped."""
         train = self.config.train
-        microbatches = train.batch_size // (train.microbatch or train.batch_size)
         batches = train_batches(
             self.config.data,
             self.config.model.n_ctx,
             train.batch_size,
             train.seed,
             self.step,
-            shard=self.shard,
+            rows=self.share.of_batch(train.batch_size),
         )
         metrics = MetricsWriter(train.run_dir, train.tensorboard, resume_step=self.step)
         throughput, waiting = Throughput(), Stopwatch()
@@ -165,7 +162,7 @@ class Run:
                 while self.step < train.steps and not stops:
                     with profile.step(self.step + 1):
                         with waiting, jax.profiler.TraceAnnotation("input"):
-                            batch = place(self.model.layout, next(batches), microbatches, self.shard)
+                            batch = self.share.place(next(batches))
                         self.state, values = self.train_step(self.state, batch, jnp.int32(self.step))
                     self.step += 1
                     if profile.ends(self.step):
@@ -239,11 +236,11 @@ class Run:
             batches = validation_batches(
                 source,
                 self.config.model.n_ctx,
-                self.config.train.microbatch or self.config.train.batch_size,
-                shard=self.shard,
+                self.share.microbatch,
+                rows=self.share.held,
             )
             batches = islice(batches, self.config.train.eval_batches or None)
-            loss, _ = evaluate(self.eval_step, self.state["params"], self.model.layout, batches, self.shard)
+            loss, _ = evaluate(self.eval_step, self.state["params"], batches, self.share)
             row |= {f"{name}_loss": loss, f"{name}_perplexity": perplexity(loss)}
             self.progress.note(f"step {self.step}: {name} loss {loss:.4f}")
         return row

@@ -12,8 +12,7 @@ import numpy as np
 
 from neojax.config import TrainConfig
 from neojax.mesh import Layout
-
-BATCH_DIMS = ("microbatches", "batch", "sequence")
+from neojax.training.share import BATCH_DIMS
 
 
 def hide(

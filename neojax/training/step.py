@@ -5,16 +5,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from neojax.config import TrainConfig
 from neojax.errors import NeojaxError
-from neojax.mesh import Layout
 from neojax.models import Transformer
 from neojax.training.compiler import compiler_options, deterministic_options
-from neojax.training.mlm import BATCH_DIMS, hide
+from neojax.training.mlm import hide
 from neojax.training.optimizer import Optimizer
 from neojax.training.schedule import learning_rate
+from neojax.training.share import Share
 
 State = dict[str, Any]
 """{"params": {name: array}, "opt_state": the optimizer's tree}; parameters are float32 in their stored layout."""
@@ -112,56 +111,13 @@ def make_eval_step(
     return jax.jit(eval_step, compiler_options=options)
 
 
-def data_shard(layout: Layout, batch_size: int) -> tuple[int, int]:
-    """Which part of every batch this process reads: (index, count) of equal, contiguous shares of its rows.
-
-    Processes whose devices hold the same rows (their axes split other dimensions) read the same share. Raises
-    `NeojaxError` where the mesh gives a process rows that are no such share.
-    """
-    sharding = layout.sharding(("batch",), (batch_size,), what="the batch")
-    held: Any = sharding.addressable_devices_indices_map((batch_size,)).values()
-    spans = [index[0].indices(batch_size)[:2] for index in held]
-    start, stop = min(a for a, _ in spans), max(b for _, b in spans)
-    rows = stop - start
-    if batch_size % rows or start % rows:
-        raise NeojaxError(
-            f"mesh.shape: this host's devices hold rows {start} to {stop} of a batch of {batch_size}, not an equal "
-            "share; let the axis of batch come first in mesh.shape"
-        )
-    return start // rows, batch_size // rows
-
-
-def place(layout: Layout, batch: Mapping[str, np.ndarray], microbatches: int, shard: tuple[int, int]) -> dict:
-    """This host's rows of a batch, int32 [rows, sequence], as part of arrays [microbatches, batch, sequence]."""
-    index, count = shard
-
-    def array(rows: np.ndarray) -> jax.Array:
-        local = rows.reshape(microbatches, -1, rows.shape[-1])
-        shape = (microbatches, local.shape[1] * count, local.shape[2])
-        offset = index * local.shape[1]
-        sharding = layout.sharding(BATCH_DIMS, shape, what="the batch")
-
-        def part(slices: tuple[slice, ...] | None) -> np.ndarray:
-            assert slices is not None
-            start, stop, _ = slices[1].indices(shape[1])
-            return local[slices[0], start - offset : stop - offset, slices[2]]
-
-        return jax.make_array_from_callback(shape, sharding, part)
-
-    return {name: array(np.asarray(rows)) for name, rows in batch.items()}
-
-
 def evaluate(
-    eval_step: Callable,
-    params: Mapping[str, jax.Array],
-    layout: Layout,
-    batches: Iterator,
-    shard: tuple[int, int],
+    eval_step: Callable, params: Mapping[str, jax.Array], batches: Iterator, share: Share
 ) -> tuple[float, int]:
     """Mean nats per token over `batches`, and the number of tokens scored. Raises `NeojaxError` if there are none."""
     nats, tokens = 0.0, 0
     for batch in batches:
-        nll, scored = eval_step(params, place(layout, batch, 1, shard))
+        nll, scored = eval_step(params, share.place(batch))
         nats, tokens = nats + float(nll), tokens + int(scored)
     if not tokens:
         raise NeojaxError("the evaluation data holds no token to score")

@@ -54,18 +54,14 @@ def test_batches_run_over_the_end_of_an_epoch(make_store):
     assert (counts == 4).all() and len(counts) == 13
 
 
-def test_the_sequence_does_not_depend_on_restarts_prefetch_or_shards(make_store):
+def test_the_sequence_does_not_depend_on_restarts_prefetch_or_readers(make_store):
     sources = (make_store("a", [500]), 2.0), (make_store("b", [300], first=10_000), 1.0)
     whole = take(20, data(*sources), N_CTX, 4, seed=3)
     assert_same(take(20, data(*sources, prefetch=1), N_CTX, 4, seed=3), whole)
     assert_same(take(13, data(*sources), N_CTX, 4, seed=3, start_step=7), whole[7:])
-    for count in (2, 4):
-        shards = [take(13, data(*sources), N_CTX, 4, 3, 7, shard=(i, count)) for i in range(count)]
-        joined = [
-            {k: np.concatenate([b[k] for b in parts]) for k in parts[0]}
-            for parts in zip(*shards, strict=True)
-        ]
-        assert_same(joined, whole[7:])
+    for rows in ([0, 1], [2, 3], [0, 3], [1], [0, 1, 2, 3]):
+        mine = take(13, data(*sources), N_CTX, 4, 3, 7, rows=rows)
+        assert_same(mine, [{key: batch[key][rows] for key in batch} for batch in whole[7:]])
 
 
 def test_the_seed_changes_the_order_and_neighbouring_seeds_share_no_epoch(make_store):
@@ -117,26 +113,25 @@ def test_a_store_shorter_than_a_window_is_padded_and_not_scored_there(make_store
 @pytest.mark.parametrize("n_tokens", [2, 9, 10, 100, 257, 258])
 def test_validation_scores_every_token_once_in_order_on_every_number_of_hosts(make_store, n_tokens, count):
     source = SourceConfig(make_store("v", [n_tokens]))
-    shards = [list(validation_batches(source, N_CTX, 4, shard=(i, count))) for i in range(count)]
-    assert len({len(batches) for batches in shards}) == 1
-    assert all(b["inputs"].shape == b["targets"].shape == (4 // count, N_CTX) for s in shards for b in s)
-    in_order = [batch for parts in zip(*shards, strict=True) for batch in parts]
+    parts = [range(i, 4, count) for i in range(count)]
+    hosts = [list(validation_batches(source, N_CTX, 4, rows=rows)) for rows in parts]
+    assert len({len(batches) for batches in hosts}) == 1
+    assert all(b["inputs"].shape == b["targets"].shape == (4 // count, N_CTX) for h in hosts for b in h)
+    in_order = [{"targets": np.stack([b["targets"] for b in step], 1)} for step in zip(*hosts, strict=True)]
     assert scored(in_order).tolist() == list(range(1, n_tokens))
 
 
 def test_what_cannot_be_loaded_is_said(make_store):
     a = make_store("a", [50])
-    for config, options, cause in [
-        (data(), {}, "data.train is empty"),
-        (data((a, 0.0)), {}, "weight 0"),
-        (data((make_store("empty", []), 1.0)), {}, "holds 0 tokens"),
-        (data((make_store("one", [1]), 1.0)), {}, "holds 1 tokens"),
-        (data((a, 1.0)), {"shard": (0, 3)}, "does not divide"),
-        (data((a, 1.0)), {"shard": (2, 2)}, "shard 2 of 2"),
-        (data(("no/such", 1.0)), {}, "no/such"),
+    for config, cause in [
+        (data(), "data.train is empty"),
+        (data((a, 0.0)), "weight 0"),
+        (data((make_store("empty", []), 1.0)), "holds 0 tokens"),
+        (data((make_store("one", [1]), 1.0)), "holds 1 tokens"),
+        (data(("no/such", 1.0)), "no/such"),
     ]:
         with pytest.raises(NeojaxError, match=cause):
-            train_batches(config, N_CTX, 4, 0, 0, **options)
+            train_batches(config, N_CTX, 4, 0, 0)
     with pytest.raises(NeojaxError, match="no/such"):
         validation_batches(SourceConfig("no/such"), N_CTX, 4)
 

@@ -98,7 +98,7 @@ def test_a_mixture_with_a_token_store_resumes_at_any_step_and_shards(fixed, make
     firsts = np.concatenate([b["inputs"][:, 0] for b in whole])
     assert abs((firsts < 10_000).sum() - 60) <= 2
     resumed = take(13, config, N_CTX, 4, seed=3, start_step=7)
-    shards = [take(13, config, N_CTX, 4, 3, 7, shard=(i, 2)) for i in range(2)]
+    shards = [take(13, config, N_CTX, 4, 3, 7, rows=rows) for rows in ([0, 1], [2, 3])]
     for batch, again, *parts in zip(whole[7:], resumed, *shards, strict=True):
         for key in batch:
             np.testing.assert_array_equal(batch[key], again[key])

@@ -13,9 +13,10 @@ from neojax.config import Config, ModelConfig, TrainConfig, check
 from neojax.errors import NeojaxError
 from neojax.mesh import single_device
 from neojax.training.flops import forward_flops_per_token, visible_keys
-from neojax.training.mlm import BATCH_DIMS, hide
+from neojax.training.mlm import hide
 from neojax.training.optimizer import make_optimizer
 from neojax.training.schedule import learning_rate
+from neojax.training.share import BATCH_DIMS
 
 TRAIN = TrainConfig(
     mlm_mask_id=60,

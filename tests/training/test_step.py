@@ -14,19 +14,17 @@ from neojax.errors import NeojaxError
 from neojax.models import Transformer
 from neojax.training.optimizer import make_optimizer
 from neojax.training.schedule import learning_rate
+from neojax.training.share import Share
 from neojax.training.step import (
-    data_shard,
     evaluate,
     init_state,
     make_eval_step,
     make_train_step,
-    place,
 )
 
 LAYOUT = layout_of("data:2, model:2", "batch:data, heads:model, mlp:model, vocab:model", "embd:data")
 CONFIG = tiny(n_layer=1, attention_types=("global",), n_embd=16, n_ctx=12)
 TRAIN = TrainConfig(learning_rate=1e-2, warmup_steps=2, steps=50, clip_norm=0.5)
-WHOLE = (0, 1)
 
 
 def batch_of(seed=0, rows=8):
@@ -53,7 +51,7 @@ def setup(config=CONFIG, train=TRAIN, layout=LAYOUT):
 
 def stepped(microbatches, config=CONFIG, train=TRAIN, batch=None, layout=LAYOUT, step=3):
     _, state, run = setup(config, train, layout)
-    state, metrics = run(state, place(layout, batch or batch_of(), microbatches, WHOLE), jnp.int32(step))
+    state, metrics = run(state, Share(layout, 8 // microbatches).place(batch or batch_of()), jnp.int32(step))
     return state, {name: float(value) for name, value in metrics.items()}
 
 
@@ -95,7 +93,7 @@ def test_the_new_state_takes_the_place_of_the_old(options):
     optimizer = make_optimizer(train, model.dims())
     with jax.set_mesh(LAYOUT.mesh):
         state = init_state(model.init(0), optimizer)
-        batch = place(LAYOUT, batch_of(), 1, WHOLE)
+        batch = Share(LAYOUT, 8).place(batch_of())
         step = make_train_step(model, optimizer, train).lower(state, batch, jnp.int32(0)).compile()
     held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
     assert step.memory_analysis().alias_size_in_bytes == held
@@ -104,7 +102,7 @@ def test_the_new_state_takes_the_place_of_the_old(options):
 def test_state_is_donated_and_keeps_its_layout():
     model, state, run = setup()
     before = state["params"]
-    after, _ = run(state, place(LAYOUT, batch_of(), 1, WHOLE), jnp.int32(0))
+    after, _ = run(state, Share(LAYOUT, 8).place(batch_of()), jnp.int32(0))
     assert all(p.is_deleted() for p in before.values())
     for name, spec in model.stored().items():
         assert after["params"][name].sharding.is_equivalent_to(spec.sharding, len(spec.shape)), name
@@ -114,7 +112,7 @@ def test_the_step_learns():
     """Ids that follow one another are learnt within a few steps."""
     _, state, run = setup()
     rows = (np.arange(13)[None] * 3 + np.arange(8)[:, None]).astype(np.int32) % 61
-    batch = place(LAYOUT, {"inputs": rows[:, :-1], "targets": rows[:, 1:]}, 1, WHOLE)
+    batch = Share(LAYOUT, 8).place({"inputs": rows[:, :-1], "targets": rows[:, 1:]})
     losses = []
     for step in range(40):
         state, metrics = run(state, batch, jnp.int32(step))
@@ -126,7 +124,7 @@ def test_the_step_learns():
 def test_padding_of_the_vocabulary_is_never_trained():
     _, state, run = setup(train=TrainConfig(weight_decay=0.1, z_loss=1e-3, steps=10, warmup_steps=0))
     for step in range(3):
-        state, _ = run(state, place(LAYOUT, batch_of(step), 1, WHOLE), jnp.int32(step))
+        state, _ = run(state, Share(LAYOUT, 8).place(batch_of(step)), jnp.int32(step))
     table = np.asarray(state["params"]["wte"])
     assert table.shape[0] == 62 and not table[61:].any()
 
@@ -144,7 +142,7 @@ def test_a_batch_without_targets_changes_nothing_but_decay():
 def test_every_step_draws_its_own_dropout():
     config = tiny(n_layer=1, attention_types=("global",), n_embd=16, n_ctx=12, res_dropout=0.3)
     model, _, run = setup(config)
-    batch = place(LAYOUT, batch_of(), 2, WHOLE)
+    batch = Share(LAYOUT, 4).place(batch_of())
 
     def loss(step):
         optimizer = make_optimizer(TRAIN, model.dims())
@@ -160,23 +158,11 @@ def test_evaluation_weighs_by_token_and_refuses_nothing():
     eval_step = make_eval_step(model)
     batches = [batch_of(0), batch_of(5)]
     batches[1]["targets"][:6] = -1
-    loss, count = evaluate(eval_step, state["params"], LAYOUT, iter(batches), WHOLE)
-    means = [evaluate(eval_step, state["params"], LAYOUT, iter([b]), WHOLE) for b in batches]
+    share = Share(LAYOUT, 8)
+    loss, count = evaluate(eval_step, state["params"], iter(batches), share)
+    means = [evaluate(eval_step, state["params"], iter([b]), share) for b in batches]
     assert [n for _, n in means] == [(b["targets"] >= 0).sum() for b in batches]
     assert count == means[0][1] + means[1][1]
     assert loss == pytest.approx(np.average([m for m, _ in means], weights=[n for _, n in means]), rel=1e-6)
     with pytest.raises(NeojaxError, match="no token"):
-        evaluate(eval_step, state["params"], LAYOUT, iter([]), WHOLE)
-
-
-def test_placed_rows_are_the_batch():
-    batch = batch_of()
-    placed = place(LAYOUT, batch, 2, WHOLE)
-    for name, rows in batch.items():
-        np.testing.assert_array_equal(placed[name], rows.reshape(2, 4, 12))
-        assert placed[name].sharding.spec[1] == "data"
-
-
-@pytest.mark.parametrize("layout", ["batch:data", "batch:model", "heads:model", "batch:data+model"])
-def test_one_process_reads_the_whole_batch(layout):
-    assert data_shard(layout_of("data:2, model:4", layout), 8) == (0, 1)
+        evaluate(eval_step, state["params"], iter([]), share)
