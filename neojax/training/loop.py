@@ -20,8 +20,10 @@ from neojax.data import tokenizer as tokenizers
 from neojax.data.loader import Windows, check_ids, train_batches, validation_batches
 from neojax.data.sources import TokenSource, open_source
 from neojax.errors import NeojaxError
+from neojax.hosts import on_first, owned
 from neojax.kernels.choice import describe, of_layers
 from neojax.loading import load_params
+from neojax.lock import Lock
 from neojax.mesh import Layout, make_layout
 from neojax.models import Transformer
 from neojax.models.transformer import check_remat, compute_type
@@ -79,6 +81,7 @@ def train(config: Config) -> None:
     folder = Path(config.train.run_dir)
     tokenizer = read_tokenizer(config, sources)
     with (
+        owned(folder) as lock,
         jax.set_mesh(layout.mesh),  # type: ignore[arg-type]
         Checkpoints(
             folder, config.train.keep, dims=model.dims(), n_vocab=config.model.n_vocab
@@ -118,7 +121,7 @@ def train(config: Config) -> None:
         if chosen:
             progress.note(describe(chosen))
         run = Run(config, model, optimizer, state, start, progress, runs.meta(config, tokenizer))
-        run.go(checkpoints)
+        run.go(checkpoints, lock)
 
 
 class Run:
@@ -141,7 +144,7 @@ class Run:
         self.share = Share(model.layout, config.train.microbatch or config.train.batch_size)
         self.tokens_a_step = config.train.batch_size * config.model.n_ctx
 
-    def go(self, checkpoints: Checkpoints) -> None:
+    def go(self, checkpoints: Checkpoints, lock: Lock) -> None:
         """Trains to the last step, or to a signal, and leaves a checkpoint of where it stopped."""
         train = self.config.train
         batches = train_batches(
@@ -185,6 +188,7 @@ class Run:
                         if row:
                             metrics.write(self.step, row)
                         if saves:
+                            on_first(lock.check)
                             checkpoints.save(self.step, self.state, self.meta)
                 checkpoints.wait()
         finally:
