@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from neojax.errors import NeojaxError, suggest
 
 ATTENTION_TYPES = ("global", "local", "linear", "none")
@@ -30,9 +32,41 @@ ACTIVATIONS = (
 )
 
 
-def _key(default: Any, doc: str, *, choices: Iterable[str] = (), least: float | None = None) -> Any:
-    """Declares a key: its default, its meaning, and what values it takes."""
-    meta = {"doc": doc, "choices": tuple(choices), "least": least}
+LARGEST_COUNT = 2**31 - 1  # sizes, ids and steps are int32 on the devices
+LARGEST_FLOAT = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a key takes: `least` and `most` are in it, `above` and `below` are not."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+    def holds(self, number: float) -> bool:
+        """Whether `number`, as the device will see it (in float32, where it is no whole number), is in the range."""
+        seen: float = number if isinstance(number, int) else float(np.float32(number))
+        return (
+            (self.least is None or seen >= self.least)
+            and (self.above is None or seen > self.above)
+            and (self.most is None or seen <= self.most)
+            and (self.below is None or seen < self.below)
+        )
+
+    def __str__(self) -> str:
+        words = ("at least", self.least), ("above", self.above), ("at most", self.most), ("below", self.below)
+        return " and ".join(f"{word} {bound}" for word, bound in words if bound is not None)
+
+    def of_counts(self) -> "Range":
+        """The same range for whole numbers, which end where int32 does unless the key says otherwise."""
+        return self if self.most is not None else dataclasses.replace(self, most=LARGEST_COUNT)
+
+
+def _key(default: Any, doc: str, *, choices: Iterable[str] = (), **bounds: float) -> Any:
+    """Declares a key: its default, its meaning, and what values it takes, a number within the `Range` of `bounds`."""
+    meta = {"doc": doc, "choices": tuple(choices), "range": Range(**bounds)}
     return dataclasses.field(default=default, metadata=meta)
 
 
@@ -40,7 +74,7 @@ def _key(default: Any, doc: str, *, choices: Iterable[str] = (), least: float | 
 class ModelConfig:
     """Shape of the Transformer, in gpt-neo's terms."""
 
-    n_layer: int = _key(12, "number of blocks", least=1)
+    n_layer: int = _key(12, "number of blocks", least=1, most=100_000)
     n_embd: int = _key(768, "width of the residual stream", least=1)
     n_head: int = _key(12, "attention heads; must divide n_embd", least=1)
     n_ctx: int = _key(2048, "context length in tokens", least=1)
@@ -72,9 +106,15 @@ class ModelConfig:
     share_parameters: bool = _key(False, "one set of weights for all layers")
     tie_word_embeddings: bool = _key(True, "use the token embedding as the output table too")
     layer_norm_epsilon: float = _key(1e-5, "added to the variance in layer normalisation", least=0)
-    embed_dropout: float = _key(0.0, "dropout rate on the sum of token and position embedding", least=0)
-    attn_dropout: float = _key(0.0, "dropout rate on attention probabilities (global layers only)", least=0)
-    res_dropout: float = _key(0.0, "dropout rate on the output of each attention and MLP branch", least=0)
+    embed_dropout: float = _key(
+        0.0, "dropout rate on the sum of token and position embedding", least=0, below=1
+    )
+    attn_dropout: float = _key(
+        0.0, "dropout rate on attention probabilities (global layers only)", least=0, below=1
+    )
+    res_dropout: float = _key(
+        0.0, "dropout rate on the output of each attention and MLP branch", least=0, below=1
+    )
     initializer_range: float | None = _key(
         None, "standard deviation of all initial matrices, as in GPT-2; null: gpt-neo's own for each", least=0
     )
@@ -195,7 +235,7 @@ class TrainConfig:
         None, "step at which cosine and linear decay reach their floor; null: steps", least=1
     )
     min_lr_ratio: float = _key(
-        0.1, "floor of the cosine and linear schedules, as a share of the peak", least=0
+        0.1, "floor of the cosine and linear schedules, as a share of the peak", least=0, most=1
     )
     weight_decay: float = _key(0.1, "decoupled weight decay, times the learning rate", least=0)
     no_decay: tuple[str, ...] = _key(
@@ -203,9 +243,9 @@ class TrainConfig:
         'parameters without weight decay: "ndim<2" (vectors and numbers), a dimension name (vocab), or a name pattern '
         "(*norm*)",
     )
-    beta1: float = _key(0.9, "decay of AdamW's first moment", least=0)
-    beta2: float = _key(0.95, "decay of AdamW's second moment", least=0)
-    epsilon: float = _key(1e-8, "added to AdamW's denominator", least=0)
+    beta1: float = _key(0.9, "decay of AdamW's first moment", least=0, below=1)
+    beta2: float = _key(0.95, "decay of AdamW's second moment", least=0, below=1)
+    epsilon: float = _key(1e-8, "added to AdamW's denominator", above=0)
     moment_dtype: str = _key(
         "float32", "type in which AdamW keeps its first moment", choices=("float32", "bfloat16")
     )
@@ -214,11 +254,12 @@ class TrainConfig:
         None,
         "decay of Adafactor's second moments; null: the paper's 1 - step^-0.8. gpt-neo gave it weight_decay",
         least=0,
+        below=1,
     )
     adafactor_momentum: float = _key(
-        0.0, "decay of the mean of Adafactor's updates; 0: no mean, and no memory for it", least=0
+        0.0, "decay of the mean of Adafactor's updates; 0: no mean, and no memory for it", least=0, below=1
     )
-    adafactor_epsilon1: float = _key(1e-30, "added to the squared gradients of Adafactor", least=0)
+    adafactor_epsilon1: float = _key(1e-30, "added to the squared gradients of Adafactor", above=0)
     adafactor_epsilon2: float = _key(
         1e-3, "least RMS of a parameter that Adafactor's update is scaled by", least=0
     )
@@ -230,9 +271,13 @@ class TrainConfig:
     mlm_mask_id: int | None = _key(
         None, "train on masked tokens (model.causal: false), with this id in their place", least=0
     )
-    mlm_mask_prob: float = _key(0.15, "share of the tokens that are masked and scored", least=0)
-    mlm_same_token_prob: float = _key(0.1, "share of the masked tokens that are shown all the same", least=0)
-    mlm_random_token_prob: float = _key(0.0, "share of the masked tokens shown as a random id", least=0)
+    mlm_mask_prob: float = _key(0.15, "share of the tokens that are masked and scored", least=0, most=1)
+    mlm_same_token_prob: float = _key(
+        0.1, "share of the masked tokens that are shown all the same", least=0, most=1
+    )
+    mlm_random_token_prob: float = _key(
+        0.0, "share of the masked tokens shown as a random id", least=0, most=1
+    )
     mlm_mask_ignore_ids: tuple = _key((), "ids that are never masked")
     mlm_cls_token_id: int | None = _key(None, "id in the place of the first token of every row", least=0)
     compiler_options: tuple[str, ...] = _key(
@@ -245,7 +290,12 @@ class TrainConfig:
         "on GPUs: only operations whose results do not depend on the order in which threads finish, so that a resumed "
         "run equals an uninterrupted one bit for bit; slower. CPUs and TPUs do so without it",
     )
-    seed: int = _key(0, "seed of initial weights, data order and dropout", least=0)
+    seed: int = _key(
+        0,
+        "seed of initial weights, data order and dropout; weights and dropout depend on its lower 32 bits alone",
+        least=0,
+        most=2**63 - 1,
+    )
     log_every: int = _key(10, "steps between lines of metrics.jsonl", least=1)
     eval_every: int = _key(0, "steps between evaluations on data.validation; 0: only at the end", least=0)
     eval_batches: int = _key(0, "batches of each validation store to evaluate; 0: all", least=0)
@@ -283,6 +333,10 @@ def expand_attention_types(spec: tuple, n_layer: int) -> tuple[str, ...]:
         for entry in spec:
             match entry:
                 case [[*pattern], int(repeats)]:
+                    if not 0 < repeats <= n_layer:
+                        raise NeojaxError(
+                            f"{where}: {pattern} is repeated {repeats} times; expected 1 to model.n_layer={n_layer}"
+                        )
                     names += pattern * repeats
                 case _:
                     raise NeojaxError(f"{where}: expected [[types], count] or a list of names, got {entry!r}")

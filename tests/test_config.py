@@ -1,6 +1,8 @@
 """Every key is documented and checked; a config survives being written and read."""
 
+import dataclasses
 import math
+import typing
 
 import pytest
 import yaml
@@ -49,7 +51,22 @@ def refused(call, *args):
         ("model.attention_types=[global, global, local, local, local]", ["5 layers", "model.n_layer"]),
         ("model.attention_types=[]", ["model.attention_types"]),
         ("model.attention_types=[[global, 5]]", ["model.attention_types"]),
-        ("train.adafactor_decay=1", ["train.adafactor_decay=1.0", "below 1"]),
+        (
+            "model.attention_types=[[[global, local], 1000000000]]",
+            ["model.attention_types", "1000000000 times"],
+        ),
+        ("model.attention_types=[[[global], 0], [[local], 12]]", ["model.attention_types", "0 times"]),
+        ("train.adafactor_decay=1", ["train.adafactor_decay", "below 1", "got 1"]),
+        ("train.beta1=1.5", ["train.beta1", "at least 0 and below 1", "got 1.5"]),
+        ("train.beta2=1", ["train.beta2", "below 1"]),
+        ("train.beta2=0.99999999999", ["train.beta2", "below 1"]),
+        ("train.epsilon=0", ["train.epsilon", "above 0"]),
+        ("train.epsilon=1e-60", ["train.epsilon", "above 0"]),
+        ("train.learning_rate=1e39", ["train.learning_rate", "a number"]),
+        ("train.seed=9223372036854775808", ["train.seed", "at most 9223372036854775807"]),
+        ("train.steps=4294967296", ["train.steps", "at most 2147483647"]),
+        ("model.n_layer=1000000000", ["model.n_layer", "at most 100000"]),
+        ("data.train=[{path: a, weight: .inf}]", ["data.train[0].weight", "a number"]),
         ("train.microbatch=3", ["train.microbatch=3", "train.batch_size=8"]),
         ("train.warmup_steps=1000", ["train.warmup_steps=1000", "1000 steps"]),
         ("train.profile_steps=[3]", ["train.profile_steps=[3]", "such as [10, 12]"]),
@@ -65,6 +82,39 @@ def test_one_line_names_the_key_and_what_would_do(override, words):
     text = refused(from_dict, {}, [override])
     for word in words:
         assert word in text
+
+
+def numeric_keys():
+    """(name of the key, the fraction or whole number it is, its range) of every number in a config."""
+    for section in dataclasses.fields(Config):
+        for f in dataclasses.fields(section.default):
+            hint = typing.get_type_hints(type(section.default))[f.name]
+            kind = next((k for k in (int, float) if hint is k or k in typing.get_args(hint)), None)
+            if kind is not None:
+                yield f"{section.name}.{f.name}", kind, f.metadata["range"]
+
+
+@pytest.mark.parametrize(
+    "name, kind, bounds", list(numeric_keys()), ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_every_number_has_a_range_and_nothing_beyond_it_is_taken(name, kind, bounds):
+    step = 1 if kind is int else 1e-6
+    beyond = [
+        -1 if bounds.least is None else bounds.least - step,
+        2**70 if bounds.most is None else bounds.most + step,
+        *([] if bounds.above is None else [bounds.above]),
+        *([] if bounds.below is None else [bounds.below]),
+    ]
+    assert bounds.least is not None or bounds.above is not None
+    for value in ("nan", ".nan", "inf", "-.inf", "1e400", *beyond):
+        if value == 2**70 and kind is float:
+            continue
+        assert name in refused(from_dict, {}, [f"{name}={value}"]), value
+
+
+def test_a_whole_number_is_read_to_its_last_digit():
+    assert from_dict({}, ["train.seed=9007199254740993"]).train.seed == 2**53 + 1
+    assert from_dict({}, ["train.seed=9223372036854775807"]).train.seed == 2**63 - 1
 
 
 def test_adafactor_has_no_first_moment_to_store_in_half():
