@@ -220,7 +220,7 @@ class Run:
         row = {
             "tokens": self.step * self.tokens_a_step,
             "loss": loss,
-            "perplexity": perplexity(loss),
+            **self.perplexity(loss),
             "grad_norm": float(values["grad_norm"]),
             "learning_rate": float(values["learning_rate"]),
             "tokens_per_second": rate,
@@ -234,7 +234,7 @@ class Run:
         return row
 
     def evaluation_row(self) -> dict[str, Any]:
-        """Loss and perplexity on every validation store."""
+        """The loss on every validation store, and the perplexity where there is one."""
         row: dict[str, Any] = {}
         for name, source in named_sources(self.config.data.validation).items():
             batches = validation_batches(
@@ -245,14 +245,15 @@ class Run:
             )
             batches = islice(batches, self.config.train.eval_batches or None)
             loss, _ = evaluate(self.eval_step, self.state["params"], batches, self.share)
-            row |= {f"{name}_loss": loss, f"{name}_perplexity": perplexity(loss)}
+            row |= {f"{name}_loss": loss, **self.perplexity(loss, f"{name}_")}
             self.progress.note(f"step {self.step}: {name} loss {loss:.4f}")
         return row
 
-
-def perplexity(loss: float) -> float:
-    """exp(loss), kept finite."""
-    return math.exp(min(loss, 700.0))
+    def perplexity(self, loss: float, name: str = "") -> dict[str, float]:
+        """exp(loss), kept finite; nothing where the loss is no negative log-likelihood."""
+        if self.config.train.loss != "cross_entropy":
+            return {}
+        return {f"{name}perplexity": math.exp(min(loss, 700.0))}
 
 
 def named_sources(sources: tuple[SourceConfig, ...]) -> dict[str, SourceConfig]:

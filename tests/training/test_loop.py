@@ -50,6 +50,14 @@ def test_the_run_directory(whole_run, settings):
         assert checkpoints.steps() == [10, 15, 20]  # keep: 3
 
 
+def test_a_loss_that_is_no_likelihood_has_no_perplexity(settings, tmp_path):
+    small = ("train.steps=1", "train.warmup_steps=0", "train.microbatch=8", "model.n_layer=1")
+    train(settings(tmp_path / "run", "train.loss=entmax", "model.attention_types=[global]", *small))
+    (row,) = read_metrics(tmp_path / "run")
+    assert {"loss", "validation_loss"} <= row.keys()
+    assert not [name for name in row if "perplexity" in name]
+
+
 def test_a_finished_run_says_so_and_changes_nothing(whole_run, settings, capsys):
     before = files_of(whole_run)
     train(settings(whole_run))
