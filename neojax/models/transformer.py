@@ -159,14 +159,13 @@ class Transformer(nnx.Module):
                 draw = param.init
                 if std is not None and isinstance(draw, Normal):
                     draw = Normal(std)
-                values[name] = draw(own, specs[name].shape, specs[name].sharding)
-                # Rows of a table that only pad the vocabulary stay zero; drawing the true rows alone keeps
-                # them independent of the padding.
-                padding = specs[name].shape[0] - self.config.n_vocab if "vocab" in param.dims else 0
-                if padding:
-                    replicated = jax.sharding.NamedSharding(self.layout.mesh, jax.P())
-                    true = draw(own, (self.config.n_vocab, self.config.n_embd), replicated)
-                    values[name] = jax.reshard(jnp.pad(true, ((0, padding), (0, 0))), specs[name].sharding)
+                value = draw(own, specs[name].shape, specs[name].sharding)
+                if param.dims[0] == "vocab":
+                    # Rows that only pad the vocabulary are zero. Random bits depend on an element's place in the
+                    # array alone, counted row by row, so that the true rows are what they are without padding.
+                    true = jnp.arange(value.shape[0])[:, None] < self.config.n_vocab
+                    value = jnp.where(true, value, 0.0)
+                values[name] = value
             return values
 
         return self.bind(make(jax.random.key(seed)))

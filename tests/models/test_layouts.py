@@ -1,5 +1,6 @@
 """The same weights and batch give the same initial values, loss, gradients and logits on every layout."""
 
+import zlib
 from functools import cache
 
 import jax
@@ -9,6 +10,7 @@ from helpers import N_VOCAB, layout_of, perturbed, random_tokens, tiny, true_row
 
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
+from neojax.named import Normal
 
 CONFIG = tiny()
 TOKENS = random_tokens()
@@ -97,6 +99,28 @@ def test_padding_stays_zero():
     assert rows.shape[0] == 64 and rows[:N_VOCAB].any(axis=1).all()
     assert not rows[N_VOCAB:].any()
     assert not np.asarray(grads["wte"])[N_VOCAB:].any()
+
+
+@pytest.mark.parametrize("name", ["vocab", "fsdp and model", "two axes"])
+def test_true_rows_are_drawn_as_without_padding_and_in_their_place(name, monkeypatch):
+    """A table is drawn once, split as it is stored; what pads it moves no random number."""
+    drawn = []
+    draw = Normal.__call__
+
+    def recorded(self, key, shape, sharding):
+        drawn.append((key, shape, sharding.spec))
+        return draw(self, key, shape, sharding)
+
+    monkeypatch.setattr(Normal, "__call__", recorded)
+    model = Transformer(CONFIG, layout_of(*LAYOUTS[name]))
+    table = np.asarray(model.init(5).params()["wte"])
+    spec = model.stored()["wte"]
+    assert [(shape, s) for _, shape, s in drawn if shape[0] >= N_VOCAB] == [(spec.shape, spec.sharding.spec)]
+    key = jax.random.fold_in(jax.random.key(5), zlib.crc32(b"wte"))
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    alone = 0.02 * jax.random.normal(jax.device_put(key, one), (N_VOCAB, CONFIG.n_embd))
+    assert table.shape[0] > N_VOCAB and not table[N_VOCAB:].any()
+    np.testing.assert_allclose(table[:N_VOCAB], alone, rtol=1e-6, atol=1e-8)
 
 
 def test_parameters_really_are_split():
