@@ -1,7 +1,7 @@
 """Opening a trained model for use: a run directory, one of its checkpoints, or a Hugging Face directory."""
 
-import contextlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +38,10 @@ def load(
     if hf.is_hf_dir(path):
         model = hf.load(path, layout or usual_layout(MeshConfig(layout="")), dtype=compute_type(dtype))
     else:
-        run, step, config, tokenizer = open_run(path)
+        run, step, config, saved = open_run(path)
         layout = layout or usual_layout(config.mesh)
-        model = restore(run, step, config, layout, compute_type(dtype), tokenizer)
+        model = restore(run, step, config, layout, compute_type(dtype))
+        accompany(model, saved, f"the tokenizer of {run}, checkpoint {step},")
     return narrowed(model, weights)
 
 
@@ -58,7 +59,7 @@ def load_params(path: str | Path, model: Transformer) -> dict[str, jax.Array]:
         found = hf.load(path, model.layout)
     else:
         run, step, config, _ = open_run(path)
-        found = restore(run, step, config, model.layout, model.dtype, None)
+        found = restore(run, step, config, model.layout, model.dtype)
     ours, theirs = model.stored(), found.params()
     for name in {**ours, **theirs}:
         mine, its = (tuple(p[name].shape) if name in p else "none" for p in (ours, theirs))
@@ -70,8 +71,8 @@ def load_params(path: str | Path, model: Transformer) -> dict[str, jax.Array]:
     return theirs
 
 
-def open_run(path: Path) -> tuple[Path, int, Config, str | None]:
-    """The run directory, step, config and tokenizer text of the checkpoint that `path` means."""
+def open_run(path: Path) -> tuple[Path, int, Config, dict[str, Any]]:
+    """The run directory, step, config and `meta` of the checkpoint that `path` means."""
     run, step = find_run(path)
     with Checkpoints(run) as checkpoints:
         chosen = checkpoints.latest() if step is None else step
@@ -81,21 +82,25 @@ def open_run(path: Path) -> tuple[Path, int, Config, str | None]:
                 f"{run} has no checkpoint{'' if step is None else f' of step {step}'}; it has: {have}"
             )
         saved = checkpoints.restore_meta(chosen)
-    return run, chosen, runs.config_of(saved, source=str(run)), saved["tokenizer"]
+    return run, chosen, runs.config_of(saved, source=str(run)), saved
 
 
-def restore(
-    run: Path, step: int, config: Config, layout: Layout, dtype: Any, tokenizer_text: str | None
-) -> Transformer:
+def restore(run: Path, step: int, config: Config, layout: Layout, dtype: Any) -> Transformer:
     """The model of checkpoint `step` of `run`, its parameters in the stored layout of `layout`."""
     model = Transformer(config.model, layout, dtype=dtype)
     with Checkpoints(run, dims=model.dims(), n_vocab=config.model.n_vocab) as checkpoints:
-        model = model.bind(checkpoints.restore_params(step, model.stored()))
-    if tokenizer_text is not None:
-        model.tokenizer = tokenizers.parse(tokenizer_text, f"the tokenizer of {run}, checkpoint {step},")
-        with contextlib.suppress(NeojaxError):  # without an end-of-document token, text ends by length alone
-            model.eos_token_id = tokenizers.end_of_document(model.tokenizer)[1]
-    return model
+        return model.bind(checkpoints.restore_params(step, model.stored()))
+
+
+def accompany(model: Transformer, saved: Mapping[str, Any], source: str) -> None:
+    """Gives `model` the tokenizer and the end-of-document token that a checkpoint's `meta` holds; `source` names the
+    tokenizer in errors."""
+    if saved["tokenizer"] is not None:
+        model.tokenizer = tokenizers.parse(saved["tokenizer"], source)
+    if "eos_token_id" in saved:
+        model.eos_token_id = saved["eos_token_id"]
+    elif model.tokenizer is not None:  # written before it was kept
+        model.eos_token_id = tokenizers.usual_end(model.tokenizer)
 
 
 def find_run(path: Path) -> tuple[Path, int | None]:

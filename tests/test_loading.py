@@ -1,9 +1,12 @@
 """A run directory, or one of its checkpoints, opens as a model; what is none says why."""
 
+import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
+from argparse import Namespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +16,9 @@ from helpers import random_tokens, tiny, true_rows
 import neojax
 from neojax import config as configuration
 from neojax.config import Config, MeshConfig
+from neojax.convert import command
+from neojax.data import tokenizer as tokenizers
+from neojax.data.prepare import prepare
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
 from neojax.training.checkpoint import Checkpoints
@@ -28,7 +34,9 @@ def run(tmp_path_factory):
     with Checkpoints(run, keep=2) as checkpoints:
         for step in (3, 7):
             checkpoints.save(
-                step, {"params": params(step), "opt_state": {"count": jnp.zeros(())}}, meta(CONFIG, None)
+                step,
+                {"params": params(step), "opt_state": {"count": jnp.zeros(())}},
+                meta(CONFIG, None, None),
             )
             checkpoints.wait()
     (run / "config.yml").write_text(configuration.dump(CONFIG))
@@ -121,3 +129,51 @@ def test_logging_is_quiet_until_the_last_checkpoints_are_closed(run):
     second.close()
     second.close()
     assert absl.level == before
+
+
+@pytest.fixture(scope="module")
+def own_end(tmp_path_factory):
+    """A run, one step long, on data whose documents end with a token of their own, not the tokenizer's usual one."""
+    folder = tmp_path_factory.mktemp("end")
+    tokenizer = tokenizers.train(["to be or not to be"] * 5, 260)
+    tokenizer.add_special_tokens(["<end>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "text.jsonl").write_text('{"text": "to be or not to be"}\n' * 9)
+    prepare(
+        [folder / "text.jsonl"], folder / "data", tokenizer=folder / "tokenizer.json", eod="<end>", workers=1
+    )
+    raw = {
+        "model": {"n_layer": 1, "n_embd": 8, "n_head": 1, "n_ctx": 8, "n_vocab": 300, "attention_types": ["global"]},
+        "mesh": {"shape": "data:1", "layout": "", "cpu_devices": 1},
+        "data": {"train": str(folder / "data")},
+        "train": {"run_dir": str(folder / "run"), "steps": 1, "batch_size": 1, "warmup_steps": 0, "tensorboard": False},
+    }  # fmt: skip
+    neojax.train(configuration.from_dict(raw))
+    return folder / "run", tokenizer.token_to_id("<end>")
+
+
+def test_the_end_of_document_token_of_the_data_travels_with_the_model(own_end, tmp_path):
+    run, end = own_end
+    convert = {"config": None, "force": False}
+    command.run(Namespace(source=str(run), dest=str(tmp_path / "hf"), **convert))
+    command.run(Namespace(source=str(tmp_path / "hf"), dest=str(tmp_path / "back"), **convert))
+    for path in (run, tmp_path / "hf", tmp_path / "back"):
+        model = neojax.load(path)
+        assert model.eos_token_id == end != tokenizers.usual_end(model.tokenizer)
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "hf" / name).read_text())["eos_token_id"] == end
+    words = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    assert words["eos_token"] == "<end>"
+
+
+def test_a_checkpoint_without_an_end_of_document_token_has_the_usual_one_of_its_tokenizer(own_end, tmp_path):
+    run = shutil.copytree(own_end[0], tmp_path / "old")
+    (meta,) = run.glob("checkpoints/1/meta/metadata")
+    before = json.loads(meta.read_text())
+    del before["eos_token_id"]
+    text = json.dumps(before).encode()
+    files = run / "checkpoints" / "1" / "files.json"
+    sizes = json.loads(files.read_text())
+    meta.write_bytes(text)
+    files.write_text(json.dumps({**sizes, "meta/metadata": len(text)}))
+    assert neojax.load(run).eos_token_id == 0

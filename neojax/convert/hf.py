@@ -84,8 +84,7 @@ def save(
     transformers cannot express, and where `path` is in use.
     """
     path = Path(path)
-    tokenizer = tokenizer or getattr(model, "tokenizer", None)
-    eos_token_id = getattr(model, "eos_token_id", None)
+    tokenizer, eos_token_id = tokenizer or model.tokenizer, model.eos_token_id
     settings = to_json(model.config, eos_token_id)
     check_free(path)
     partial = path.with_name(path.name + ".partial")

@@ -26,7 +26,7 @@ from neojax.convert.mesh_tf_adafactor import MOMENTUM, SecondMoments
 from neojax.convert.mesh_tf_names import check_readable, places
 from neojax.convert.place import Index, Piece, pieces, place
 from neojax.convert.tensor_files import TensorFiles
-from neojax.data.tokenizer import n_ids
+from neojax.data.tokenizer import n_ids, usual_end
 from neojax.errors import NeojaxError
 from neojax.mesh import Layout
 from neojax.models import Transformer
@@ -135,6 +135,7 @@ def load(
         moments["ema"] = jax.jit(lambda ema: jax.tree.map(lambda m: m / rate, ema))(ema)
     loaded = values(files)
     loaded.tokenizer = tokenizer
+    loaded.eos_token_id = None if tokenizer is None else usual_end(tokenizer)
     return MeshTF(loaded, settings, step, moments)
 
 

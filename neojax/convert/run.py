@@ -24,7 +24,7 @@ def write_run(
     step: int = 0,
     opt_state: Any = None,
 ) -> None:
-    """Writes `model`, with its tokenizer where it has one, as the run directory `path` at `step`.
+    """Writes `model`, with its tokenizer and end-of-document token, as the run directory `path` at `step`.
 
     Its config is `config` with this model and run directory; optimizer state is `opt_state`, or that before the
     first step. The directory appears when it is complete. Raises `NeojaxError` where `path` is in use.
@@ -35,8 +35,7 @@ def write_run(
     shutil.rmtree(partial, ignore_errors=True)
     train = dataclasses.replace(config.train, run_dir=str(path))
     config = dataclasses.replace(config, model=model.config, train=train)
-    tokenizer = getattr(model, "tokenizer", None)
-    text = None if tokenizer is None else tokenizer.to_str()
+    text = None if model.tokenizer is None else model.tokenizer.to_str()
     runs.write_text(partial / runs.CONFIG, configuration.dump(config))
     if text is not None:
         runs.write_text(partial / runs.TOKENIZER, text)
@@ -44,5 +43,6 @@ def write_run(
     with jax.set_mesh(model.layout.mesh), Checkpoints(partial, keep=1) as checkpoints:  # type: ignore[arg-type]
         if opt_state is None:
             opt_state = jax.jit(make_optimizer(train, model.dims()).init)(params)
-        checkpoints.save(step, {"params": params, "opt_state": opt_state}, runs.meta(config, text))
+        meta = runs.meta(config, text, model.eos_token_id)
+        checkpoints.save(step, {"params": params, "opt_state": opt_state}, meta)
     os.replace(partial, path)

@@ -1,6 +1,7 @@
 """What a path of `data.train` or `data.validation` means: a token store, or TFRecord files."""
 
 import glob
+import json
 from pathlib import Path
 from typing import Protocol
 
@@ -32,6 +33,20 @@ class TokenSource(Protocol):
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Token ids [start, stop) of the stream, clipped to it."""
+
+
+def end_of_document_id(source: TokenSource) -> int | None:
+    """The id that ends the documents of `source`, as `neojax prepare` noted it in its folder; None where there is no
+    note. Raises `NeojaxError` where the note cannot be read."""
+    path = source.folder / "prepared.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        found = about.get("tokenizer", {}).get("end_of_document_id")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, AttributeError) as e:
+        raise NeojaxError(f"{path} is not as `neojax prepare` wrote it: {e}") from None
+    return found if type(found) is int else None
 
 
 def open_source(path: str | Path, split: str) -> TokenSource:

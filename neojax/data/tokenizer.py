@@ -79,6 +79,14 @@ def end_of_document(tokenizer: "Tokenizer", name: str | None = None) -> tuple[st
     raise NeojaxError("the tokenizer has no usual end-of-document token; name one of its tokens with --eod")
 
 
+def usual_end(tokenizer: "Tokenizer") -> int | None:
+    """The id of the usual end-of-document token; None where the tokenizer has none."""
+    try:
+        return end_of_document(tokenizer)[1]
+    except NeojaxError:
+        return None
+
+
 def is_splittable(tokenizer: "Tokenizer") -> bool:
     """Whether a text cut by `split` gives the same tokens: true of byte-level BPE over GPT-2's words, unless it
     adds tokens that take in the blanks beside them."""

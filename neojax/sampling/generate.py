@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from neojax.data.tokenizer import end_of_document
+from neojax.data.tokenizer import usual_end
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
 from neojax.models.transformer import check_ids
@@ -144,19 +144,24 @@ class Sampler:
     def encode(self, prompt: str | Sequence[int]) -> list[int]:
         """The tokens of a prompt; an empty one is the end-of-document token alone, before which all text begins."""
         if isinstance(prompt, str):
-            if self.tokenizer is None and prompt:
+            if not prompt:
+                tokens = []
+            elif self.tokenizer is None:
                 raise NeojaxError("the model has no tokenizer: give prompts as lists of token ids")
-            tokens = self.tokenizer.encode(prompt).ids if prompt else []
+            else:  # as documents are encoded for training
+                tokens = self.tokenizer.encode(prompt, add_special_tokens=False).ids
         else:
             tokens = [int(token) for token in prompt]
             check_ids(tokens, self.config.n_vocab, "prompt: ")
         if tokens:
             return tokens
-        if self.eos_token_id is not None:
-            return [self.eos_token_id]
-        if self.tokenizer is not None:
-            return [end_of_document(self.tokenizer)[1]]
-        raise NeojaxError("the prompt is empty and the model has no end-of-document token to start from")
+        end = self.eos_token_id
+        if end is None and self.tokenizer is not None:
+            end = usual_end(self.tokenizer)
+        if end is None:
+            raise NeojaxError("the prompt is empty and the model has no end-of-document token to start from")
+        check_ids([end], self.config.n_vocab, "the prompt is empty, and end-of-document ")
+        return [end]
 
     def _fit(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[tuple[int, ...]]:
         """The last tokens of prompts that leave room: for `max_new_tokens`, or half the context if that is less."""

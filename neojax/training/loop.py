@@ -18,7 +18,7 @@ from neojax.config import Config, SourceConfig
 from neojax.convert import gpt_neo
 from neojax.data import tokenizer as tokenizers
 from neojax.data.loader import Windows, check_ids, train_batches, validation_batches
-from neojax.data.sources import TokenSource, open_source
+from neojax.data.sources import TokenSource, end_of_document_id, open_source
 from neojax.errors import NeojaxError
 from neojax.hosts import on_first, owned
 from neojax.kernels.choice import describe, of_layers
@@ -80,6 +80,7 @@ def train(config: Config) -> None:
     model, optimizer = build(config, layout)
     folder = Path(config.train.run_dir)
     tokenizer = read_tokenizer(config, sources)
+    eos_token_id = read_end_of_document(sources, tokenizer)
     with (
         owned(folder) as lock,
         jax.set_mesh(layout.mesh),  # type: ignore[arg-type]
@@ -120,7 +121,9 @@ def train(config: Config) -> None:
         chosen = of_layers(model.attention_kernel, config.model, layout, model.dtype)
         if chosen:
             progress.note(describe(chosen))
-        run = Run(config, model, optimizer, state, start, progress, runs.meta(config, tokenizer))
+        run = Run(
+            config, model, optimizer, state, start, progress, runs.meta(config, tokenizer, eos_token_id)
+        )
         run.go(checkpoints, lock)
 
 
@@ -295,6 +298,14 @@ def read_tokenizer(config: Config, sources: list[TokenSource]) -> str | None:
             f"{path} has {size} ids but model.n_vocab={config.model.n_vocab}; set model.n_vocab to at least {size}"
         )
     return path.read_text(encoding="utf-8")
+
+
+def read_end_of_document(sources: list[TokenSource], tokenizer: str | None) -> int | None:
+    """The id that ends a document: as the first training source that knows it says, else the tokenizer's usual one."""
+    for source in sources:
+        if (found := end_of_document_id(source)) is not None:
+            return found
+    return None if tokenizer is None else tokenizers.usual_end(tokenizers.parse(tokenizer, "data.tokenizer"))
 
 
 @contextmanager

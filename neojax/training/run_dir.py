@@ -28,9 +28,10 @@ def write_text(path: Path, text: str) -> None:
     os.replace(scratch, path)
 
 
-def meta(config: Config, tokenizer: str | None) -> dict[str, Any]:
-    """What a checkpoint holds beside arrays, so that it can be used without the rest of the run directory."""
-    return {"config": configuration.to_dict(config), "tokenizer": tokenizer}
+def meta(config: Config, tokenizer: str | None, eos_token_id: int | None) -> dict[str, Any]:
+    """What a checkpoint holds beside arrays, so that it can be used without the rest of the run directory: the config,
+    the text of tokenizer.json and the id that ends a document, each None where there is none."""
+    return {"config": configuration.to_dict(config), "tokenizer": tokenizer, "eos_token_id": eos_token_id}
 
 
 def config_of(saved: dict[str, Any], source: str) -> Config:

@@ -34,7 +34,7 @@ def run(tmp_path_factory):
     params = perturbed(Transformer(config.model).init(0).params())
     with Checkpoints(run, keep=1) as checkpoints:
         state = {"params": params, "opt_state": {"count": jnp.zeros(())}}
-        checkpoints.save(1, state, meta(config, tokenizer.to_str()))
+        checkpoints.save(1, state, meta(config, tokenizer.to_str(), 0))
         checkpoints.wait()
     (run / "config.yml").write_text(configuration.dump(config))
     return str(run)

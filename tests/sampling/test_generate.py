@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import tokenizers
 from helpers import perturbed, tiny
+from tokenizers import processors
 
 import neojax
 from neojax.data.tokenizer import train
@@ -53,6 +55,16 @@ def test_chunks_and_batches_change_nothing(model, monkeypatch, chunk, batch):
     monkeypatch.setattr(module, "CHUNK", chunk)
     monkeypatch.setattr(module, "BATCH", batch)
     assert generate(model, ["the", "on the mat"], **settings) == before
+
+
+def test_a_prompt_is_encoded_as_training_text_is_without_what_a_tokenizer_adds_around_a_text(model):
+    plain = generate(model, "the cat", max_new_tokens=5, return_samples=True)
+    around = tokenizers.Tokenizer.from_str(model.tokenizer.to_str())
+    around.post_processor = processors.TemplateProcessing(single="t $A t", special_tokens=[("t", 84)])
+    assert around.encode("the cat").ids != around.encode("the cat", add_special_tokens=False).ids
+    other = model.bind(model.params())
+    other.tokenizer = around
+    assert generate(other, "the cat", max_new_tokens=5, return_samples=True) == plain
 
 
 def test_every_end_has_its_reason(model):
