@@ -1,4 +1,4 @@
-"""The command line: `neojax train|sample|prepare|convert|inspect`. JAX is imported by the command that needs it."""
+"""The command line: `neojax train|sample|prepare|convert|launch|inspect`. JAX is imported by the command that needs it."""
 
 import argparse
 import os
@@ -14,6 +14,7 @@ COMMANDS = {
     "sample": ("neojax.sampling.command", "generate text from a trained model"),
     "prepare": ("neojax.data.prepare", "turn text into token stores to train on"),
     "convert": ("neojax.convert.command", "bring models from and to other formats"),
+    "launch": ("neojax.launch", "start several processes of one job on this machine"),
     "inspect": ("neojax.inspection", "show every parameter, its layout and size, and the model's FLOPs"),
 }
 

@@ -154,10 +154,16 @@ class MeshConfig:
         "", 'where parameters and optimizer state are stored, on top of layout: "embd:data" is FSDP'
     )
     dcn_shape: str = _key("", 'part of each axis that spans slices joined by a data-center network: "data:2"')
-    distributed: bool = _key(
-        False,
-        "join the other processes of a TPU pod, Slurm or MPI job (else: JAX_COORDINATOR_ADDRESS and its kin)",
+    distributed: bool | None = _key(
+        None,
+        "whether this process is one of several: true joins them or fails, false never looks; null: where the keys below, "
+        "Slurm, Open MPI or a TPU pod say so",
     )
+    coordinator: str = _key(
+        "", "HOST:PORT, an address of the first process's host and a free port; or JAX_COORDINATOR_ADDRESS"
+    )
+    num_processes: int | None = _key(None, "processes of the run; or JAX_NUM_PROCESSES", least=1)
+    process_id: int | None = _key(None, "number of this process, from 0 on; or JAX_PROCESS_ID", least=0)
     cpu_devices: int = _key(
         0, "run on this many fake CPU devices instead of real accelerators; 0 for real ones", least=0
     )

@@ -11,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import jax
-import numpy as np
-from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from neojax.config import MeshConfig
+from neojax.devices import arranged, available, fake_cpu_devices, use_cpu_devices
 from neojax.errors import NeojaxError, suggest
+from neojax.processes import join
 
 DIMENSIONS = {
     "batch": "sequences of a batch",
@@ -49,15 +49,12 @@ ALIASES = {
 }
 
 
-def words(text: str) -> list[str]:
-    """The words of Mesh-TensorFlow's grammar: separators are space , . ;"""
-    return [word for word in re.split(r"[\s,.;]+", text) if word]
-
-
 def parse_pairs(text: str, key: str) -> dict[str, str]:
     """Parses ``"a:b, c:d"`` to ``{"a": "b", "c": "d"}``; `key` is the config key for error messages."""
     pairs: dict[str, str] = {}
-    for word in words(text):
+    for word in re.split(r"[\s,.;]+", text.strip()):
+        if not word:
+            continue
         name, colon, value = word.partition(":")
         if not (name and colon and value):
             raise NeojaxError(f'{key}="{text}": {word!r} is not name:value, as in "batch:data, heads:model"')
@@ -194,54 +191,24 @@ class Layout:
         return -(-n_vocab // parts) * parts
 
 
-def use_cpu_devices(count: int) -> None:
-    """Makes JAX run on `count` fake CPU devices. Raises `NeojaxError` if JAX already runs on something else."""
-    if not count:
-        return
-    try:
-        jax.config.update("jax_platforms", "cpu")
-        jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:
-        pass  # the backend has started: the check below tells whether it is the one that was asked for
-    if jax.default_backend() != "cpu" or jax.device_count() < count:
-        raise NeojaxError(
-            f"mesh.cpu_devices={count}: JAX has already started on {jax.device_count()} {jax.default_backend()} "
-            "device(s); set it before JAX is first used"
-        )
-
-
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Builds the mesh of `config` over `devices` (default: all, or the first `cpu_devices`), Explicit axes."""
-    use_cpu_devices(config.cpu_devices)
-    if config.distributed and not jax.distributed.is_initialized():
-        try:
-            jax.distributed.initialize()
-        except (ValueError, RuntimeError) as e:
-            raise NeojaxError(
-                f"mesh.distributed: cannot join the other processes: {' '.join(str(e).split())}; outside TPU pods, "
-                "Slurm and MPI set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID"
-            ) from None
+    """Builds the mesh of `config` over `devices`, Explicit axes. Default: all devices of all processes of this job, which
+    are joined, or the first `cpu_devices` of each."""
     if devices is None:
-        devices = jax.devices()[: config.cpu_devices or None]
+        fake_cpu_devices(config.cpu_devices)
+        join(config)
+        use_cpu_devices(config.cpu_devices)
+        devices = available(config.cpu_devices)
     shape = fill_shape(parse_shape(config.shape), len(devices), f'mesh.shape="{config.shape}"')
-    names = tuple(shape)
-    types = (AxisType.Explicit,) * len(names)
-    if not config.dcn_shape:
-        return jax.make_mesh(tuple(shape.values()), names, types, devices=devices)
-    dcn = parse_shape(config.dcn_shape, "mesh.dcn_shape")
+    dcn = parse_shape(config.dcn_shape, "mesh.dcn_shape") if config.dcn_shape else {}
     for axis, size in dcn.items():
         if axis not in shape or size < 1 or shape[axis] % size:
             raise NeojaxError(
                 f'mesh.dcn_shape="{config.dcn_shape}": {axis}:{size} must be a factor of an axis of mesh.shape '
                 f"({', '.join(f'{a}:{s}' for a, s in shape.items())})"
             )
-    outer = [dcn.get(axis, 1) for axis in names]
-    inner = [size // part for size, part in zip(shape.values(), outer)]
-    try:
-        array = mesh_utils.create_hybrid_device_mesh(inner, outer, devices)
-    except (ValueError, AttributeError) as e:
-        raise NeojaxError(f'mesh.dcn_shape="{config.dcn_shape}" does not fit these devices: {e}') from None
-    return Mesh(np.asarray(array), names, axis_types=types)
+    types = (AxisType.Explicit,) * len(shape)
+    return Mesh(arranged(shape, dcn, devices), tuple(shape), axis_types=types)
 
 
 def fill_shape(shape: Mapping[str, int], devices: int, what: str) -> dict[str, int]:

@@ -5,20 +5,23 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 
 from neojax import config as configuration
 from neojax.config import Config, SourceConfig
-from neojax.convert.gpt_neo_data import missing
+from neojax.convert import gpt_neo
 from neojax.data import tokenizer as tokenizers
 from neojax.data.loader import Windows, check_ids, train_batches, validation_batches
 from neojax.data.sources import TokenSource, end_of_document_id, open_source
+from neojax.devices import fake_cpu_devices
 from neojax.errors import NeojaxError
 from neojax.hosts import on_first, owned
 from neojax.kernels.choice import describe, of_layers
@@ -27,15 +30,15 @@ from neojax.lock import Lock
 from neojax.mesh import Layout, make_layout
 from neojax.models import Transformer
 from neojax.models.transformer import check_remat, compute_type
+from neojax.processes import agreed, alone, join
 from neojax.training import run_dir as runs
 from neojax.training.checkpoint import Checkpoints
 from neojax.training.compiler import compiler_options
-from neojax.training.fit import check_fit
 from neojax.training.flops import flops_per_token, mfu
 from neojax.training.metrics import MetricsWriter, Progress, Stopwatch, Throughput
 from neojax.training.optimizer import Optimizer, make_optimizer
 from neojax.training.profile import Profile
-from neojax.training.share import Share
+from neojax.training.share import BATCH_DIMS, Share
 from neojax.training.step import (
     State,
     abstract_state,
@@ -59,9 +62,13 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
         attention_kernel=train.attention_kernel,
     )
     model.stored()
+    rows = train.microbatch or train.batch_size
     of_layers(train.attention_kernel, config.model, layout, model.dtype)
     compiler_options(layout, train.compiler_options, train.deterministic)
-    check_fit(model, train)
+    layout.spec(BATCH_DIMS, (1, rows, config.model.n_ctx), what=f"a microbatch of {rows} sequences")
+    # Traces activations too: a layout that does not fit them is known before weights are made and a run directory is.
+    tokens = jax.ShapeDtypeStruct((rows, config.model.n_ctx), jnp.int32)
+    jax.eval_shape(lambda p, t: model.bind(p).loss(t, t), model.stored(), tokens)
     return model, make_optimizer(train, model.dims())
 
 
@@ -71,8 +78,11 @@ def train(config: Config) -> None:
         raise NeojaxError(
             "train.run_dir is not set; name the folder of this run, such as train.run_dir=runs/first"
         )
-    missing(config.train.run_dir, config.data.train, config.data.validation)
-    sources = check_data(config)  # before the devices are started: wrong paths are the commonest error
+    gpt_neo.missing(config.train.run_dir, config.data.train, config.data.validation)
+    fake_cpu_devices(config.mesh.cpu_devices)
+    join(config.mesh)
+    config = replace(config, mesh=alone(config.mesh))
+    sources = agreed(lambda: check_data(config))  # before anything else: wrong paths are the commonest error
     layout = make_layout(config.mesh)
     model, optimizer = build(config, layout)
     folder = Path(config.train.run_dir)
@@ -324,7 +334,7 @@ def stop_requested() -> Iterator[Callable[[bool], bool]]:
     def stop(together: bool) -> bool:
         if jax.process_count() == 1:
             return asked.is_set()
-        return together and bool(multihost_utils.process_allgather(jnp.array(asked.is_set())).any())
+        return together and bool(multihost_utils.process_allgather(np.array(asked.is_set())).any())
 
     try:
         yield stop
