@@ -1,8 +1,10 @@
-"""What one process of a run does for all of them, such that all of them know how it went."""
+"""What the processes of a run do such that all of them know how it went on each."""
 
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -13,26 +15,33 @@ from neojax.lock import Lock
 
 _LINE = 2000  # bytes of an error that the other processes get to see
 
+T = TypeVar("T")
+
+
+def agreed(work: Callable[[], T]) -> T:
+    """`work()`, which every process calls at the same point: the `NeojaxError` that it raises on one is raised on all.
+
+    An error of one alone would leave the others waiting for it for ever.
+    """
+    if jax.process_count() == 1:
+        return work()
+    error: NeojaxError | None = None
+    try:
+        result = work()
+    except NeojaxError as e:
+        error = NeojaxError(
+            f"{e} (process {jax.process_index()} of {jax.process_count()}, {socket.gethostname()})"
+        )
+    line = np.frombuffer(str(error or "").encode()[:_LINE].ljust(_LINE, b"\0"), np.uint8)
+    for found in np.asarray(multihost_utils.process_allgather(line)):
+        if text := found.astype(np.uint8).tobytes().rstrip(b"\0").decode(errors="ignore"):
+            raise NeojaxError(text)
+    return result
+
 
 def on_first(action: Callable[[], object]) -> None:
-    """Process 0 calls `action`; the `NeojaxError` that it raises there is raised by every process.
-
-    Every process calls this at the same point: an error of one alone would leave the others waiting for it for ever.
-    """
-    error: NeojaxError | None = None
-    if jax.process_index() == 0:
-        try:
-            action()
-        except NeojaxError as e:
-            error = e
-    if jax.process_count() > 1:
-        line = np.frombuffer(str(error or "").encode()[:_LINE].ljust(_LINE, b"\0"), np.uint8)
-        line = np.asarray(multihost_utils.broadcast_one_to_all(line))
-        text = line.astype(np.uint8).tobytes().rstrip(b"\0").decode(errors="ignore")
-        if text and error is None:
-            error = NeojaxError(text)
-    if error is not None:
-        raise error
+    """Process 0 calls `action`, and the `NeojaxError` that it raises there is raised by every process, see `agreed`."""
+    agreed(lambda: action() if jax.process_index() == 0 else None)
 
 
 @contextmanager

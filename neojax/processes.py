@@ -9,13 +9,10 @@ import dataclasses
 import glob
 import os
 import re
-import socket
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from neojax.config import MeshConfig
 from neojax.errors import NeojaxError
@@ -27,9 +24,6 @@ NAMES = {
 }
 HEARTBEAT_SECONDS = 30  # without a sign from a process it counts as dead, and the others end
 JOIN_SECONDS = 300
-LINE = 1024  # bytes of an error that others are told
-
-T = TypeVar("T")
 
 
 def join(mesh: MeshConfig) -> None:
@@ -72,23 +66,6 @@ def find(mesh: MeshConfig, environ: Mapping[str, str]) -> dict[str, Any] | None:
 def alone(mesh: MeshConfig) -> MeshConfig:
     """`mesh` without the keys that belong to one start of one process, which a run's config.yml does not keep."""
     return dataclasses.replace(mesh, distributed=None, coordinator="", num_processes=None, process_id=None)
-
-
-def agreed(work: Callable[[], T]) -> T:
-    """`work()`, which every process calls alike: where it raises `NeojaxError` on one, all raise that line at once."""
-    if jax.process_count() == 1:
-        return work()
-    result: Any = None
-    problem = ""
-    try:
-        result = work()
-    except NeojaxError as e:
-        problem = f"{e} (on {socket.gethostname()}, process {jax.process_index()} of {jax.process_count()})"
-    own = np.frombuffer(problem.encode()[:LINE].ljust(LINE, b"\0"), np.uint8)
-    for line in multihost_utils.process_allgather(own):
-        if text := line.tobytes().rstrip(b"\0").decode(errors="ignore"):
-            raise NeojaxError(text)
-    return result
 
 
 def _named(mesh: MeshConfig, environ: Mapping[str, str]) -> dict[str, Any] | None:

@@ -23,14 +23,14 @@ from neojax.data.loader import Windows, check_ids, train_batches, validation_bat
 from neojax.data.sources import TokenSource, end_of_document_id, open_source
 from neojax.devices import fake_cpu_devices
 from neojax.errors import NeojaxError
-from neojax.hosts import on_first, owned
+from neojax.hosts import agreed, on_first, owned
 from neojax.kernels.choice import describe, of_layers
 from neojax.loading import load_params
 from neojax.lock import Lock
 from neojax.mesh import Layout, make_layout
 from neojax.models import Transformer
 from neojax.models.transformer import check_remat, compute_type
-from neojax.processes import agreed, alone, join
+from neojax.processes import alone, join
 from neojax.training import run_dir as runs
 from neojax.training.checkpoint import Checkpoints
 from neojax.training.compiler import compiler_options
