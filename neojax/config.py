@@ -44,6 +44,7 @@ __all__ = [
     "model_of",
     "of_run",
     "override",
+    "parse",
     "to_dict",
 ]
 
@@ -53,25 +54,35 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
     With `model.init_from`, keys of `model` that are not given are those of the model there.
     """
-    raw = override(_read(Path(path)), overrides, str(path))
+    overrides = list(overrides)
+    given = override({}, overrides, str(path))
+    raw = override(_read(Path(path), given), overrides, str(path))
     model = raw.get("model")
     if isinstance(model, Mapping) and isinstance(model.get("init_from"), str) and model["init_from"]:
         raw["model"] = {**model_of(model["init_from"]), **model}
     return from_dict(raw, source=str(path))
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, given: Mapping[str, Any] = {}) -> Any:
+    """What the file says. Of a gpt-neo config, what is `given` otherwise is not read."""
     if path.suffix == ".json":
         from neojax.convert import gpt_neo  # it reads the keys of this module
 
-        return gpt_neo.load(path)
+        return gpt_neo.load(path, given)
     try:
-        with open(path, encoding="utf-8") as f:
-            raw = yaml.load(f, _OnceLoader)
+        return parse(path.read_bytes(), str(path))
     except OSError as e:
         raise NeojaxError(f"cannot read config {path}: {e.strerror or e}") from None
+
+
+def parse(text: str | bytes, source: str) -> Any:
+    """The nested dictionaries of a YAML text; `source` is its name for error messages. Raises `NeojaxError`."""
+    try:
+        loader = _OnceLoader(text)
+        loader.name = source
+        raw = loader.get_single_data()
     except (yaml.YAMLError, UnicodeDecodeError) as e:
-        raise NeojaxError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from None
+        raise NeojaxError(f"{source}: not valid YAML: {' '.join(str(e).split())}") from None
     return {} if raw is None else raw
 
 

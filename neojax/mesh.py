@@ -49,12 +49,15 @@ ALIASES = {
 }
 
 
+def words(text: str) -> list[str]:
+    """The words of Mesh-TensorFlow's grammar: separators are space , . ;"""
+    return [word for word in re.split(r"[\s,.;]+", text) if word]
+
+
 def parse_pairs(text: str, key: str) -> dict[str, str]:
     """Parses ``"a:b, c:d"`` to ``{"a": "b", "c": "d"}``; `key` is the config key for error messages."""
     pairs: dict[str, str] = {}
-    for word in re.split(r"[\s,.;]+", text.strip()):
-        if not word:
-            continue
+    for word in words(text):
         name, colon, value = word.partition(":")
         if not (name and colon and value):
             raise NeojaxError(f'{key}="{text}": {word!r} is not name:value, as in "batch:data, heads:model"')

@@ -27,6 +27,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="FILE",
         help="the gpt-neo config of a Mesh-TensorFlow checkpoint (default: the one in its folder)",
     )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="section.key=value",
+        help="of a gpt-neo config: values to write in place of its own, as in mesh.shape=data:-1",
+    )
 
 
 def run(args: Namespace) -> None:
@@ -35,6 +41,10 @@ def run(args: Namespace) -> None:
     is_bundle = bundle.find(source) is not None
     if args.config and not is_bundle:
         raise NeojaxError(f"--config is for a Mesh-TensorFlow checkpoint, and {source} is none")
+    if args.overrides and (is_bundle or not gpt_neo.is_config(source)):
+        raise NeojaxError(
+            f"{args.overrides[0]}: values are for a gpt-neo config (JSON), and {source} is none"
+        )
     if is_bundle:
         from neojax.convert import mesh_tf
         from neojax.convert.hf import check_free
@@ -54,7 +64,7 @@ def run(args: Namespace) -> None:
                 "the usual one) there and convert again"
             )
     elif gpt_neo.is_config(source):
-        write_text(dest, gpt_neo.convert_text(source))
+        write_text(dest, gpt_neo.convert_text(source, args.overrides))
         print(f"wrote {dest}; train with: python train.py {dest}")
     elif is_hf_dir(source):
         from neojax.convert import hf

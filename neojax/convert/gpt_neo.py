@@ -1,6 +1,7 @@
 """gpt-neo's JSON configs: what each key says in ours.
 
-`read` gives the sections of our config, `convert_text` the same as commented YAML. The mapping, key by key:
+`read` gives the sections of our config, `convert_text` the same as commented YAML. What is given on the command line in
+place of a key is not read from it, so that no value there is in the way. The mapping, key by key:
 
 - n_head n_embd n_vocab n_ctx n_layer, embed_dropout attn_dropout res_dropout, attention_types, rotary_emb (`false` is
   off; gpt-neo took any value for on) axial_pos_emb num_mem_kv mlp_glu scalenorm rezero macaron share_parameters
@@ -10,9 +11,10 @@
   only the first spelling, so that its own configs, which use the second, always trained with gelu.)
 - mesh_shape, layout: mesh.shape, mesh.layout. Layout rules that name no dimension or axis are left out, as gpt-neo did,
   but not silently.
-- datasets, through dataset_configs/NAME.json: path to data.train with the dataset's weight, eval_path to
-  data.validation where eval_steps is not 0, a tokenizer file to data.tokenizer. Sampling modes and stitching are not
-  needed: documents are read as one stream.
+- attention_types; before it was a key, `"model": "GPT2"` was a model of global layers (`gpt_neo_history`).
+- datasets, through dataset_configs/NAME.json or as globs: path to data.train with the dataset's weight, eval_path to
+  data.validation where eval_steps is not 0, a tokenizer file to data.tokenizer (`gpt_neo_data`). Sampling modes and
+  stitching are not needed: documents are read as one stream.
 - model_path: train.run_dir; train_batch_size: train.batch_size; train_steps: train.steps; precision: train.precision;
   recompute_grad: train.remat; tokens_per_mb_per_replica: train.microbatch, over all replicas; eval_steps:
   train.eval_batches, in our batches; seed.
@@ -24,32 +26,39 @@
 - mlm_training: model.causal, negated; mlm_*: train.mlm_*, used when mlm_training is true.
 """
 
-import math
-import re
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from neojax.config import ACTIVATIONS, SourceConfig
+from neojax import config as configuration
+from neojax.config import ACTIVATIONS
+from neojax.convert.gpt_neo_data import convert_data
+from neojax.convert.gpt_neo_history import attention_types, refuse_other_models
+from neojax.convert.gpt_neo_keys import Conversion, Keys, Sections
 from neojax.convert.hf_config import read_json
 from neojax.errors import NeojaxError, suggest
+from neojax.training.run_dir import yaml_word
 
-SAME = (
-    *("n_head", "n_embd", "n_vocab", "n_ctx", "n_layer", "embed_dropout", "attn_dropout", "res_dropout"),
-    *("attention_types", "rotary_emb", "axial_pos_emb", "num_mem_kv", "mlp_glu"),
-    *("scalenorm", "rezero", "macaron", "share_parameters", "scale_by_depth", "scale_by_in"),
+REQUIRED = {"n_head": "16", "n_embd": "1024", "n_vocab": "50257", "n_layer": "24"}
+RATES = ("embed_dropout", "attn_dropout", "res_dropout")
+FLAGS = (
+    *("rotary_emb", "mlp_glu", "scalenorm", "rezero", "macaron", "share_parameters"),
+    *("scale_by_depth", "scale_by_in"),
 )
-MLM = ("mask_id", "mask_prob", "same_token_prob", "random_token_prob", "mask_ignore_ids", "cls_token_id")
-REQUIRED = ("n_head", "n_embd", "n_vocab", "n_layer", "attention_types")
+OPTIONAL = {
+    "local_attention_radius": "window_size",
+    "intermediate_size": "n_inner",
+    "num_mem_kv": "num_mem_kv",
+}
+MLM_NUMBERS = ("mask_prob", "same_token_prob", "random_token_prob")
 # Keys that gpt-neo reads and that have nothing to set here: sampling has flags, and data needs no hints.
 NOTHING_TO_SET = (
     *("iterations", "predict_steps", "predict_batch_size", "eval_batch_size", "eval_tasks"),
     *("model", "input_fn", "padding_id", "eos_id", "stop_at_token", "remove_partial_sequences"),
-    *("moe_activation", "no_dataset", "causal", "mlm_training", "steps_per_checkpoint"),
+    *("moe_activation", "moe_params", "no_dataset", "causal", "mlm_training", "steps_per_checkpoint"),
 )
 CHECKPOINT_EVERY = 5000  # gpt-neo's --steps_per_checkpoint
 FLOOR = 0.1
@@ -60,21 +69,6 @@ ADAFACTOR = {  # keys of ours -> gpt-neo's, and what stands for none
     "adafactor_epsilon1": ("ada_epsilon1", 1e-30),
     "adafactor_epsilon2": ("ada_epsilon2", 1e-3),
 }
-ABSENT = "dataset_configs/"  # the path of a dataset whose config is not there begins so
-
-
-@dataclass
-class Conversion:
-    """The sections of a config: section -> key -> value, where each came from, and what was left out."""
-
-    sections: dict[str, dict[str, Any]] = field(default_factory=dict)
-    origin: dict[str, str] = field(default_factory=dict)
-    ignored: list[str] = field(default_factory=list)
-
-    def put(self, name: str, value: Any, origin: str) -> None:
-        section, key = name.split(".")
-        self.sections.setdefault(section, {})[key] = value
-        self.origin[name] = origin
 
 
 def is_config(path: str | Path) -> bool:
@@ -82,310 +76,264 @@ def is_config(path: str | Path) -> bool:
     return Path(path).suffix == ".json"
 
 
-def load(path: str | Path) -> dict[str, dict[str, Any]]:
-    """The sections of our config that the gpt-neo config `path` means, for `config.from_dict`.
+def load(path: str | Path, given: Sections = {}) -> dict[str, dict[str, Any]]:  # noqa: B006 - only read
+    """The sections of our config that the gpt-neo config `path` means, for `config.from_dict`, less those `given`.
 
     Keys that mean nothing here are listed once on stderr. Raises `NeojaxError`.
     """
-    conversion = read(path)
+    conversion = read(path, given)
     if conversion.ignored:
         print(f"{path}: ignored: {', '.join(conversion.ignored)}", file=sys.stderr)
     return conversion.sections
 
 
-def read(path: str | Path) -> Conversion:
+def read(path: str | Path, given: Sections = {}) -> Conversion:  # noqa: B006 - only read
     """As `load`, with the origin of each value."""
-    path = Path(path)
-    raw = {key: value for key, value in read_json(path).items() if value is not None}
-    if "model_type" in raw or "architectures" in raw:
+    keys, out = Keys(Path(path), read_json(Path(path))), Conversion(given)
+    if "model_type" in keys or "architectures" in keys:
         raise NeojaxError(
             f"{path} is a Hugging Face config, not a gpt-neo one; train from its directory with model.init_from"
         )
-    if missing := [key for key in REQUIRED if key not in raw]:
-        raise NeojaxError(f"{path}: no key {missing[0]}, which a gpt-neo config needs; is it one?")
-    if raw.get("moe_layers"):
-        raise NeojaxError(f"{path}: moe_layers: mixture-of-experts layers are not supported; remove the key")
-    taken = Taken(path, raw)
-    out = Conversion()
-    _model(taken, out)
-    _mesh(taken, out)
-    _data(taken, out)
-    _train(taken, out)
+    refuse_other_models(keys)
+    for convert in (_model, _mesh, convert_data, _train):
+        convert(keys, out)
     for key in NOTHING_TO_SET:
-        taken.drop(key)
-    out.ignored += sorted(taken.left)
+        keys.get(key)
+    out.ignored += [key if key.isprintable() else ascii(key) for key in sorted(keys.unread)]
     return out
 
 
-class Taken:
-    """The keys of a JSON config, and those not asked for yet. Numbers may be written as texts."""
-
-    def __init__(self, path: Path, raw: dict[str, Any]):
-        self.path, self.raw, self.left = path, raw, set(raw)
-
-    def drop(self, key: str) -> Any:
-        self.left.discard(key)
-        return self.raw.get(key)
-
-    def number(self, key: str, default: Any) -> Any:
-        value = self.drop(key)
-        if value is None:
-            return default
-        try:
-            return float(value)
-        except (TypeError, ValueError):
-            raise NeojaxError(f"{self.path}: {key}: expected a number, got {value!r}") from None
-
-    def count(self, key: str, default: int) -> int:
-        number = self.number(key, default)
-        if not math.isfinite(number) or number != int(number):
-            raise NeojaxError(f"{self.path}: {key}: expected a whole number, got {self.raw[key]!r}")
-        return int(number)
-
-    def flag(self, key: str) -> bool:
-        value = self.drop(key)
-        return value.strip().lower() == "true" if isinstance(value, str) else bool(value)
-
-    def text(self, key: str, default: str = "") -> str:
-        value = self.drop(key)
-        if value is not None and not isinstance(value, str):
-            raise NeojaxError(f"{self.path}: {key}: expected a text, got {value!r}")
-        return default if value is None else value
+def _model(keys: Keys, out: Conversion) -> None:
+    for key, example in REQUIRED.items():
+        out.put(f"model.{key}", partial(_required, keys, key, example), key)
+    out.put("model.n_ctx", lambda: keys.count("n_ctx", 2048, least=1), "n_ctx")
+    for key in RATES:
+        out.put(f"model.{key}", partial(keys.number, key), key)
+    out.put("model.attention_types", lambda: attention_types(keys), "attention_types")
+    for key in FLAGS:
+        if key in keys:
+            out.put(f"model.{key}", partial(keys.flag, key), key)
+    for key, ours in OPTIONAL.items():
+        out.put(f"model.{ours}", partial(keys.count, key), key)
+    out.put("model.axial_pos_emb", lambda: keys.get("axial_pos_emb"), "axial_pos_emb")
+    for name, key in {"model.tie_word_embeddings": "no_weight_tie", "model.causal": "mlm_training"}.items():
+        out.put(name, partial(_where, keys, key, False), key)
+    origin = "activation_fn" if "activation_fn" in keys else "activation_function"
+    out.put("model.activation_function", lambda: _activation(keys, origin), origin)
 
 
-def _model(taken: Taken, out: Conversion) -> None:
-    flags = {"rotary_emb", "mlp_glu", "scalenorm", "rezero", "macaron", "share_parameters"}
-    flags |= {"scale_by_depth", "scale_by_in"}
-    for key in SAME:
-        if key in taken.raw:
-            value = taken.flag(key) if key in flags else taken.drop(key)
-            is_count = isinstance(value, str) and value.isdecimal()
-            out.put(f"model.{key}", int(value) if is_count else value, key)
-    out.sections["model"].setdefault("n_ctx", 2048)
-    for theirs, ours in {"local_attention_radius": "window_size", "intermediate_size": "n_inner"}.items():
-        if taken.drop(theirs) is not None:
-            out.put(f"model.{ours}", taken.raw[theirs], theirs)
-    if taken.flag("no_weight_tie"):
-        out.put("model.tie_word_embeddings", False, "no_weight_tie")
-    if taken.raw.get("mlm_training") is not None and taken.flag("mlm_training"):
-        out.put("model.causal", False, "mlm_training")
-    second = taken.text("activation_function", "gelu")
-    name = taken.text("activation_fn", second)
-    origin = "activation_fn" if "activation_fn" in taken.raw else "activation_function"
-    name = "gelu_new" if name == "gelu" else "silu" if name == "swish" else name
-    if name not in ACTIVATIONS:
+def _where(keys: Keys, key: str, value: Any) -> Any:
+    """`value` where the flag `key` is set, else None."""
+    return value if keys.flag(key) else None
+
+
+def _required(keys: Keys, key: str, example: str) -> int:
+    if key not in keys:
         raise NeojaxError(
-            f"{taken.path}: {origin}: no activation is called {name!r}{suggest(name, ACTIVATIONS)}"
+            f"{keys.path}: no key {key}, which a gpt-neo config needs; is it one? If so, give model.{key}, such as "
+            f"model.{key}={example}"
         )
-    if origin in taken.raw:
-        out.put("model.activation_function", name, origin)
+    return keys.count(key, least=1)
 
 
-def _mesh(taken: Taken, out: Conversion) -> None:
+def _activation(keys: Keys, origin: str) -> str | None:
+    keys.get("activation_function")
+    name = keys.text(origin)
+    name = {"gelu": "gelu_new", "swish": "silu"}.get(name, name)
+    if name and name not in ACTIVATIONS:
+        near = suggest(name, ACTIVATIONS)
+        raise NeojaxError(f"{keys.path}: {origin}: no activation is called {name!r}{near}")
+    return name or None
+
+
+def _mesh(keys: Keys, out: Conversion) -> None:
     """The mesh in Mesh-TensorFlow's grammar, less the rules that name nothing."""
-    shape, layout = taken.text("mesh_shape"), taken.text("layout")
-    if not shape:
+    if not keys.text("mesh_shape") and not out.is_given("mesh.shape"):
+        keys.get("layout")
         return
-    axes = [word.partition(":")[0] for word in _words(shape)]
-    rules = []
-    for word in _words(layout):
-        dimension, _, axis = word.partition(":")
-        if axis in axes and dimension in _dimensions():
-            rules.append(word)
-        else:
-            out.ignored.append(f"layout rule {word}")
-    out.put("mesh.shape", ", ".join(_words(shape)), "mesh_shape")
-    out.put("mesh.layout", ", ".join(rules), "layout")
+    from neojax.mesh import ALIASES, DIMENSIONS, parse_shape, words  # imports JAX, not needed for YAML
+
+    def shape() -> str:
+        text = keys.text("mesh_shape")
+        parse_shape(text, f"{keys.path}: mesh_shape")
+        return ", ".join(words(text))
+
+    out.put("mesh.shape", shape, "mesh_shape")
+    axes = [word.partition(":")[0] for word in words(str(out.get("mesh.shape")))]
+    names = {*DIMENSIONS, *ALIASES}
+
+    rules: list[str] = []
+    dropped: list[str] = []
+
+    def layout() -> str:
+        for word in words(keys.text("layout")):
+            dimension, _, axis = word.partition(":")
+            (rules if axis in axes and dimension in names else dropped).append(word)
+        return ", ".join(rules)
+
+    out.put("mesh.layout", layout, "layout")
+    if not out.is_given("mesh.layout"):
+        out.ignored += [f"layout rule {word}" for word in dropped]
 
 
-def _words(text: str) -> list[str]:
-    return [word for word in re.split(r"[\s,.;]+", text) if word]
-
-
-def _dimensions() -> set[str]:
-    from neojax.mesh import ALIASES, DIMENSIONS  # imports JAX, which reading a YAML config does not need
-
-    return {*DIMENSIONS, *ALIASES}
-
-
-def _data(taken: Taken, out: Conversion) -> None:
-    datasets = taken.drop("datasets") or []
-    if isinstance(datasets, str):
-        datasets = [datasets]
-    train, validation, tokenizer, names = [], [], "", []
-    for entry in datasets:
-        name, *rest = entry if isinstance(entry, list) and entry else [entry]
-        weight = rest[2] if len(rest) > 2 and rest[2] is not None else 1.0
-        if not isinstance(name, str):
-            raise NeojaxError(
-                f"{taken.path}: datasets: expected a name or [name, n, mode, weight], got {entry!r}"
-            )
-        names.append(name)
-        found = _dataset(taken.path, name)
-        if found is None:  # training says so, in `missing`; to look at the model one needs no data
-            train.append({"path": f"{ABSENT}{name}.json", "weight": float(weight)})
-            continue
-        train.append({"path": _place(taken.path, found.get("path", "")), "weight": float(weight)})
-        if found.get("eval_path"):
-            validation.append({"path": _place(taken.path, found["eval_path"])})
-        if not found.get("tokenizer_is_pretrained") and found.get("tokenizer_path"):
-            tokenizer = tokenizer or _place(taken.path, found["tokenizer_path"])
-    if train:
-        out.put("data.train", train, f"datasets: {', '.join(names)}")
-    if validation and taken.count("eval_steps", 0):
-        out.put("data.validation", validation, "eval_path of the dataset")
-    if tokenizer:
-        out.put("data.tokenizer", tokenizer, "tokenizer_path of the dataset")
-
-
-def _dataset(config: Path, name: str) -> dict[str, Any] | None:
-    """The dataset config `name`: beside the config, or where gpt-neo looked from its checkout."""
-    for folder in (config.parent, config.parent.parent, Path("configs"), Path(".")):
-        path = folder / "dataset_configs" / f"{name}.json"
-        if path.is_file():
-            return read_json(path)
-    return None
-
-
-def _place(config: Path, text: str) -> str:
-    """A path of a dataset config: as it is, or beside the config where only that leads anywhere."""
-    if "://" in text or Path(text).is_absolute():
-        return text
-    here = any(Path(".").glob(text)) if text else False
-    beside = config.parent / text
-    return str(beside) if text and not here and any(config.parent.glob(text)) else text
-
-
-def _train(taken: Taken, out: Conversion) -> None:
-    batch_size, steps = taken.count("train_batch_size", 8), taken.count("train_steps", 1000)
-    if run_dir := taken.text("model_path"):
-        out.put("train.run_dir", run_dir, "model_path")
-    out.put("train.batch_size", batch_size, "train_batch_size")
-    out.put("train.steps", steps, "train_steps")
-    rows = _microbatch(taken, out, batch_size)
+def _train(keys: Keys, out: Conversion) -> None:
+    out.put("train.run_dir", lambda: keys.text("model_path") or None, "model_path")
+    out.put("train.batch_size", lambda: keys.count("train_batch_size", 8, least=1), "train_batch_size")
+    out.put("train.steps", lambda: keys.count("train_steps", 1000, least=1), "train_steps")
+    out.put("train.microbatch", lambda: _microbatch(keys, out), "tokens_per_mb_per_replica")
     out.put(
-        "train.precision", "bfloat16" if taken.text("precision") == "bfloat16" else "float32", "precision"
+        "train.precision",
+        lambda: "bfloat16" if keys.text("precision") == "bfloat16" else "float32",
+        "precision",
     )
-    if taken.flag("recompute_grad"):
-        out.put("train.remat", "full", "recompute_grad")
-    _optimizer(taken, out)
-    out.put("train.checkpoint_every", CHECKPOINT_EVERY, "--steps_per_checkpoint")
-    if evaluations := taken.count("eval_steps", 0):
-        tokens = evaluations * taken.count("eval_batch_size", rows)
-        out.put("train.eval_every", CHECKPOINT_EVERY, "--steps_per_checkpoint")
-        out.put("train.eval_batches", max(1, -(-tokens // rows)), "eval_steps, in batches of ours")
-    if "seed" in taken.raw:
-        out.put("train.seed", taken.count("seed", 0), "seed")
-    masks = {name: taken.drop(f"mlm_{name}") for name in MLM}
-    if taken.raw.get("mlm_training") is not None and taken.flag("mlm_training"):
-        if masks["mask_id"] is None:
-            raise NeojaxError(
-                f"{taken.path}: mlm_training needs mlm_mask_id, the id that stands for a masked token"
-            )
-        for name, value in masks.items():
-            if value is not None:
-                out.put(f"train.mlm_{name}", value, f"mlm_{name}")
+    out.put("train.remat", lambda: _where(keys, "recompute_grad", "full"), "recompute_grad")
+    _optimizer(keys, out)
+    out.put("train.checkpoint_every", lambda: CHECKPOINT_EVERY, "--steps_per_checkpoint")
+    rows = out.count("train.microbatch", out.count("train.batch_size", 8))
+
+    def eval_batches() -> int | None:
+        sequences = keys.count("eval_steps", 0) * keys.count("eval_batch_size", rows, least=1)
+        return -(-sequences // rows) or None
+
+    out.put("train.eval_batches", eval_batches, "eval_steps, in batches of ours")
+    out.put("train.eval_every", lambda: eval_batches() and CHECKPOINT_EVERY, "--steps_per_checkpoint")
+    out.put("train.seed", lambda: keys.count("seed"), "seed")
+    _masks(keys, out)
 
 
-def _microbatch(taken: Taken, out: Conversion, batch_size: int) -> int:
-    """Rows of one forward pass over all replicas: the per-replica number, lowered until it divides, times replicas."""
-    tokens = taken.count("tokens_per_mb_per_replica", 0)
+def _masks(keys: Keys, out: Conversion) -> None:
+    trained = out.get("model.causal") is False
+    if trained and "mlm_mask_id" not in keys and not out.is_given("train.mlm_mask_id"):
+        raise NeojaxError(
+            f"{keys.path}: mlm_training needs mlm_mask_id, the id that stands for a masked token; give "
+            "train.mlm_mask_id=ID"
+        )
+    reads: dict[str, Any] = dict.fromkeys(MLM_NUMBERS, keys.number)
+    reads |= {"mask_id": keys.count, "cls_token_id": keys.count, "mask_ignore_ids": keys.get}
+    for name, ask in reads.items():
+        key = f"mlm_{name}"
+        if trained:
+            out.put(f"train.{key}", partial(ask, key), key)
+        else:
+            keys.get(key)
+
+
+def _microbatch(keys: Keys, out: Conversion) -> int | None:
+    """Rows of one forward pass over all replicas: those of a replica, lowered until they divide its own, times replicas."""
+    tokens = keys.count("tokens_per_mb_per_replica", 0)
     if not tokens:
-        return batch_size
-    mesh = out.sections.get("mesh", {"shape": "", "layout": ""})
-    sizes = dict(word.split(":") for word in _words(mesh["shape"]))
-    axis = dict(word.split(":") for word in _words(mesh["layout"])).get("batch")
-    replicas = int(sizes[axis]) if axis in sizes else 1
+        return None
+    replicas, batch_size = _replicas(keys), out.count("train.batch_size", 8)
     own = max(1, batch_size // replicas)
-    rows = min(own, max(1, tokens // int(out.sections["model"]["n_ctx"])))
+    rows = min(own, max(1, tokens // out.count("model.n_ctx", 2048)))
     while own % rows:
         rows -= 1
-    if own * replicas == batch_size:
-        out.put("train.microbatch", rows * replicas, "tokens_per_mb_per_replica")
-        return rows * replicas
-    return batch_size
+    return rows * replicas if own * replicas == batch_size else None
 
 
-def _optimizer(taken: Taken, out: Conversion) -> None:
-    out.put("train.learning_rate", taken.number("lr", 6e-4), "lr")
-    is_adam = taken.text("opt_name", "adam").lower() == "adam"
-    _schedule(taken, out, is_adam)
-    adam = {key: taken.number(key, default) for key, default in ADAM.items()}
-    adafactor = {ours: (taken.number(key, none), key) for ours, (key, none) in ADAFACTOR.items()}
+def _replicas(keys: Keys) -> int:
+    """The parts into which gpt-neo's own mesh split a batch; 1 where that is no mesh, and another is given."""
+    from neojax.mesh import parse_shape, words
+
+    try:
+        sizes = parse_shape(keys.text("mesh_shape"))
+        rules = dict(word.partition(":")[::2] for word in words(keys.text("layout")))
+    except NeojaxError:
+        return 1
+    return max(1, sizes.get(rules.get("batch", ""), 1))
+
+
+def _optimizer(keys: Keys, out: Conversion) -> None:
+    def name() -> str | None:
+        return None if keys.text("opt_name", "adam").lower() == "adam" else "adafactor"
+
+    out.put("train.learning_rate", lambda: keys.number("lr", 6e-4), "lr")
+    out.put("train.optimizer", name, "opt_name")
+    is_adam = out.get("train.optimizer") != "adafactor"
+    _schedule(keys, out, is_adam)
     if is_adam:
-        out.put("train.bias_correction", False, "opt_name adam: without bias correction")
-        for key, value in adam.items():
-            out.put(f"train.{key}", value, key)
+        out.put("train.bias_correction", lambda: False, "opt_name adam: without bias correction")
+        for key, default in ADAM.items():
+            out.put(f"train.{key}", partial(keys.number, key, default), key)
     else:
-        out.put("train.optimizer", "adafactor", "opt_name")
-        for ours, (value, key) in adafactor.items():
-            out.put(f"train.{ours}", value, key)
-        out.put("train.weight_decay", 0.0, "gpt-neo's Adafactor decayed no weights")
-    out.put("train.no_decay", _no_decay(out.sections["model"]), "names matching norm or bias, but not ln_f")
-    out.put("train.clip_norm", taken.number("gradient_clipping", 0.0), "gradient_clipping")
-    out.put("train.z_loss", taken.number("z_loss", 1e-4), "z_loss")
-    if taken.flag("entmax_loss"):
-        out.put("train.loss", "entmax", "entmax_loss")
+        for ours, (key, none) in ADAFACTOR.items():
+            out.put(f"train.{ours}", partial(keys.number, key, none), key)
+        out.put("train.weight_decay", lambda: 0.0, "gpt-neo's Adafactor decayed no weights")
+    for key in (*ADAM, "ada_epsilon1", "ada_epsilon2"):
+        keys.get(key)  # those of the other optimizer have no part in this run, as in gpt-neo
+    rezero = out.get("model.rezero") is True
+    out.put("train.no_decay", lambda: _no_decay(rezero), "names matching norm or bias, but not ln_f")
+    out.put("train.clip_norm", lambda: keys.number("gradient_clipping", 0.0), "gradient_clipping")
+    out.put("train.z_loss", lambda: keys.number("z_loss", 1e-4), "z_loss")
+    out.put("train.loss", lambda: _where(keys, "entmax_loss", "entmax"), "entmax_loss")
 
 
-def _schedule(taken: Taken, out: Conversion, is_adam: bool) -> None:
+def _schedule(keys: Keys, out: Conversion, is_adam: bool) -> None:
     """The decay and warmup of lr. gpt-neo worked them out for Adafactor too, and then gave it the bare lr."""
-    decay = taken.text("lr_decay", "none")
-    if decay not in ("linear", "cosine", "none"):
-        raise NeojaxError(f"{taken.path}: lr_decay: expected linear, cosine or none, got {decay!r}")
-    warmup, end = taken.count("warmup_steps", 0), taken.count("lr_decay_end", 0)
     if not is_adam:
-        unread = {"lr_decay": decay != "none", "lr_decay_end": end, "warmup_steps": warmup}
-        out.ignored += [f"{key} (as for gpt-neo's Adafactor)" for key, given in unread.items() if given]
-        out.put("train.schedule", "constant", "gpt-neo's Adafactor took lr as it is")
-        out.put("train.warmup_steps", 0, "gpt-neo's Adafactor took lr as it is")
+        read = ("lr_decay", "warmup_steps", "lr_decay_end")
+        unread = [key for key in read if keys.get(key) not in (None, "none", 0)]
+        out.ignored += [f"{key} (as for gpt-neo's Adafactor)" for key in unread]
+        out.put("train.schedule", lambda: "constant", "gpt-neo's Adafactor took lr as it is")
+        out.put("train.warmup_steps", lambda: 0, "gpt-neo's Adafactor took lr as it is")
         return
-    out.put("train.schedule", "constant" if decay == "none" else decay, "lr_decay")
-    out.put("train.warmup_steps", warmup, "warmup_steps")
-    out.put("train.warmup_scales_decay", True, "as gpt-neo warms up")
-    if end:
-        out.put("train.decay_steps", end, "lr_decay_end")
-    out.put("train.min_lr_ratio", FLOOR, "gpt-neo's floor")
+
+    def decay() -> str:
+        value = keys.text("lr_decay", "none")
+        if value not in ("linear", "cosine", "none"):
+            raise keys.wrong("lr_decay", "linear, cosine or none", value)
+        return "constant" if value == "none" else value
+
+    out.put("train.schedule", decay, "lr_decay")
+    out.put("train.warmup_steps", lambda: keys.count("warmup_steps", 0), "warmup_steps")
+    out.put("train.warmup_scales_decay", lambda: True, "as gpt-neo warms up")
+    out.put("train.decay_steps", lambda: keys.count("lr_decay_end", 0) or None, "lr_decay_end")
+    out.put("train.min_lr_ratio", lambda: FLOOR, "gpt-neo's floor")
 
 
-def _no_decay(model: dict[str, Any]) -> list[str]:
+def _no_decay(rezero: bool) -> list[str]:
     """Our names of the parameters that gpt-neo calls norm_1, norm_2, norm_rezero or bias."""
-    names = ["*_bias"]
-    return [*names, "*.gate_?.scale"] if model.get("rezero") else [*names, "*.norm_?.*"]
+    return ["*_bias", "*.gate_?.scale" if rezero else "*.norm_?.*"]
 
 
-def missing(run_dir: str, train: Iterable[SourceConfig], validation: Iterable[SourceConfig]) -> None:
-    """Raises `NeojaxError`, one line, for paths that a converted config has from gpt-neo's world and this machine has not."""
-    causes, helps = [], []
-    for key, sources in (("data.train", train), ("data.validation", validation)):
-        absent = [s.path for s in sources if s.path.startswith(ABSENT)]
-        remote = [s.path for s in sources if "://" in s.path]
-        causes += [f"there is no {path}, which datasets names" for path in dict.fromkeys(absent)]
-        causes += [f"{path} is not on this machine" for path in dict.fromkeys(remote)]
-        helps += [f"{key}=PATH"] if absent or remote else []
-    if "://" in run_dir:
-        causes.append(f"{run_dir} is no folder to write to")
-        helps.append(f"train.run_dir=runs/{run_dir.rstrip('/').rpartition('/')[2]}")
-    if causes:
-        raise NeojaxError(f"{'; '.join(causes)}; give {' '.join(helps)}")
+def convert_text(path: str | Path, overrides: Iterable[str] = ()) -> str:
+    """The gpt-neo config `path` as YAML for `neojax train`, each key with the original's name beside it.
 
-
-def convert_text(path: str | Path) -> str:
-    """The gpt-neo config `path` as YAML for `neojax train`, each key with the original's name beside it."""
-    conversion = read(path)
+    `section.key=value` in `overrides` stand in it in place of what `path` says. Raises `NeojaxError` for what training
+    would refuse on any machine: nothing is written that would not be read.
+    """
+    given = configuration.override({}, overrides, str(path))
+    conversion = read(path, given)
     lines = [f"# From {Path(path).name}, a gpt-neo config; the original's keys stand on the right."]
     if conversion.ignored:
         lines.append(f"# Without: {', '.join(conversion.ignored)}")
     for section in ("model", "mesh", "data", "train"):
-        if section not in conversion.sections:
-            continue
-        lines += ["", f"{section}:"]
-        for key, value in conversion.sections[section].items():
-            text = f"  {key}: {_yaml(value)}"
-            origin = conversion.origin.get(f"{section}.{key}", "the default")
-            lines.append(text if origin == key else f"{text}  # {origin}")
-    return "\n".join(lines) + "\n"
+        values = {**conversion.sections.get(section, {}), **given.get(section, {})}
+        lines += ["", f"{section}:"] if values else []
+        for key, value in values.items():
+            name = f"{section}.{key}"
+            origin = "given" if conversion.is_given(name) else conversion.origin[name]
+            lines.append(f"  {key}: {yaml_word(value)}" + (f"  # {origin}" if origin != key else ""))
+    text = "".join(f"{_one_line(line)}\n" for line in lines)
+    _check(text, str(path))
+    return text
 
 
-def _yaml(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n...\n").strip()
+def _check(text: str, source: str) -> None:
+    """Reads a YAML config back and fits its model to its mesh, as training begins with, without devices.
+
+    An axis that takes the devices that are left takes one: how many there are is not for this machine to say.
+    """
+    from neojax.mesh import abstract_layout, parse_shape
+    from neojax.models import Transformer
+    from neojax.training.fit import check_fit
+
+    config = configuration.from_dict(configuration.parse(text, source), source=source)
+    sizes = parse_shape(config.mesh.shape)
+    shape = ", ".join(f"{axis}:{abs(size)}" for axis, size in sizes.items())
+    layout = abstract_layout(replace(config.mesh, shape=shape))
+    check_fit(Transformer(config.model, layout), config.train)
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

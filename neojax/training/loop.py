@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 
 from neojax import config as configuration
 from neojax.config import Config, SourceConfig
-from neojax.convert import gpt_neo
+from neojax.convert.gpt_neo_data import missing
 from neojax.data import tokenizer as tokenizers
 from neojax.data.loader import Windows, check_ids, train_batches, validation_batches
 from neojax.data.sources import TokenSource, end_of_document_id, open_source
@@ -34,11 +34,12 @@ from neojax.processes import alone, join
 from neojax.training import run_dir as runs
 from neojax.training.checkpoint import Checkpoints
 from neojax.training.compiler import compiler_options
+from neojax.training.fit import check_fit
 from neojax.training.flops import flops_per_token, mfu
 from neojax.training.metrics import MetricsWriter, Progress, Stopwatch, Throughput
 from neojax.training.optimizer import Optimizer, make_optimizer
 from neojax.training.profile import Profile
-from neojax.training.share import BATCH_DIMS, Share
+from neojax.training.share import Share
 from neojax.training.step import (
     State,
     abstract_state,
@@ -62,13 +63,9 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
         attention_kernel=train.attention_kernel,
     )
     model.stored()
-    rows = train.microbatch or train.batch_size
     of_layers(train.attention_kernel, config.model, layout, model.dtype)
     compiler_options(layout, train.compiler_options, train.deterministic)
-    layout.spec(BATCH_DIMS, (1, rows, config.model.n_ctx), what=f"a microbatch of {rows} sequences")
-    # Traces activations too: a layout that does not fit them is known before weights are made and a run directory is.
-    tokens = jax.ShapeDtypeStruct((rows, config.model.n_ctx), jnp.int32)
-    jax.eval_shape(lambda p, t: model.bind(p).loss(t, t), model.stored(), tokens)
+    check_fit(model, train)
     return model, make_optimizer(train, model.dims())
 
 
@@ -78,7 +75,7 @@ def train(config: Config) -> None:
         raise NeojaxError(
             "train.run_dir is not set; name the folder of this run, such as train.run_dir=runs/first"
         )
-    gpt_neo.missing(config.train.run_dir, config.data.train, config.data.validation)
+    missing(config.train.run_dir, config.data.train, config.data.validation)
     fake_cpu_devices(config.mesh.cpu_devices)
     join(config.mesh)
     config = replace(config, mesh=alone(config.mesh))
