@@ -1,7 +1,7 @@
 """What the processes of a run do such that all of them know how it went on each."""
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -14,6 +14,7 @@ from neojax.errors import NeojaxError
 from neojax.lock import Lock
 
 _LINE = 2000  # bytes of an error that the other processes get to see
+_TIMEOUT = 1200  # seconds at a barrier, as long as Orbax waits at its own
 
 T = TypeVar("T")
 
@@ -42,6 +43,23 @@ def agreed(work: Callable[[], T]) -> T:
 def on_first(action: Callable[[], object]) -> None:
     """Process 0 calls `action`, and the `NeojaxError` that it raises there is raised by every process, see `agreed`."""
     agreed(lambda: action() if jax.process_index() == 0 else None)
+
+
+def from_first(numbers: Sequence[int]) -> list[int]:
+    """The numbers, each below 2^31, that process 0 has."""
+    if jax.process_count() == 1:
+        return list(numbers)
+    count = int(multihost_utils.broadcast_one_to_all(np.int32(len(numbers))))
+    mine = np.zeros(count, np.int32) if jax.process_index() else np.array(numbers, np.int32)
+    return [int(n) for n in np.asarray(multihost_utils.broadcast_one_to_all(mine))]
+
+
+def barrier(name: str) -> None:
+    """Waits, in any thread, until all processes have come to `name`. Raises what JAX does where one does not."""
+    if jax.process_count() > 1:
+        from orbax.checkpoint.multihost import get_barrier_sync_fn
+
+        get_barrier_sync_fn()(key=name, timeout_ms=_TIMEOUT * 1000)
 
 
 @contextmanager

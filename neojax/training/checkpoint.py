@@ -1,29 +1,49 @@
 """Checkpoints: all that a run needs to go on, written with Orbax and read back on any mesh.
 
 A checkpoint is the folder `checkpoints/STEP` of the run, with three items: `params`, `opt_state` (each array by its
-path in the tree) and `meta` (JSON), and FILES, the size of every file. It appears by one rename when everything is on
-disk, so a folder with a number for a name was complete once; if it is not complete now, or cannot be read, it is
-damaged, which is an error and never a fresh start.
+path in the tree) and `meta` (JSON), and the size and checksum of every file (`neojax.training.integrity`). It is
+written as STEP.saving, and gets its name by one rename when everything is on disk, so a folder with a number for a
+name was complete once; if it is not complete now, or cannot be read, it is damaged, which is an error and never a fresh
+start.
 """
 
 import contextlib
 import json
 import os
+import shutil
+import threading
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, NamedSharding, Sharding, SingleDeviceSharding
 
 from neojax.errors import NeojaxError, suggest
+from neojax.hosts import agreed, barrier, from_first, on_first
+from neojax.training import integrity
+from neojax.training.orbax import Save, flat, one_line, read_meta, read_trees, shapes
 from neojax.training.quiet import quiet
 
-with quiet():  # it logs already while it is imported
-    import orbax.checkpoint as ocp
-
 FORMAT = 1
-FILES = "files.json"
+
+
+class DamagedError(NeojaxError):
+    """A checkpoint is not what was written."""
+
+
+class SaveError(NeojaxError):
+    """A checkpoint could not be written; those before it are whole."""
+
+
+def checkpoints_in(run_dir: str | Path) -> list[int]:
+    """The steps of the checkpoints of a run directory, oldest first. Raises `OSError` where it cannot be read, which must
+    not look like none."""
+    try:
+        names = os.listdir(Path(run_dir) / "checkpoints")
+    except FileNotFoundError:
+        return []
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
 class Checkpoints:
@@ -46,61 +66,59 @@ class Checkpoints:
         n_vocab: int = 0,
     ):
         self.path = Path(os.path.abspath(run_dir)) / "checkpoints"
-        self._dims, self._n_vocab = dims or {}, n_vocab
-        self._saving = 0  # the step last begun
-        self._manager = None
-        if keep or self.path.is_dir():
-            with contextlib.ExitStack() as until_closed:
-                until_closed.enter_context(quiet())
-                self._manager = ocp.CheckpointManager(
-                    self.path,
-                    options=_options(keep, self._list_files),
-                    item_handlers={
-                        "params": ocp.PyTreeCheckpointHandler(),
-                        "opt_state": ocp.PyTreeCheckpointHandler(),
-                        "meta": ocp.JsonCheckpointHandler(),
-                    },
-                )
-                self._until_closed = until_closed.pop_all()
+        self._keep, self._dims, self._n_vocab = keep, dims or {}, n_vocab
+        self._saving: _Saving | None = None
+        if keep:
+            on_first(self._make_room)
+        try:
+            steps = checkpoints_in(run_dir)
+        except OSError as e:
+            raise NeojaxError(f"{self.path}: cannot read it: {one_line(e)}") from None
+        self._steps = from_first(steps)  # a network file system may show each host another past
+        self._until_closed = contextlib.ExitStack()
+        self._until_closed.enter_context(quiet())
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with contextlib.suppress(SaveError) if kind else contextlib.nullcontext():
+            self.close()
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, oldest first."""
-        return sorted(self._manager.all_steps()) if self._manager else []
+        return list(self._steps)
 
     def latest(self) -> int | None:
         """The newest step, or None where nothing has been saved."""
-        return max(self.steps(), default=None)
+        return max(self._steps, default=None)
 
     def save(self, step: int, state: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
         """Starts to save `state`, {"params": {name: array}, "opt_state": tree of arrays}, and JSON-able `meta`.
 
         Returns once the arrays are copied off the device, so they may then be donated. A step that is already
-        saved is left as it is.
+        saved is left as it is. Raises `SaveError`, for the save before too.
         """
-        assert self._manager, "Checkpoints was opened to read"
-        if step in self.steps():
-            return
+        assert self._keep, "Checkpoints was opened to read"
         self.wait()
-        self._saving = step
-        items = ocp.args.Composite(
-            params=ocp.args.PyTreeSave(_flat(state["params"])),
-            opt_state=ocp.args.PyTreeSave(_flat(state["opt_state"])),
-            meta=ocp.args.JsonSave({"format": FORMAT, **meta}),
-        )
-        self._manager.save(step, args=items, force=True)
+        if step in self._steps:
+            return
+        trees = {item: flat(state[item]) for item in ("params", "opt_state")}
+        folder = self.path / f"{step}.saving"
+        try:
+            save = Save(folder, trees, {"format": FORMAT, **meta})
+        except Exception as e:  # Orbax and TensorStore raise bare ones
+            self._discard(folder)
+            raise self._unsaved(step, e) from None
+        keep = [*self._steps, step][-self._keep :]
+        self._saving = _Saving(step, save, lambda: self._finish(step, folder, keep))
 
     def restore(self, step: int, abstract_state: Mapping[str, Any]) -> dict[str, Any]:
         """The state saved at `step`, shaped, typed and laid out as `abstract_state`.
 
         `abstract_state` is {"params": ..., "opt_state": ...} of `jax.ShapeDtypeStruct`s, as `jax.eval_shape` gives
         them: shardings over an abstract mesh are taken on the current mesh, no sharding is the first device.
-        Raises `NeojaxError` for a damaged checkpoint, or a parameter that the model and the checkpoint do not share.
+        Raises `DamagedError`, or `NeojaxError` for a parameter that the model and the checkpoint do not share.
         """
         return self._restore(step, {k: abstract_state[k] for k in ("params", "opt_state")})
 
@@ -110,7 +128,8 @@ class Checkpoints:
 
     def restore_meta(self, step: int) -> dict[str, Any]:
         """The `meta` saved at `step`."""
-        meta = self._read(step, ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        self._verify(step, ("meta",))
+        meta = self._reading(step, lambda: read_meta(self._folder(step)))
         if meta["format"] > FORMAT:
             raise NeojaxError(
                 f"checkpoint {self._folder(step)} has format {meta['format']}, newer than this neojax reads "
@@ -118,62 +137,144 @@ class Checkpoints:
             )
         return meta
 
+    def set_aside(self, step: int) -> Path:
+        """Takes a damaged checkpoint out of the run, and gives the folder where it lies now."""
+        aside = self.path / f"{step}.damaged"
+
+        def move() -> None:
+            try:
+                shutil.rmtree(aside, ignore_errors=True)
+                os.replace(self._folder(step), aside)
+            except OSError as e:
+                raise NeojaxError(f"cannot move {self._folder(step)} to {aside}: {one_line(e)}") from None
+
+        on_first(move)
+        self._steps.remove(step)
+        return aside
+
     def wait(self) -> None:
-        """Waits until the last save is on disk."""
-        if self._manager:
-            self._manager.wait_until_finished()
+        """Waits until the last save is on disk. Raises `SaveError` where it could not be written."""
+        if self._saving is None:
+            return
+        saving, self._saving = self._saving, None
+        error = saving.join()
+
+        def check() -> None:
+            if error is not None:
+                raise self._unsaved(saving.step, error)
+
+        try:
+            agreed(check)
+        except NeojaxError as e:
+            self._discard(self.path / f"{saving.step}.saving")
+            raise SaveError(str(e)) from None
+        self._steps = [*self._steps, saving.step][-(self._keep or 1) :]
 
     def close(self) -> None:
-        """Waits, and releases Orbax's threads."""
-        if self._manager:
-            self._manager.close()
-            self._manager = None
+        """Waits, and leaves logging as it was."""
+        try:
+            self.wait()
+        finally:
             self._until_closed.close()
 
-    def _list_files(self) -> None:
-        """Writes FILES into the folder being saved, the last thing before its rename."""
-        if jax.process_index() == 0:
-            (folder,) = self.path.glob(f"{self._saving}.*tmp*")
-            sizes = {str(f.relative_to(folder)): f.stat().st_size for f in folder.rglob("*") if f.is_file()}
-            (folder / FILES).write_text(json.dumps(sizes, indent=0), encoding="utf-8")
-
-    def _check_files(self, step: int, items: Collection[str]) -> None:
-        """Finds missing and truncated files before Orbax does, whose threads fill the terminal with tracebacks."""
-        folder = self._folder(step)
+    def _make_room(self) -> None:
+        """Makes the folder, and removes what a killed process left in it."""
         try:
-            sizes = json.loads((folder / FILES).read_text(encoding="utf-8"))
-            for name, size in sizes.items():
-                found = (folder / name).stat().st_size if name.split("/")[0] in items else size
-                if found != size:
-                    raise self._damaged(step, f"{name} has {found} bytes of {size}")
-        except FileNotFoundError as e:
-            raise self._damaged(step, f"{Path(e.filename).relative_to(folder)} is missing") from None
-        except (OSError, ValueError) as e:
-            raise self._damaged(step, e) from e
+            self.path.mkdir(parents=True, exist_ok=True)
+            for left in self.path.iterdir():
+                if any(word in left.name for word in (".saving", ".deleting", ".orbax-checkpoint-tmp")):
+                    shutil.rmtree(left)
+        except OSError as e:
+            raise NeojaxError(f"{self.path}: cannot write there: {one_line(e)}") from None
+
+    def _finish(self, step: int, folder: Path, keep: Collection[int]) -> None:
+        """Makes a checkpoint of `folder`, all of which is written. Runs in the background, on every process."""
+        index = jax.process_index()
+        mine = folder / f"sums.{index}.json"
+        if index:  # what this process wrote is in its own memory still
+            with contextlib.suppress(OSError):  # else process 0 does it
+                own = {f"ocdbt.process_{index}", f"process_{index}"}
+                names = [n for n in integrity.names_in(folder) if own & set(n.split("/"))]
+                mine.write_text(json.dumps(integrity.sums(folder, names)))
+        barrier(f"neojax_summed_{step}")
+        try:
+            if not index:
+                known: integrity.Sums = {}
+                for sums in folder.glob("sums.*.json"):
+                    with contextlib.suppress(ValueError):
+                        known |= json.loads(sums.read_text())
+                    sums.unlink()
+                self._seal(folder, known)
+                os.rename(folder, self._folder(step))
+                integrity.sync_folder(self.path)
+                for old in checkpoints_in(self.path.parent):
+                    if old not in keep and old < step:
+                        self._delete(old)
+        finally:
+            barrier(f"neojax_sealed_{step}")
+
+    def _seal(self, folder: Path, known: integrity.Sums) -> None:
+        integrity.seal(folder, known)
+
+    def _delete(self, step: int) -> None:
+        # By another name first: what is deleted in part must not look like a checkpoint.
+        going = self.path / f"{step}.deleting"
+        os.rename(self._folder(step), going)
+        shutil.rmtree(going, ignore_errors=True)
+
+    def _discard(self, folder: Path) -> None:
+        """Removes what a failed save wrote: on a full disk the next one needs the room."""
+        if not jax.process_index():
+            for left in self.path.glob(f"{folder.name}*"):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def _unsaved(self, step: int, cause: BaseException) -> SaveError:
+        last = self.latest()
+        last_text = "there is none before it" if last is None else f"the last whole one is step {last}"
+        return SaveError(
+            f"checkpoint {self._folder(step)} could not be saved: {one_line(cause)}; {last_text}, from which the same "
+            "command goes on once that is mended"
+        )
+
+    def _verify(self, step: int, items: Collection[str]) -> None:
+        """Raises `DamagedError`, on every process, unless the files of `items` are what was written.
+
+        Each process reads a share of them. It comes before Orbax, whose threads fill the terminal with tracebacks
+        over files that are missing or cut short, and which does not see a flipped bit.
+        """
+        if step not in self._steps:
+            raise NeojaxError(
+                f"no checkpoint of step {step} in {self.path}; steps there: {self.steps() or 'none'}"
+            )
+
+        def check() -> None:
+            try:
+                listing = integrity.listing(self._folder(step))
+                fault = listing.fault(self._folder(step), items, (jax.process_index(), jax.process_count()))
+            except FileNotFoundError:
+                fault = f"{integrity.FILES} is missing"
+            except (OSError, ValueError) as e:
+                fault = one_line(e)
+            if fault:
+                raise self._damaged(step, fault)
+
+        try:
+            agreed(check)
+        except NeojaxError as e:
+            raise DamagedError(str(e)) from None
 
     def _restore(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
         self.restore_meta(step)
-        self._check_files(step, abstract.keys())
-        items = {}
-        for item, tree in abstract.items():
-            wanted = _flat(tree)
-            self._check(item, self._stored_shapes(step, item), wanted, step)
-            items[item] = ocp.args.PyTreeRestore(
-                item=wanted, restore_args={name: _restore_args(leaf) for name, leaf in wanted.items()}
-            )
-        restored = self._read(step, ocp.args.Composite(**items))
+        self._verify(step, abstract.keys())
+        wanted = {item: flat(tree) for item, tree in abstract.items()}
+        for item, tree in wanted.items():
+            stored = self._reading(step, partial(shapes, self._folder(step) / item))
+            self._check(item, stored, tree, step)
+        restored = self._reading(step, lambda: read_trees(self._folder(step), wanted))
         return {
-            item: jax.tree.unflatten(jax.tree.structure(tree), [restored[item][n] for n in _flat(tree)])
+            item: jax.tree.unflatten(jax.tree.structure(tree), [restored[item][n] for n in wanted[item]])
             for item, tree in abstract.items()
         }
-
-    def _stored_shapes(self, step: int, item: str) -> dict[str, tuple[int, ...]]:
-        folder = self._folder(step) / item
-        try:
-            tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
-            return {name: tuple(leaf.shape) for name, leaf in tree.items()}
-        except (ValueError, OSError, KeyError, TypeError, AttributeError) as e:
-            raise self._damaged(step, e) from e
 
     def _check(self, item: str, stored: dict, wanted: dict, step: int) -> None:
         """Every array of the model is in the checkpoint, with its shape up to padding of the vocabulary."""
@@ -203,63 +304,47 @@ class Checkpoints:
         differ = [(a, b) for a, b in zip(stored, wanted) if a != b]
         return len(differ) == 1 and min(differ[0]) >= self._n_vocab > 0
 
-    def _read(self, step: int, args: ocp.args.Composite) -> Any:
-        if self._manager is None or step not in self.steps():
-            raise NeojaxError(
-                f"no checkpoint of step {step} in {self.path}; steps there: {self.steps() or 'none'}"
-            )
-        self._check_files(step, args.keys())
+    def _reading(self, step: int, read: Callable[[], Any]) -> Any:
+        """What `read` gives. Its files have been verified; whatever Orbax meets in them all the same is one line."""
         try:
-            return self._manager.restore(step, args=args)
-        except (ValueError, OSError, KeyError, TypeError) as e:
-            raise self._damaged(step, e) from e
+            return read()
+        except MemoryError:
+            raise
+        except Exception as e:  # of an array's index or a compressed block it raises bare ones
+            if isinstance(e, jax.errors.JaxRuntimeError):  # of the devices, such as their memory
+                raise NeojaxError(f"cannot restore checkpoint {self._folder(step)}: {one_line(e)}") from None
+            raise self._damaged(step, one_line(e)) from None
 
-    def _damaged(self, step: int, cause: Exception | str) -> NeojaxError:
-        older = [s for s in self.steps() if s < step]
+    def _damaged(self, step: int, cause: str) -> DamagedError:
+        older = [s for s in self._steps if s < step]
         then = f"go on from step {older[-1]}" if older else "start from the beginning"
-        reason = str(cause).splitlines()[0][:160] if str(cause) else type(cause).__name__
-        return NeojaxError(
+        return DamagedError(
             f"checkpoint {self._folder(step)} is damaged or incomplete; restore it from a copy, "
-            f"or delete that folder to {then} ({reason})"
+            f"or delete that folder to {then} ({cause})"
         )
 
     def _folder(self, step: int) -> Path:
         return self.path / str(step)
 
 
-def _options(keep: int | None, before_rename: Callable[[], None]) -> ocp.CheckpointManagerOptions:
-    if keep is None:
-        return ocp.CheckpointManagerOptions(
-            read_only=True, save_interval_steps=0, create=False, lightweight_initialize=True
-        )
-    return ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
-        create=True,
-        cleanup_tmp_directories=True,
-        lightweight_initialize=True,
-        async_options=ocp.AsyncOptions(post_finalization_callback=before_rename),
-    )
+class _Saving:
+    """A save in the background: Orbax's, and then `finish`."""
 
+    def __init__(self, step: int, save: Save, finish: Callable[[], None]):
+        self.step = step
+        self._error: BaseException | None = None
 
-def _flat(tree: Any) -> dict[str, Any]:
-    """Leaves by path: independent of the containers that optax happens to use."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+        def work() -> None:
+            try:
+                save.wait()
+                finish()
+            except BaseException as e:
+                self._error = e
 
+        self._thread = threading.Thread(target=work, name="neojax-save")
+        self._thread.start()
 
-def _restore_args(leaf: Any) -> ocp.ArrayRestoreArgs:
-    # Not strict: Orbax then drops or appends rows, which `_check` has allowed for the vocabulary only.
-    return ocp.ArrayRestoreArgs(
-        sharding=_concrete(leaf.sharding), global_shape=leaf.shape, dtype=leaf.dtype, strict=False
-    )
-
-
-def _concrete(sharding: Sharding | None) -> Sharding:
-    if sharding is None:
-        mesh = jax.sharding.get_mesh()
-        if mesh.empty:
-            return SingleDeviceSharding(jax.devices()[0])
-        return NamedSharding(mesh, jax.sharding.PartitionSpec())
-    if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, AbstractMesh):
-        return NamedSharding(jax.sharding.get_mesh(), sharding.spec)
-    return sharding
+    def join(self) -> BaseException | None:
+        """Waits for its end; what went wrong, or None."""
+        self._thread.join()
+        return self._error

@@ -15,8 +15,9 @@ _handler: logging.Handler | None = None
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, absl's logger passes errors alone on, which a user would otherwise not meet as a `NeojaxError`; afterwards
-    it, and the root logger's handlers, are as they were. All else that is logged goes where it went."""
+    """Inside, absl's logger is silent: it tells the tracebacks of Orbax's threads too, and what concerns a user is
+    raised as a `NeojaxError`. Afterwards it, and the root logger's handlers, are as they were. All else that is logged
+    goes where it went."""
     _enter()
     try:
         yield
@@ -32,7 +33,7 @@ def _enter() -> None:
             return
         absl, root = logging.getLogger("absl"), logging.getLogger()
         _level = absl.level
-        absl.setLevel(logging.ERROR)
+        absl.setLevel(logging.CRITICAL + 1)
         if not root.handlers:  # where absl would add one that stays: what Python itself falls back on
             _handler = logging.lastResort or logging.NullHandler()
             root.addHandler(_handler)

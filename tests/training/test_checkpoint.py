@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 
+import google_crc32c
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from neojax.config import TrainConfig
 from neojax.errors import NeojaxError
-from neojax.training import adafactor
-from neojax.training.checkpoint import Checkpoints
+from neojax.training import adafactor, integrity
+from neojax.training.checkpoint import Checkpoints, DamagedError
 from neojax.training.optimizer import make_optimizer
 
 DIMS = {"wte": ("vocab", "embd"), "blocks.0.attn.query": ("layers", "embd", "heads"), "norm.scale": ("embd",)}
@@ -235,6 +236,8 @@ def test_a_newer_format_is_an_error(run):
     folder = run / "checkpoints" / "20"
     meta = folder / "meta" / "metadata"
     meta.write_text(meta.read_text().replace('"format": 1', '"format": 9'))
+    (folder / "files.json").unlink()
+    integrity.seal(folder, {})
     with Checkpoints(run) as checkpoints, pytest.raises(NeojaxError, match="format 9, newer"):
         checkpoints.restore_meta(20)
 
@@ -244,7 +247,7 @@ KILLED = """
     import jax.numpy as jnp
     from neojax.training.checkpoint import Checkpoints
     class Killed(Checkpoints):
-        def _list_files(self):  # everything is written, the rename is to come
+        def _seal(self, *_):  # everything is written, the rename is to come
             os.kill(os.getpid(), signal.SIGKILL)
     checkpoints = Killed(sys.argv[1], keep=3)
     checkpoints.save(30, {"params": {"a": jnp.ones(3)}, "opt_state": {"count": jnp.ones(1)}}, {})
@@ -292,6 +295,69 @@ def test_saving_and_reading_are_silent(tmp_path):
 
 def test_the_list_of_files_is_complete(saved):
     folder = saved / "checkpoints" / "20"
-    listed = json.loads((folder / "files.json").read_text())
-    there = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file() and f.parent != folder}
-    assert there <= set(listed)
+    listed = json.loads((folder / "files.json").read_text())["files"]
+    there = {str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()}
+    assert there == {*listed, "files.json"}
+    for name, entry in listed.items():
+        assert entry == {
+            "bytes": (folder / name).stat().st_size,
+            "crc32c": f"{google_crc32c.value((folder / name).read_bytes()):08x}",
+        }
+
+
+def kind_of(name):
+    """The file's kind: its name without what is drawn for it."""
+    return re.sub(r"[0-9a-f]{32}", "*", name)
+
+
+def test_a_flipped_bit_in_any_kind_of_file_is_one_line_that_names_it(run):
+    folder = run / "checkpoints" / "20"
+    like = abstract(make_on(8, seed=20))
+    kinds = {kind_of(str(f.relative_to(folder))): f for f in folder.rglob("*") if f.is_file()}
+    assert len(kinds) >= 20
+    rng = np.random.default_rng(0)
+    with Checkpoints(run) as checkpoints:
+        for kind, file in kinds.items():
+            content = bytearray(file.read_bytes())
+            for bit in {0, 8 * len(content) - 1, *rng.integers(0, 8 * len(content), 4).tolist()}:
+                content[bit // 8] ^= 1 << bit % 8
+                file.write_bytes(content)
+                with pytest.raises(DamagedError) as error:
+                    checkpoints.restore(20, like)
+                text = str(error.value)
+                assert f"checkpoint {folder} is damaged" in text and "go on from step 10" in text, (kind, bit)
+                assert f"({file.relative_to(folder)} " in text and "\n" not in text, (kind, bit)
+                content[bit // 8] ^= 1 << bit % 8
+            file.write_bytes(content)
+        assert_same(checkpoints.restore(20, like), make_on(8, seed=20))
+
+
+def test_readers_share_the_files_and_miss_none(saved, monkeypatch):
+    folder = saved / "checkpoints" / "20"
+    listing = integrity.listing(folder)
+    read: list[list[str]] = []
+    real = integrity.checksum
+
+    def noted(path):
+        read[-1].append(str(path))
+        return real(path)
+
+    monkeypatch.setattr(integrity, "checksum", noted)
+    for index in range(3):
+        read.append([])
+        assert listing.fault(folder, part=(index, 3)) is None
+    assert sorted(n for names in read for n in names) == sorted(str(folder / n) for n in listing.files)
+    assert all(names for names in read)
+
+
+def test_checkpoints_from_before_checksums_still_open(run):
+    folder = run / "checkpoints" / "20"
+    sizes = {n: (folder / n).stat().st_size for n in integrity.listing(folder).files}
+    del sizes["commit_success.txt"]
+    (folder / "files.json").write_text(json.dumps(sizes, indent=0))
+    like = abstract(make_on(8, seed=20))
+    with Checkpoints(run) as checkpoints:
+        assert_same(checkpoints.restore(20, like), make_on(8, seed=20))
+        (folder / "params" / "_METADATA").write_text("{")
+        with pytest.raises(DamagedError, match=r"params/_METADATA has 1 bytes of \d+"):
+            checkpoints.restore(20, like)
