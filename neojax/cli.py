@@ -45,6 +45,10 @@ def entry(argv: Sequence[str] | None = None) -> int:
 
 def main(argv: Sequence[str] | None = None, prog: str = "neojax") -> int:
     """Runs one command. Returns the exit status: 0, or 2 after one line `error: ...` for what the user can mend."""
+    return guarded(lambda: _run(prog, argv))
+
+
+def _run(prog: str, argv: Sequence[str] | None) -> None:
     parser = _Parser(
         prog=prog, description="Train, sample and study GPT-Neo-family language models on meshes."
     )
@@ -55,10 +59,6 @@ def main(argv: Sequence[str] | None = None, prog: str = "neojax") -> int:
         implementation = import_module(module)
         implementation.add_arguments(sub)
         sub.set_defaults(run=implementation.run)
-    return guarded(lambda: _run(parser, argv))
-
-
-def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> None:
     # section.key=value may stand anywhere, also behind options, where argparse does not look for it.
     args, rest = parser.parse_known_args(argv)
     if rest and not (hasattr(args, "overrides") and all("=" in word and word[0] != "-" for word in rest)):

@@ -306,6 +306,12 @@ class TrainConfig:
     eval_every: int = _key(0, "steps between evaluations on data.validation; 0: only at the end", least=0)
     eval_batches: int = _key(0, "batches of each validation store to evaluate; 0: all", least=0)
     checkpoint_every: int = _key(1000, "steps between checkpoints; one is always written at the end", least=1)
+    grace_seconds: float = _key(
+        120.0,
+        "seconds that a run which SIGTERM or Ctrl-C stops may take to save; then it ends as it is, its last whole "
+        "checkpoint being the one to go on from",
+        least=0,
+    )
     keep: int = _key(3, "newest checkpoints to keep", least=1)
     tensorboard: bool = _key(True, "write TensorBoard event files")
     profile_steps: tuple = _key(

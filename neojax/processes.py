@@ -37,6 +37,7 @@ def join(mesh: MeshConfig) -> None:
     found = find(mesh, os.environ)
     if found is None:
         return
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from whoever handles it
     try:
         jax.distributed.initialize(
             **found, initialization_timeout=JOIN_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS

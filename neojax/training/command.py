@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 
 from neojax import config
+from neojax.training.signals import Stop
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -17,7 +18,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Trains, or goes on with, the run that the configuration describes."""
-    settings = config.load(args.config, args.overrides)
-    from neojax.training.loop import train
+    with Stop(ends_process=True) as stop:
+        settings = config.load(args.config, args.overrides)
+        from neojax.training.loop import train  # takes seconds, in which a signal finds its handler
 
-    train(settings)
+        train(settings, stop)

@@ -1,10 +1,7 @@
 """A training run from a config: build, resume or start, train, evaluate, checkpoint, stop cleanly."""
 
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -40,6 +37,7 @@ from neojax.training.metrics import MetricsWriter, Progress, Stopwatch, Throughp
 from neojax.training.optimizer import Optimizer, make_optimizer
 from neojax.training.profile import Profile
 from neojax.training.share import Share
+from neojax.training.signals import Stop, Stopped
 from neojax.training.step import (
     State,
     abstract_state,
@@ -69,8 +67,14 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
     return model, make_optimizer(train, model.dims())
 
 
-def train(config: Config) -> None:
-    """Runs (or resumes) the training run of `config` to its end. Raises `NeojaxError` for what the user can mend."""
+def train(config: Config, stop: Stop | None = None) -> None:
+    """Runs (or resumes) the training run of `config` to its end, or until `stop` (default: one of its own) is asked.
+
+    Raises `NeojaxError` for what the user can mend.
+    """
+    if stop is None:
+        with Stop() as stop:
+            return train(config, stop)
     if not config.train.run_dir:
         raise NeojaxError(
             "train.run_dir is not set; name the folder of this run, such as train.run_dir=runs/first"
@@ -125,9 +129,8 @@ def train(config: Config) -> None:
         chosen = of_layers(model.attention_kernel, config.model, layout, model.dtype)
         if chosen:
             progress.note(describe(chosen))
-        run = Run(
-            config, model, optimizer, state, start, progress, runs.meta(config, tokenizer, eos_token_id)
-        )
+        meta = runs.meta(config, tokenizer, eos_token_id)
+        run = Run(config, model, optimizer, state, start, progress, meta, stop)
         run.go(checkpoints, lock)
 
 
@@ -143,9 +146,10 @@ class Run:
         step: int,
         progress: Progress,
         meta: dict[str, Any],
+        stop: Stop,
     ):
         self.config, self.model, self.state, self.step, self.progress = config, model, state, step, progress
-        self.meta = meta
+        self.meta, self.stop = meta, stop
         self.train_step = make_train_step(model, optimizer, config.train)
         self.eval_step = make_eval_step(model, config.train)
         self.share = Share(model.layout, config.train.microbatch or config.train.batch_size)
@@ -165,16 +169,20 @@ class Run:
         metrics = MetricsWriter(train.run_dir, train.tensorboard, resume_step=self.step)
         throughput, waiting = Throughput(), Stopwatch()
         profile = Profile(train.run_dir, train.profile_steps)
-        first = timed = self.step
+        first = timed = saved = self.step
         stops = False
         try:
-            with self.progress, stop_requested() as stop:
+            with self.progress:
                 while self.step < train.steps and not stops:
                     with profile.step(self.step + 1):
-                        with waiting, jax.profiler.TraceAnnotation("input"):
-                            batch = self.share.place(next(batches))
+                        try:
+                            with waiting, jax.profiler.TraceAnnotation("input"):
+                                batch = self.share.place(self.next_of(batches))
+                        except Stopped:
+                            break
                         self.state, values = self.train_step(self.state, batch, jnp.int32(self.step))
                     self.step += 1
+                    self.stop.protect(train.grace_seconds)
                     if profile.ends(self.step):
                         jax.block_until_ready(values)
                         with throughput.pause():
@@ -182,7 +190,7 @@ class Run:
                     last = self.step == train.steps
                     logs = last or self.step % train.log_every == 0
                     evaluates = last or (train.eval_every > 0 and self.step % train.eval_every == 0)
-                    stops = stop(logs)
+                    stops = self.is_stopping(logs)
                     saves = last or stops or self.step % train.checkpoint_every == 0
                     if logs or evaluates or saves or self.step == first + 1:
                         self.check(values, checkpoints)  # waits for the step
@@ -190,13 +198,19 @@ class Run:
                         timed = self.step
                     row = self.training_row(values, throughput.rate(), waiting.mean()) if logs else {}
                     with throughput.pause():
-                        if evaluates:
-                            row.update(self.evaluation_row())
+                        if evaluates and not stops:
+                            try:
+                                row.update(self.evaluation_row())
+                            except Stopped:
+                                stops = saves = True
                         if row:
                             metrics.write(self.step, row)
                         if saves:
-                            on_first(lock.check)
-                            checkpoints.save(self.step, self.state, self.meta)
+                            saved = self.step
+                            self.save(checkpoints, lock)
+                if saved < self.step:  # stopped in wait for input
+                    self.check(values, checkpoints)
+                    self.save(checkpoints, lock)
                 checkpoints.wait()
         finally:
             profile.close()
@@ -205,6 +219,34 @@ class Run:
             self.progress.note(f"stopped at step {self.step}; the same command goes on from there")
         else:
             self.progress.note(f"finished {train.steps} steps; sample with: python sample.py {train.run_dir}")
+
+    def save(self, checkpoints: Checkpoints, lock: Lock) -> None:
+        """Starts to save the state, where the run directory is still this run's."""
+        on_first(lock.check)
+        checkpoints.save(self.step, self.state, self.meta)
+
+    def is_stopping(self, together: bool) -> bool:
+        """Whether the run stops here because it was asked to. Its processes agree where they all wait, which `together`
+        says that they do; between, they go on."""
+        if jax.process_count() == 1:
+            return self.stop.asked
+        return together and bool(multihost_utils.process_allgather(np.array(self.stop.asked)).any())
+
+    def next_of(self, batches: Iterator) -> Any:
+        """The next batch, None behind the last. Raises `Stopped` where the run is asked to stop before it comes.
+
+        A process among others waits on: they may have begun the step already, and the state is whole only together.
+        """
+        if jax.process_count() == 1:
+            return self.stop.waiting(next, batches, None)
+        return next(batches, None)
+
+    def until_stopped(self, batches: Iterator) -> Iterator:
+        """`batches`, one by one. Raises `Stopped` where the run is to stop before the next."""
+        while (batch := self.next_of(batches)) is not None:
+            yield batch
+            if self.is_stopping(together=True):
+                raise Stopped
 
     def check(self, values: dict[str, jax.Array], checkpoints: Checkpoints) -> None:
         """Stops a run whose loss or gradients are no longer numbers before it can overwrite a good checkpoint."""
@@ -241,7 +283,8 @@ class Run:
         return row
 
     def evaluation_row(self) -> dict[str, Any]:
-        """The loss on every validation store, and the perplexity where there is one."""
+        """The loss on every validation store, and the perplexity where there is one. Raises `Stopped` where the run is to
+        stop meanwhile."""
         row: dict[str, Any] = {}
         for name, source in named_sources(self.config.data.validation).items():
             batches = validation_batches(
@@ -250,7 +293,7 @@ class Run:
                 self.share.microbatch,
                 rows=self.share.held,
             )
-            batches = islice(batches, self.config.train.eval_batches or None)
+            batches = self.until_stopped(islice(batches, self.config.train.eval_batches or None))
             loss, _ = evaluate(self.eval_step, self.state["params"], batches, self.share)
             row |= {f"{name}_loss": loss, **self.perplexity(loss, f"{name}_")}
             self.progress.note(f"step {self.step}: {name} loss {loss:.4f}")
@@ -310,31 +353,3 @@ def read_end_of_document(sources: list[TokenSource], tokenizer: str | None) -> i
         if (found := end_of_document_id(source)) is not None:
             return found
     return None if tokenizer is None else tokenizers.usual_end(tokenizers.parse(tokenizer, "data.tokenizer"))
-
-
-@contextmanager
-def stop_requested() -> Iterator[Callable[[bool], bool]]:
-    """Catches SIGTERM and Ctrl-C; gives a function that tells whether the run should stop after this step.
-
-    The function is called at every step; its argument is true at steps that all processes of a run wait at, which
-    is when they agree to stop. A second signal stops at once.
-    """
-    asked = threading.Event()
-
-    def handle(number: int, frame: Any) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    previous = {s: signal.signal(s, handle) for s in (signal.SIGTERM, signal.SIGINT)}
-
-    def stop(together: bool) -> bool:
-        if jax.process_count() == 1:
-            return asked.is_set()
-        return together and bool(multihost_utils.process_allgather(np.array(asked.is_set())).any())
-
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
