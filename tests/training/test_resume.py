@@ -85,7 +85,7 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
     number, settings, whole_run, tmp_path, monkeypatch, capsys
 ):
     """The signal comes at a step that is neither logged, evaluated nor saved otherwise."""
-    original = loop.place
+    original = loop.Share.place
     calls = []
 
     def signalled(*args):
@@ -96,7 +96,7 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "place", signalled)
+        patch.setattr(loop.Share, "place", signalled)
         train(settings(tmp_path, "train.log_every=3", "train.eval_every=0"))
     assert signal.getsignal(number) is before
     said = " ".join("".join(capsys.readouterr()).split())
