@@ -5,6 +5,7 @@ cache is written a step, and only `start` tells rows apart. Random numbers depen
 of the sample and the number of the token, never on the batch, the chunk or the mesh.
 """
 
+import contextlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -68,6 +69,10 @@ class Decoder:
         """`array` on the mesh, laid out by the names of its dimensions; replicated without them."""
         return jax.device_put(array, self.layout.sharding(dims or [""] * array.ndim, array.shape))
 
+    def _mesh_in_force(self) -> contextlib.AbstractContextManager:
+        """For the compiled functions: without it, what they make of constants has no layout from JAX 0.11 on."""
+        return jax.set_mesh(self.layout.mesh)  # type: ignore[arg-type]
+
     def prefill(
         self,
         prompts: np.ndarray,
@@ -83,27 +88,28 @@ class Decoder:
         prompts: int32 [prompts, sequence] with `start` pads at the left; source: int32 [batch], the prompt of each
         row; slots: the length of the cache for each attention type. Returns tokens int32 [batch] and the rows.
         """
-        length, starts = prompts.shape[1], self.put(start, "batch")
+        with self._mesh_in_force():
+            length, starts = prompts.shape[1], self.put(start, "batch")
 
-        def tokens(first: int, last: int) -> jax.Array:
-            return self.put(prompts[:, first:last], "batch", "sequence")
+            def tokens(first: int, last: int) -> jax.Array:
+                return self.put(prompts[:, first:last], "batch", "sequence")
 
-        first = length - (length - 1) // CHUNK * CHUNK
-        hidden, caches = _read(*self._prefill, tokens(0, first), starts, tuple(sorted(slots.items())))
-        for time in range(first, length, CHUNK):
-            now = self.put(np.array(time, np.int32))
-            hidden, caches = _read_on(*self._prefill, tokens(time, time + CHUNK), starts, now, caches)
-        rows = _begin(
-            *self._prefill,
-            hidden,
-            caches,
-            starts,
-            self.put(self._present(prompts, start), "batch", ""),
-            self.put(source, "batch"),
-            self.put(limit, "batch"),
-            self.put(key, "batch", ""),
-            controls,
-        )
+            first = length - (length - 1) // CHUNK * CHUNK
+            hidden, caches = _read(*self._prefill, tokens(0, first), starts, tuple(sorted(slots.items())))
+            for time in range(first, length, CHUNK):
+                now = self.put(np.array(time, np.int32))
+                hidden, caches = _read_on(*self._prefill, tokens(time, time + CHUNK), starts, now, caches)
+            rows = _begin(
+                *self._prefill,
+                hidden,
+                caches,
+                starts,
+                self.put(self._present(prompts, start), "batch", ""),
+                self.put(source, "batch"),
+                self.put(limit, "batch"),
+                self.put(key, "batch", ""),
+                controls,
+            )
         return self.fetch(rows.token), rows
 
     def decode(
@@ -114,15 +120,16 @@ class Decoder:
         A row ends by itself after a token in `eos` or at its limit. Returns int32 [batch, steps], -1 after the end of
         a row, and the rows, whose buffers take the place of those given.
         """
-        tokens, rows = _decode(
-            *self._decode,
-            rows,
-            self.put(np.array(time, np.int32)),
-            self.put(done, "batch"),
-            eos,
-            controls,
-            steps,
-        )
+        with self._mesh_in_force():
+            tokens, rows = _decode(
+                *self._decode,
+                rows,
+                self.put(np.array(time, np.int32)),
+                self.put(done, "batch"),
+                eos,
+                controls,
+                steps,
+            )
         return self.fetch(tokens), rows
 
     def _present(self, prompts: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -134,7 +141,8 @@ class Decoder:
 
     def take(self, rows: Rows, which: np.ndarray) -> Rows:
         """The rows number `which` int32 [new batch]."""
-        return _take_rows(rows, self.put(which, "batch"))
+        with self._mesh_in_force():
+            return _take_rows(rows, self.put(which, "batch"))
 
     def fetch(self, array: jax.Array) -> np.ndarray:
         """`array` on the host, also where parts of it are on other hosts."""
@@ -246,7 +254,7 @@ def _decode(
         rows = rows._replace(token=token, made=made, present=present, caches=caches)
         return step + 1, rows, done, out
 
-    out = jnp.full((done.shape[0], steps), -1, jnp.int32, device=model.layout.sharding(["batch", ""]))
+    out = jnp.full((done.shape[0], steps), -1, jnp.int32, out_sharding=model.layout.sharding(["batch", ""]))
     _, rows, _, out = jax.lax.while_loop(unfinished, forward, (jnp.zeros_like(time), rows, done, out))
     return out, rows
 
