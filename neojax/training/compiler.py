@@ -41,6 +41,10 @@ OPTIONS: Mapping[str, Options] = {  # by platform, then by kind of device
         "xla_gpu_enable_pipelined_all_gather": True,
         "xla_gpu_enable_pipelined_reduce_scatter": True,
         "xla_gpu_enable_pipelined_all_reduce": True,
+        # Pipelining is asked for by these names from JAX 0.11 on, and by those above before.
+        "xla_gpu_pipeline_all_gather": "COLLECTIVE_PIPELINING_MODE_ON",
+        "xla_gpu_pipeline_reduce_scatter": "COLLECTIVE_PIPELINING_MODE_ON",
+        "xla_gpu_pipeline_all_reduce": "COLLECTIVE_PIPELINING_MODE_ON",
         "xla_gpu_enable_while_loop_double_buffering": True,
     },
 }
