@@ -313,6 +313,16 @@ class TrainConfig:
         least=0,
     )
     keep: int = _key(3, "newest checkpoints to keep", least=1)
+    restart: bool = _key(
+        False,
+        "begin anew in a run directory whose checkpoints are gone, keeping its old metrics beside the new; one that has "
+        "checkpoints goes on from them",
+    )
+    on_damage: str = _key(
+        "stop",
+        "what to do where the newest checkpoint is damaged; previous: set it aside and go on from the one before",
+        choices=("stop", "previous"),
+    )
     tensorboard: bool = _key(True, "write TensorBoard event files")
     profile_steps: tuple = _key(
         (),

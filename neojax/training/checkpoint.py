@@ -24,12 +24,18 @@ from neojax.hosts import agreed, barrier, from_first, on_first
 from neojax.training import integrity
 from neojax.training.orbax import Save, flat, one_line, read_meta, read_trees, shapes
 from neojax.training.quiet import quiet
+from neojax.training.run_dir import write_text
 
 FORMAT = 1
+NEWEST = "newest.json"  # beside checkpoints/: the step of the last one saved, should they be lost
 
 
 class DamagedError(NeojaxError):
-    """A checkpoint is not what was written."""
+    """A checkpoint is not what was written; `fault` says what of it."""
+
+    def __init__(self, text: str, fault: str):
+        super().__init__(text)
+        self.fault = fault
 
 
 class SaveError(NeojaxError):
@@ -207,6 +213,7 @@ class Checkpoints:
                 self._seal(folder, known)
                 os.rename(folder, self._folder(step))
                 integrity.sync_folder(self.path)
+                write_text(self.path.parent / NEWEST, json.dumps({"step": step}) + "\n")
                 for old in checkpoints_in(self.path.parent):
                     if old not in keep and old < step:
                         self._delete(old)
@@ -256,12 +263,12 @@ class Checkpoints:
             except (OSError, ValueError) as e:
                 fault = one_line(e)
             if fault:
-                raise self._damaged(step, fault)
+                raise NeojaxError(fault)
 
         try:
             agreed(check)
         except NeojaxError as e:
-            raise DamagedError(str(e)) from None
+            raise self._damaged(step, str(e)) from None
 
     def _restore(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
         self.restore_meta(step)
@@ -319,8 +326,9 @@ class Checkpoints:
         older = [s for s in self._steps if s < step]
         then = f"go on from step {older[-1]}" if older else "start from the beginning"
         return DamagedError(
-            f"checkpoint {self._folder(step)} is damaged or incomplete; restore it from a copy, "
-            f"or delete that folder to {then} ({cause})"
+            f"checkpoint {self._folder(step)} is damaged or incomplete ({cause}); restore it from a copy, "
+            f"or delete that folder to {then}",
+            cause,
         )
 
     def _folder(self, step: int) -> Path:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from neojax import config as configuration
 from neojax.config import Config, SourceConfig
 from neojax.convert.gpt_neo_data import missing
 from neojax.data import tokenizer as tokenizers
@@ -36,6 +36,7 @@ from neojax.training.flops import flops_per_token, mfu
 from neojax.training.metrics import MetricsWriter, Progress, Stopwatch, Throughput
 from neojax.training.optimizer import Optimizer, make_optimizer
 from neojax.training.profile import Profile
+from neojax.training.resume import go_on, may_begin
 from neojax.training.share import Share
 from neojax.training.signals import Stop, Stopped
 from neojax.training.step import (
@@ -89,31 +90,23 @@ def train(config: Config, stop: Stop | None = None) -> None:
     folder = Path(config.train.run_dir)
     tokenizer = read_tokenizer(config, sources)
     eos_token_id = read_end_of_document(sources, tokenizer)
-    with (
-        owned(folder) as lock,
-        jax.set_mesh(layout.mesh),  # type: ignore[arg-type]
-        Checkpoints(
-            folder, config.train.keep, dims=model.dims(), n_vocab=config.model.n_vocab
-        ) as checkpoints,
-    ):
-        latest = checkpoints.latest()
-        start = latest or 0
-        progress = Progress(config.train.steps, start)
-        if latest is not None:  # step 0 is there in a directory that `neojax convert` wrote
-            saved = runs.config_of(checkpoints.restore_meta(start), source=str(folder))
-            for line in runs.check_resume(saved, config, folder, start):
-                progress.note(line)
+    meta = runs.meta(config, tokenizer, eos_token_id)
+    progress = Progress(config.train.steps)
+    with owned(folder) as lock, ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(layout.mesh))  # type: ignore[arg-type]
+        may_begin(config, progress.note)
+        checkpoints = stack.enter_context(
+            Checkpoints(folder, config.train.keep, dims=model.dims(), n_vocab=config.model.n_vocab)
+        )
+        start, state = go_on(checkpoints, config, abstract_state(model, optimizer), progress.note)
+        progress.begin(start)
         if start >= config.train.steps:
             progress.note(
                 f"{folder} is finished: {start} of {config.train.steps} steps; raise train.steps to go on"
             )
             return
-        if jax.process_index() == 0:
-            runs.write_text(folder / runs.CONFIG, configuration.dump(config))
-            if tokenizer is not None:
-                runs.write_text(folder / runs.TOKENIZER, tokenizer)
-        if latest is not None:
-            state = checkpoints.restore(start, abstract_state(model, optimizer))
+        on_first(lambda: runs.write(folder, config, tokenizer))
+        if state is not None:
             progress.note(f"resuming {folder} from step {start}")
         elif config.model.init_from:
             state = init_state(model.bind(load_params(config.model.init_from, model)), optimizer)
@@ -129,7 +122,6 @@ def train(config: Config, stop: Stop | None = None) -> None:
         chosen = of_layers(model.attention_kernel, config.model, layout, model.dtype)
         if chosen:
             progress.note(describe(chosen))
-        meta = runs.meta(config, tokenizer, eos_token_id)
         run = Run(config, model, optimizer, state, start, progress, meta, stop)
         run.go(checkpoints, lock)
 

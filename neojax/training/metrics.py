@@ -17,6 +17,7 @@ from rich.progress import Progress as Bar
 
 from neojax.errors import NeojaxError
 
+METRICS = "metrics.jsonl"
 PLAIN_SECONDS = 30.0  # between lines where there is no terminal
 
 
@@ -31,7 +32,7 @@ class MetricsWriter:
         self._file = self._board = None
         if jax.process_index():
             return
-        path = Path(run_dir) / "metrics.jsonl"
+        path = Path(run_dir) / METRICS
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _drop_after(path, resume_step)
@@ -65,9 +66,9 @@ class MetricsWriter:
             self._board.close()
 
 
-def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The lines of RUN/metrics.jsonl. A last line that a killed run left unfinished is left out."""
-    path = Path(run_dir) / "metrics.jsonl"
+def read_metrics(run_dir: str | Path, name: str = METRICS) -> list[dict[str, Any]]:
+    """The lines of RUN/metrics.jsonl, or another file like it. A last line that a killed run left unfinished is left out."""
+    path = Path(run_dir) / name
     rows = []
     lines = path.read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):
@@ -158,8 +159,8 @@ class Progress:
     A context manager; only process 0 shows anything.
     """
 
-    def __init__(self, steps: int, start: int = 0):
-        self._steps, self._start, self._began = steps, start, time.monotonic()
+    def __init__(self, steps: int):
+        self._steps, self._start, self._began = steps, 0, time.monotonic()
         self._last_line = -math.inf
         self._shown = jax.process_index() == 0
         self._console = Console(file=sys.stdout)
@@ -174,7 +175,7 @@ class Progress:
                 TextColumn("left"),
                 console=self._console,
             )
-            self._task = self._bar.add_task("train", total=steps, completed=start, status="compiling")
+            self._task = self._bar.add_task("train", total=steps, status="compiling")
 
     def __enter__(self) -> "Progress":
         if self._bar:
@@ -199,6 +200,12 @@ class Progress:
             spent = self._last_line - self._began
             left = spent / max(step - self._start, 1) * (self._steps - step)
             print(f"step {step}/{self._steps}  {status}  {_clock(left)} left", flush=True)
+
+    def begin(self, start: int) -> None:
+        """The run goes on from `start`."""
+        self._start = start
+        if self._bar:
+            self._bar.update(self._task, completed=start)
 
     def note(self, text: str) -> None:
         """Prints a line without disturbing the bar."""

@@ -28,6 +28,16 @@ def write_text(path: Path, text: str) -> None:
     os.replace(scratch, path)
 
 
+def write(run_dir: Path, config: Config, tokenizer: str | None) -> None:
+    """Writes the config and the tokenizer of a run. Raises `NeojaxError` where it cannot."""
+    try:
+        write_text(run_dir / CONFIG, configuration.dump(config))
+        if tokenizer is not None:
+            write_text(run_dir / TOKENIZER, tokenizer)
+    except OSError as e:
+        raise NeojaxError(f"{run_dir}: cannot write there: {e.strerror or e}") from None
+
+
 def meta(config: Config, tokenizer: str | None, eos_token_id: int | None) -> dict[str, Any]:
     """What a checkpoint holds beside arrays, so that it can be used without the rest of the run directory: the config,
     the text of tokenizer.json and the id that ends a document, each None where there is none."""

@@ -83,7 +83,8 @@ def test_throughput_leaves_out_the_first_step_and_pauses(monkeypatch):
 def test_progress_prints_plain_lines_without_a_terminal(capsys, monkeypatch):
     now = 0.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    with Progress(100, start=10) as progress:
+    with Progress(100) as progress:
+        progress.begin(10)
         for step in range(11, 101):
             now += 1.0
             progress.update(step, 2.0, 12345.6)

@@ -57,4 +57,9 @@ def test_of_two_starts_at_once_one_trains_and_one_says_who(settings, tmp_path):
     else:  # they met at no moment, and the later found the run finished
         assert any("is finished: 6 of 6 steps" in text for text, _ in out)
     assert [row["step"] for row in read_metrics(run)] == [1, 2, 3, 4, 5, 6]
-    assert sorted(f.name for f in run.iterdir()) == ["checkpoints", "config.yml", "metrics.jsonl"]
+    assert sorted(f.name for f in run.iterdir()) == [
+        "checkpoints",
+        "config.yml",
+        "metrics.jsonl",
+        "newest.json",
+    ]

@@ -1,0 +1,122 @@
+"""Where a run begins: at its newest whole checkpoint, or at step 0 where nothing would be lost by it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from neojax import config as configuration
+from neojax.config import Config
+from neojax.errors import NeojaxError
+from neojax.hosts import agreed, on_first
+from neojax.training import run_dir as runs
+from neojax.training.checkpoint import NEWEST, Checkpoints, DamagedError, checkpoints_in
+from neojax.training.metrics import METRICS, read_metrics
+
+Note = Callable[[str], None]
+
+
+def may_begin(config: Config, note: Note) -> None:
+    """Makes sure that a run without a checkpoint never had one, before anything of it is touched.
+
+    What a run that ended before its first checkpoint logged is kept beside the new metrics, as is everything with
+    `train.restart`. Raises `NeojaxError` where there were checkpoints. Every process calls it.
+    """
+    folder = Path(config.train.run_dir)
+    on_first(lambda: _may_begin(folder, config.train.restart, note))
+
+
+def _may_begin(folder: Path, restart: bool, note: Note) -> None:
+    try:
+        if checkpoints_in(folder):
+            return
+        has_folder = (folder / "checkpoints").is_dir()
+        logged = (
+            max((row["step"] for row in read_metrics(folder)), default=0)
+            if (folder / METRICS).exists()
+            else 0
+        )
+        found = None
+        if (step := newest_saved(folder)) is not None:
+            found = f"saved a checkpoint at step {step}"
+        elif (
+            not (folder / NEWEST).exists()
+            and logged
+            and (not has_folder or logged >= _checkpoint_every(folder))
+        ):
+            found = f"metrics up to step {logged}"  # of an earlier version, which did not write NEWEST
+        if found and not restart:
+            raise NeojaxError(
+                f"{folder} has {found}, but its checkpoints/ is {'empty' if has_folder else 'gone'}: bring the "
+                "checkpoints back, or begin anew with another train.run_dir, or here with train.restart=true, which "
+                "keeps the old metrics"
+            )
+        kept = _keep_aside(folder)
+        runs.write_text(folder / NEWEST, json.dumps({"step": None}) + "\n")
+    except OSError as e:
+        raise NeojaxError(f"{folder}: {e.strerror or e}: {e.filename or folder}") from None
+    if found or logged:
+        why = "train.restart" if found else f"it ended at step {logged} or later, before its first checkpoint"
+        note(
+            f"{folder} begins anew from step 0 ({why}){f'; the metrics of before are {kept}' if kept else ''}"
+        )
+
+
+def newest_saved(folder: Path) -> int | None:
+    """The step of the last checkpoint that was saved in a run directory, whether or not it is there still."""
+    try:
+        return int(json.loads((folder / NEWEST).read_text())["step"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # TypeError: it is null, for none has been
+        return None
+
+
+def _checkpoint_every(folder: Path) -> int:
+    try:
+        return configuration.of_run(folder).train.checkpoint_every
+    except NeojaxError:  # no config.yml, or another version's
+        return 1
+
+
+def _keep_aside(folder: Path) -> str | None:
+    """Renames the metrics, and TensorBoard's folder, to the first number that is free."""
+    number = next(n for n in range(1, 10**6) if not any(folder.glob(f"*.{n}*")))
+    kept = None
+    for name, aside in ((METRICS, f"metrics.{number}.jsonl"), ("tensorboard", f"tensorboard.{number}")):
+        if (folder / name).exists():
+            (folder / name).rename(folder / aside)
+            kept = kept or aside
+    return kept
+
+
+def go_on(
+    checkpoints: Checkpoints, config: Config, like: dict[str, Any], note: Note
+) -> tuple[int, dict[str, Any] | None]:
+    """The step that the run has come to and its state, laid out as `like`; (0, None) where there is no checkpoint, and
+    no state where all steps are done.
+
+    With `train.on_damage: previous` damaged checkpoints are set aside. Raises
+    `NeojaxError` where the checkpoint does not fit `config`, or is damaged.
+    """
+    folder = Path(config.train.run_dir)
+    wanted = agreed(lambda: newest_saved(folder))
+    while (step := checkpoints.latest()) is not None:
+        try:
+            saved = checkpoints.restore_meta(step)
+            lines = runs.check_resume(runs.config_of(saved, source=str(folder)), config, folder, step)
+            state = None if step >= config.train.steps else checkpoints.restore(step, like)
+        except DamagedError as e:
+            if config.train.on_damage == "stop" or len(checkpoints.steps()) == 1:
+                hint = "" if len(checkpoints.steps()) == 1 else "; train.on_damage=previous does so by itself"
+                raise NeojaxError(f"{e}{hint}") from None
+            aside = checkpoints.set_aside(step)
+            note(
+                f"WARNING: checkpoint {step} is damaged ({e.fault}); it lies in {aside} now, and the run goes back"
+            )
+            wanted = None
+            continue
+        if wanted is not None and wanted > step:
+            note(f"the last checkpoint saved, of step {wanted}, is gone: going on from step {step}")
+        for line in lines:
+            note(line)
+        return step, state
+    return 0, None
