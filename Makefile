@@ -1,8 +1,11 @@
 # Everything here works on a machine with Python 3.11+, pip, make and git, and installs what it needs into .venv.
+# The other end of the versions: make test PYTHON=python3.13 VENV=.venv-newest CONSTRAINTS=constraints-newest.txt EXTRAS=test
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+EXTRAS ?= test,hf
 BIN := $(VENV)/bin
-PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
 .PHONY: demo test lint install clean
 .DEFAULT_GOAL := help
@@ -10,18 +13,18 @@ help:
 	@echo "make demo   prepare text, train a small GPT-Neo on 8 fake devices, sample from it (about 5 minutes)"
 	@echo "make test   install what the tests need and run them"
 	@echo "make lint   check format, style and types"
-	@echo "make clean  remove .venv and the demo"
+	@echo "make clean  remove the environments and the demo"
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
 # A stamp per set of packages: nothing is installed again until a version changes.
-$(VENV)/.installed: $(BIN)/pip pyproject.toml constraints.txt
+$(VENV)/.installed: $(BIN)/pip pyproject.toml $(CONSTRAINTS)
 	$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) --editable '.[test,hf]'
+	$(PIP) --editable '.[$(EXTRAS)]'
 	@touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed
@@ -42,4 +45,4 @@ lint: $(VENV)/.installed-lint
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) .venv-newest demo

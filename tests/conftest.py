@@ -18,7 +18,8 @@ import jax  # noqa: E402
 if not ON_GPU:
     jax.config.update("jax_num_cpu_devices", 8)
 # Shared by xdist workers and by runs: most of the suite's time would be compilation.
-jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / "neojax-test-cache"))
+CACHE = os.environ.get("NEOJAX_TEST_CACHE") or str(Path(tempfile.gettempdir()) / "neojax-test-cache")
+jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -33,3 +34,17 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("no reference data beside the repository")
     return path
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Lists what was skipped, by reason: a test that does not run here holds nothing here."""
+    skipped: dict[str, list[str]] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        skipped.setdefault(reason.removeprefix("Skipped: "), []).append(report.nodeid)
+    if skipped:
+        terminalreporter.section(f"{sum(map(len, skipped.values()))} skipped")
+    for reason, tests in sorted(skipped.items()):
+        terminalreporter.write_line(f"{reason}:")
+        for test in sorted(tests):
+            terminalreporter.write_line(f"  {test}")
