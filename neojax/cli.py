@@ -1,6 +1,8 @@
 """The command line: `neojax train|sample|prepare|convert|launch|inspect`. JAX is imported by the command that needs it."""
 
 import argparse
+import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -19,6 +21,7 @@ COMMANDS = {
 }
 
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 TUNABLES = "GLIBC_TUNABLES"
 
 
@@ -80,7 +83,21 @@ def guarded(run: Callable[[], None]) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read our output has left; Python would complain once more while closing stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as e:
+        if e.filename is None and e.errno not in UNWRITABLE:
+            raise
+        what = "cannot write the output" if e.filename is None else e.filename
+        print(f"error: {what}: {e.strerror}", file=sys.stderr)
+        return 2
+    finally:
+        _drop_output()
     return 0
+
+
+def _drop_output() -> None:
+    """Drops what nobody takes of our output (a full disk, a reader that has left): closing stdout would complain again."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        return
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

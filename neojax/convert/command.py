@@ -1,11 +1,15 @@
 """`neojax convert SOURCE DEST`: what SOURCE is decides what is written to DEST."""
 
+import contextlib
+import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from neojax.convert import bundle, gpt_neo
 from neojax.convert.hf_config import is_hf_dir
 from neojax.errors import NeojaxError
+from neojax.files import ending_cleanly, is_free
+from neojax.lock import Lock
 from neojax.training.run_dir import is_run_dir, write_text
 
 
@@ -28,6 +32,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="the gpt-neo config of a Mesh-TensorFlow checkpoint (default: the one in its folder)",
     )
     parser.add_argument(
+        "--force", action="store_true", help="replace what DEST is, where it is of the kind that is written"
+    )
+    parser.add_argument(
         "overrides",
         nargs="*",
         metavar="section.key=value",
@@ -38,49 +45,88 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     """Converts, or raises `NeojaxError` and leaves nothing behind."""
     source, dest = Path(args.source), Path(args.dest)
-    is_bundle = bundle.find(source) is not None
-    if args.config and not is_bundle:
+    prefix = bundle.find(source)
+    is_config = prefix is None and gpt_neo.is_config(source)
+    if args.config and prefix is None:
         raise NeojaxError(f"--config is for a Mesh-TensorFlow checkpoint, and {source} is none")
-    if args.overrides and (is_bundle or not gpt_neo.is_config(source)):
+    if args.overrides and not is_config:
         raise NeojaxError(
             f"{args.overrides[0]}: values are for a gpt-neo config (JSON), and {source} is none"
         )
-    if is_bundle:
-        from neojax.convert import mesh_tf
-        from neojax.convert.hf import check_free
-        from neojax.convert.run import write_run
+    is_step = not is_run_dir(source) and is_run_dir(source.parent.parent)  # RUN/checkpoints/STEP
+    root = source.parent.parent if is_step else source if prefix is None else prefix.parent
+    _check_apart(dest, [root, *filter(None, [args.config])])
+    _check_free(dest, args.force, is_file=is_config)
+    owned = Lock(dest, "trained") if args.force and is_run_dir(dest) else contextlib.nullcontext()
+    with ending_cleanly(), owned:
+        if prefix is not None:
+            _convert_bundle(args)
+        elif is_config:
+            write_text(dest, gpt_neo.convert_text(source, args.overrides))
+            print(f"wrote {dest}; train with: python train.py {dest}")
+        elif is_hf_dir(source):
+            from neojax.convert import hf
+            from neojax.convert.run import write_run
 
-        check_free(dest)
-        loaded = mesh_tf.load(source, args.config)
-        write_run(loaded.model, dest, loaded.config, loaded.step, loaded.opt_state())
-        kept = "with" if loaded.keeps_moments else "without (its moments begin at zero)"
-        print(
-            f"wrote run directory {dest} at step {loaded.step}, {kept} the optimizer's state; go on with: "
-            f"python train.py {dest}/config.yml"
-        )
-        if loaded.model.tokenizer is None:
-            print(
-                f"note: there is no tokenizer beside {source}; to sample text, put the model's tokenizer.json (GPT-2's is "
-                "the usual one) there and convert again"
+            write_run(hf.load(source), dest, replace=args.force)
+            print(f"wrote run directory {dest}; sample with: python sample.py {dest}")
+        elif is_step or is_run_dir(source):
+            from neojax.convert import hf
+            from neojax.loading import load
+
+            hf.save(load(source), dest, replace=args.force)
+            print(f"wrote Hugging Face directory {dest}")
+        else:
+            cause = "is not of a format that neojax converts" if source.exists() else "does not exist"
+            raise NeojaxError(
+                f"{source} {cause}; expected a Hugging Face directory (config.json), a folder with "
+                "model.ckpt-STEP.index, or a run directory (config.yml)"
             )
-    elif gpt_neo.is_config(source):
-        write_text(dest, gpt_neo.convert_text(source, args.overrides))
-        print(f"wrote {dest}; train with: python train.py {dest}")
-    elif is_hf_dir(source):
-        from neojax.convert import hf
-        from neojax.convert.run import write_run
 
-        write_run(hf.load(source), dest)
-        print(f"wrote run directory {dest}; sample with: python sample.py {dest}")
-    elif is_run_dir(source) or is_run_dir(source.parent.parent):
-        from neojax.convert import hf
-        from neojax.loading import load
 
-        hf.save(load(source), dest)
-        print(f"wrote Hugging Face directory {dest}")
-    else:
-        cause = "is not of a format that neojax converts" if source.exists() else "does not exist"
+def _convert_bundle(args: Namespace) -> None:
+    from neojax.convert import mesh_tf
+    from neojax.convert.run import write_run
+
+    loaded = mesh_tf.load(args.source, args.config)
+    write_run(loaded.model, args.dest, loaded.config, loaded.step, loaded.opt_state(), replace=args.force)
+    kept = "with" if loaded.keeps_moments else "without (its moments begin at zero)"
+    print(
+        f"wrote run directory {args.dest} at step {loaded.step}, {kept} the optimizer's state; go on with: "
+        f"python train.py {args.dest}/config.yml"
+    )
+    if loaded.model.tokenizer is None:
+        print(
+            f"note: there is no tokenizer beside {args.source}; to sample text, put the model's tokenizer.json (GPT-2's "
+            "is the usual one) there and convert again"
+        )
+
+
+def _check_apart(dest: Path, sources: list[str | Path]) -> None:
+    """Raises `NeojaxError` where writing DEST would change what is converted, by whatever names they are given."""
+    written = Path(os.path.realpath(dest))
+    for source in sources:
+        read = Path(os.path.realpath(source))
+        if read.is_relative_to(written) or (not is_free(written) and written.is_relative_to(read)):
+            relation = (
+                "is" if read == written else "holds" if read.is_relative_to(written) else "is a part of"
+            )
+            raise NeojaxError(f"DEST {dest} {relation} {source}, which is converted; name another place")
+
+
+def _check_free(dest: Path, force: bool, *, is_file: bool) -> None:
+    """Raises `NeojaxError` for a DEST that is in use, unless it is a thing of the same kind and to be replaced."""
+    if is_file and dest.is_dir():
+        raise NeojaxError(f"{dest} is a folder; name the file to write, such as {dest / 'config.yml'}")
+    if is_free(os.path.realpath(dest)):
+        return
+    if not force:
+        raise NeojaxError(f"{dest} exists already; name another place, or add --force to replace it")
+    if is_file and not dest.is_file():
+        raise NeojaxError(f"{dest} is no file; name another place")
+    is_hf = is_hf_dir(dest) and any(f.suffix in (".safetensors", ".bin") for f in dest.iterdir())
+    if not is_file and not is_hf and not is_run_dir(dest):
         raise NeojaxError(
-            f"{source} {cause}; expected a Hugging Face directory (config.json), a folder with "
-            "model.ckpt-STEP.index, or a run directory (config.yml)"
+            f"{dest} is neither a run nor a Hugging Face directory, and only such are replaced; remove it yourself, or "
+            "name another place"
         )

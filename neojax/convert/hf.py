@@ -5,13 +5,13 @@ neither holds the model in host memory.
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from neojax.convert import hf_tensors
@@ -22,6 +22,7 @@ from neojax.convert.place import Index, Piece, pieces, place
 from neojax.convert.tensor_files import open_tensors
 from neojax.data.tokenizer import n_ids
 from neojax.errors import NeojaxError
+from neojax.files import new_folder
 from neojax.mesh import Layout
 from neojax.models import Transformer
 
@@ -76,34 +77,24 @@ def save(
     tokenizer: "Tokenizer | None" = None,
     *,
     max_shard_size: int = MAX_SHARD_SIZE,
+    replace: bool = False,
 ) -> None:
     """Writes `model` as a directory that transformers' `AutoModelForCausalLM` and `AutoTokenizer` load.
 
     Weights are safetensors in float32, in files of at most `max_shard_size` bytes (or one tensor); the tokenizer is
     `tokenizer`, or the model's. The directory appears when it is complete. Raises `NeojaxError` for a model that
-    transformers cannot express, and where `path` is in use.
+    transformers cannot express, and where `path` is in use, unless it is to `replace` what is there.
     """
-    path = Path(path)
     tokenizer, eos_token_id = tokenizer or model.tokenizer, model.eos_token_id
     settings = to_json(model.config, eos_token_id)
-    check_free(path)
-    partial = path.with_name(path.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _write_json(partial / CONFIG, settings)
     ends = {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
-    _write_json(partial / "generation_config.json", {"_from_model_config": True, **ends})
-    if tokenizer is not None:
-        write_tokenizer(tokenizer, partial, model.config.n_ctx, eos_token_id)
     tensors = hf_tensors.by_tensor(hf_tensors.places(settings["model_type"], pieces(model)))
-    _write_weights(model, tensors, partial, max_shard_size)
-    os.replace(partial, path)
-
-
-def check_free(path: Path) -> None:
-    """Raises `NeojaxError` unless a directory can be made at `path`."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise NeojaxError(f"{path} exists already; remove it or name another place")
+    with new_folder(path, replace) as folder:
+        _write_json(folder / CONFIG, settings)
+        _write_json(folder / "generation_config.json", {"_from_model_config": True, **ends})
+        if tokenizer is not None:
+            write_tokenizer(tokenizer, folder, model.config.n_ctx, eos_token_id)
+        _write_weights(model, tensors, folder, max_shard_size)
 
 
 def _write_weights(
@@ -125,7 +116,11 @@ def _write_weights(
         _write_json(folder / f"{WEIGHTS}.index.json", index)
     for file, names in zip(files, shards):
         values = {name: _assemble(params, tensors[name]) for name in names}
-        save_file(values, folder / file, metadata={"format": "pt"})
+        try:
+            save_file(values, folder / file, metadata={"format": "pt"})
+        except SafetensorError as e:
+            raise OSError(str(e)) from None
+        shutil.copymode(folder / CONFIG, folder / file)  # safetensors lets nobody else read it
 
 
 def _assemble(params: dict[str, Any], inside: list[Place]) -> np.ndarray:

@@ -61,7 +61,7 @@ def read_eos_token_id(path: str | Path) -> int | None:
 
 def write_tokenizer(tokenizer: "Tokenizer", folder: Path, n_ctx: int, eos_token_id: int | None) -> None:
     """Writes tokenizer.json, and the tokenizer_config.json that lets `transformers.AutoTokenizer` load it."""
-    tokenizer.save(str(folder / TOKENIZER))
+    (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": n_ctx,

@@ -1,7 +1,6 @@
 """The run directory: what lies in it besides checkpoints and metrics, and how it is opened again."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import yaml
 from neojax import config as configuration
 from neojax.config import Config
 from neojax.errors import NeojaxError
+from neojax.files import new_file
 
 CONFIG = "config.yml"
 TOKENIZER = "tokenizer.json"
@@ -21,11 +21,9 @@ def is_run_dir(path: str | Path) -> bool:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole file or nothing: a temporary file beside it, then a rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    os.replace(scratch, path)
+    """Writes a whole file or nothing. Raises `NeojaxError` where it cannot."""
+    with new_file(path, replace=True) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def write(run_dir: Path, config: Config, tokenizer: str | None) -> None:

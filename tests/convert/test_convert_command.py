@@ -17,7 +17,7 @@ from neojax.training.checkpoint import Checkpoints
 
 
 def convert(source, dest):
-    command.run(Namespace(source=str(source), dest=str(dest), config=None, overrides=[]))
+    command.run(Namespace(source=str(source), dest=str(dest), config=None, overrides=[], force=False))
 
 
 @pytest.fixture(scope="module")
