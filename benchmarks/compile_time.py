@@ -32,7 +32,7 @@ def compile_seconds(layers: int, sequence: int = 512, batch: int = 2) -> float:
     config = dataclasses.replace(shapes.ours("125M", sequence), n_layer=layers)
     model = Transformer(config, single_device())
     train = TrainConfig(schedule="constant", warmup_steps=0)
-    optimizer = make_optimizer(train, model.dims())
+    optimizer = make_optimizer(train, model.dims(), model.config.n_vocab)
     with jax.set_mesh(model.layout.mesh):
         state = abstract_state(model, optimizer)
         tokens = jax.ShapeDtypeStruct((1, batch, sequence), jnp.int32)

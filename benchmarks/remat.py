@@ -60,7 +60,7 @@ def main() -> None:
     for name, changes in SETTINGS.items():
         train = TrainConfig(schedule="constant", warmup_steps=0, **changes)
         model = Transformer(config, layout, dtype=options["dtype"], remat=train.remat)
-        optimizers[name] = optimizer = make_optimizer(train, model.dims())
+        optimizers[name] = optimizer = make_optimizer(train, model.dims(), model.config.n_vocab)
         state = {"params": params, "opt_state": jax.jit(optimizer.init)(params)}
         step = make_train_step(model, optimizer, train)
         programs[name] = step.lower(state, batch, jnp.int32(0)).compile()

@@ -50,7 +50,7 @@ def compiled(options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, float]]:
         attention_kernel=options["kernel"],
     )
     train = TrainConfig(batch_size=options["batch"])
-    optimizer = make_optimizer(train, model.dims())
+    optimizer = make_optimizer(train, model.dims(), model.config.n_vocab)
     shape = (1, options["batch"], options["sequence"])
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.sharding(BATCH_DIMS, shape))
     with jax.set_mesh(layout.mesh):

@@ -43,7 +43,7 @@ def neojax_step(options: Mapping[str, Any]) -> Callable[[], int]:
         weight_decay=WEIGHT_DECAY,
         clip_norm=CLIP,
     )
-    optimizer = make_optimizer(train, model.dims())
+    optimizer = make_optimizer(train, model.dims(), model.config.n_vocab)
     jax.set_mesh(model.layout.mesh)
     state = init_state(model.init(0), optimizer)
     step = make_train_step(model, optimizer, train)

@@ -57,11 +57,14 @@ class MeshTF:
     def opt_state(self) -> Any:
         """The state with which the optimizer of `config` goes on at `step`; without moments they begin at zero."""
         params = self.model.params()
-        state = jax.jit(make_optimizer(self.config.train, self.model.dims()).init)(params)
+        n_vocab = self.model.config.n_vocab
+        state = jax.jit(make_optimizer(self.config.train, self.model.dims(), n_vocab).init)(params)
         count = jnp.int32(self.step)
         if self.keeps_moments and "squares" in self.moments:
             dims = self.model.dims()
-            factors = jax.jit(lambda squares: state_of(squares, dims, self.step))(self.moments["squares"])
+            factors = jax.jit(lambda squares: state_of(squares, dims, n_vocab, self.step))(
+                self.moments["squares"]
+            )
             momentum = {key: value for key, value in self.moments.items() if key == "ema"}
             return optax.tree.set(state, count=count, **factors._asdict(), **momentum)
         if self.keeps_moments:

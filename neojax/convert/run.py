@@ -40,7 +40,7 @@ def write_run(
         if text is not None:
             runs.write_text(folder / runs.TOKENIZER, text)
         if opt_state is None:
-            opt_state = jax.jit(make_optimizer(train, model.dims()).init)(params)
+            opt_state = jax.jit(make_optimizer(train, model.dims(), model.config.n_vocab).init)(params)
         meta = runs.meta(config, text, model.eos_token_id)
         with Checkpoints(folder, keep=1) as checkpoints:
             checkpoints.save(step, {"params": params, "opt_state": opt_state}, meta)

@@ -3,11 +3,13 @@
 optax's own Adafactor picks the two largest dimensions of an array to factor over, which for stacked layers can be
 the stack itself, and takes one RMS over the whole stack. Here the `layers` dimension is never reduced over, and
 `heads` and `head_dim` are reduced over together: the update is that of Mesh-TensorFlow's `AdafactorOptimizer`, whose
-variables are single layers with all heads side by side.
+variables are single layers with all heads side by side. Rows that only pad the vocabulary count nowhere, so that the
+update is the same on every mesh.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +17,10 @@ import optax
 
 DECAY_EXPONENT = 0.8
 CLIP_RMS = 1.0
-MIN_FACTORED = 32  # a matrix with a shorter side has little to save, and keeps whole second moments
+MIN_FACTORED = 128  # Mesh-TensorFlow's; a matrix with a shorter side keeps whole second moments
 
 Axes = tuple[int, ...]
+Dims = Mapping[str, tuple[str, ...]]
 
 
 class AdafactorState(NamedTuple):
@@ -30,7 +33,8 @@ class AdafactorState(NamedTuple):
 
 
 def scale_by_adafactor(
-    dims: dict[str, tuple[str, ...]],
+    dims: Dims,
+    n_vocab: int | None = None,
     decay: float | None = None,
     epsilon: float = 1e-30,
     min_scale: float = 1e-3,
@@ -38,65 +42,120 @@ def scale_by_adafactor(
     """Adafactor's direction, to be multiplied by a relative learning rate: without momentum, update clipping at
     RMS 1, times max(`min_scale`, RMS of the parameter). Shazeer and Stern 2018, https://arxiv.org/abs/1804.04235.
 
-    decay: of the second moments, None for the paper's 1 - step^-0.8; epsilon: added to squared gradients.
-    A parameter is factored over its two longest sides if both have at least `MIN_FACTORED` entries; any other
+    n_vocab: what is beyond it along a `vocab` dimension is padding; None where there is none. decay: of the second
+    moments, None for the paper's 1 - step^-0.8; epsilon: added to squared gradients.
+    A parameter begins factored over its two longest sides if both have at least `MIN_FACTORED` entries; any other
     dimension (and `layers`) is kept in both factors. A side is a dimension, or `heads` and `head_dim` together: a
     stacked query of [layers, embd, heads, head_dim] has factors [layers, embd] and [layers, heads, head_dim].
     """
 
     def init(params):
-        return state_of({name: jnp.zeros_like(p) for name, p in params.items()}, dims, 0)
+        return state_of({name: jnp.zeros_like(p) for name, p in params.items()}, dims, n_vocab, 0)
 
     def update(grads, state, params):
         kept = 1 - (state.step + 1.0) ** -DECAY_EXPONENT if decay is None else decay
         updates, v, row, col = {}, {}, {}, {}
         for name, g in grads.items():
+            shape = _TrueShape(dims[name], g.shape, n_vocab)
             square = jnp.square(g) + epsilon
-            match _factored_sides(dims[name], g.shape):
-                case (a, b):
-                    row[name] = kept * state.row[name] + (1 - kept) * square.mean(b)
-                    col[name] = kept * state.col[name] + (1 - kept) * square.mean(a)
-                    r, c = jnp.expand_dims(row[name], b), jnp.expand_dims(col[name], a)
-                    direction = g * jax.lax.rsqrt(r / r.mean(a, keepdims=True)) * jax.lax.rsqrt(c)
-                case None:
-                    v[name] = kept * state.v[name] + (1 - kept) * square
-                    direction = g * jax.lax.rsqrt(v[name])
-            axes = tuple(i for i, d in enumerate(dims[name]) if d != "layers")
-            direction /= jnp.maximum(1.0, _rms(direction, axes) / CLIP_RMS)
-            updates[name] = direction * jnp.maximum(min_scale, _rms(params[name], axes))
+            if name in state.v:
+                v[name] = kept * state.v[name] + (1 - kept) * square
+                direction = g * jax.lax.rsqrt(v[name])
+            else:
+                a, b = shape.sides()
+                row[name] = kept * state.row[name] + (1 - kept) * shape.mean(square, b)
+                col[name] = kept * state.col[name] + (1 - kept) * shape.mean(square, a)
+                r, c = jnp.expand_dims(row[name], b), jnp.expand_dims(col[name], a)
+                direction = g * jax.lax.rsqrt(r / shape.mean(r, a, keepdims=True)) * jax.lax.rsqrt(c)
+            direction = shape.without_padding(direction)  # where 0 / 0 is no number if epsilon is 0
+            direction /= jnp.maximum(1.0, shape.rms(direction) / CLIP_RMS)
+            updates[name] = direction * jnp.maximum(min_scale, shape.rms(params[name]))
         return updates, AdafactorState(state.step + 1, v, row, col)
 
     return optax.GradientTransformation(init, update)
 
 
-def state_of(squares: dict[str, jax.Array], dims: dict[str, tuple[str, ...]], step: int) -> AdafactorState:
-    """The state after `step` steps in which the mean squares of the gradients, by parameter, have been `squares`."""
+def state_of(
+    squares: Mapping[str, jax.Array],
+    dims: Dims,
+    n_vocab: int | None,
+    step: int,
+    factored: Collection[str] = (),
+) -> AdafactorState:
+    """The state after `step` steps in which the mean squares of the gradients, by parameter, have been `squares`;
+    `factored` are factored however short their sides."""
     v, row, col = {}, {}, {}
     for name, square in squares.items():
-        match _factored_sides(dims[name], square.shape):
-            case (a, b):
-                row[name], col[name] = square.mean(b), square.mean(a)
-            case None:
-                v[name] = square
+        shape = _TrueShape(dims[name], square.shape, n_vocab)
+        if name in factored or shape.is_long():
+            a, b = shape.sides()
+            row[name], col[name] = shape.mean(square, b), shape.mean(square, a)
+        else:
+            v[name] = square
     return AdafactorState(jnp.int32(step), v, row, col)
 
 
-def _factored_sides(dims: tuple[str, ...], shape: tuple[int, ...]) -> tuple[Axes, Axes] | None:
-    """The axes of the second longest side and of the longest."""
-    sides: dict[str, Axes] = {}
-    for axis, dim in enumerate(dims):
-        if dim != "layers":
-            side = "heads" if dim == "head_dim" else dim
-            sides[side] = (*sides.get(side, ()), axis)
+def as_stored(opt_state: Any, stored: Collection[str], dims: Dims, n_vocab: int | None) -> Any:
+    """The abstract `opt_state` with the factors that a checkpoint has, whose arrays have the paths `stored`: earlier
+    runs factored sides from 32 entries on, and go on with the factors that they began with."""
 
-    def length(side: Axes) -> int:
-        return math.prod(shape[axis] for axis in side)
+    def adapted(node: Any) -> Any:
+        if not isinstance(node, AdafactorState):
+            return node
+        found = (n for n in node.v if n in dims and any(path.endswith(f"/row/{n}") for path in stored))
+        began = {name: node.v[name] for name in found}
+        own = jax.eval_shape(lambda v: state_of(v, dims, n_vocab, 0, began), began)
+        v = {name: whole for name, whole in node.v.items() if name not in began}
+        return node._replace(v=v, row=node.row | own.row, col=node.col | own.col)
 
-    match sorted(sides.values(), key=length)[-2:]:
-        case (a, b) if length(a) >= MIN_FACTORED:
-            return a, b
-    return None
+    return jax.tree.map(adapted, opt_state, is_leaf=lambda node: isinstance(node, AdafactorState))
 
 
-def _rms(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return jnp.sqrt(jnp.mean(jnp.square(x), axes, keepdims=True))
+class _TrueShape:
+    """The sides of a parameter without the padding of its vocabulary, and means over the entries within."""
+
+    def __init__(self, dims: tuple[str, ...], shape: tuple[int, ...], n_vocab: int | None):
+        self.dims = dims
+        self.vocab = dims.index("vocab") if "vocab" in dims else None
+        self.true: jax.Array | None = (
+            None  # which entries are no padding, where some are; of the parameter's rank
+        )
+        self.shape = list(shape)
+        if self.vocab is not None and n_vocab is not None and n_vocab < shape[self.vocab]:
+            index = jnp.arange(shape[self.vocab])
+            self.true = jnp.expand_dims(index < n_vocab, [i for i in range(len(shape)) if i != self.vocab])
+            self.shape[self.vocab] = n_vocab
+
+    def sides(self) -> tuple[Axes, Axes]:
+        """The axes of the second longest side and of the longest, for a parameter of at least two."""
+        a, b = self._by_length()[-2:]
+        return a, b
+
+    def is_long(self) -> bool:
+        """Whether both of these have `MIN_FACTORED` entries, and there are two."""
+        sides = self._by_length()
+        return len(sides) > 1 and self._length(sides[-2]) >= MIN_FACTORED
+
+    def mean(self, x: jax.Array, axes: Axes, keepdims: bool = False) -> jax.Array:
+        """The mean of `x`, of the parameter's rank, over `axes`."""
+        return jnp.mean(x, axes, keepdims=keepdims, where=self.true if self.vocab in axes else None)
+
+    def without_padding(self, x: jax.Array) -> jax.Array:
+        return x if self.true is None else jnp.where(self.true, x, 0.0)
+
+    def rms(self, x: jax.Array) -> jax.Array:
+        axes = tuple(i for i, d in enumerate(self.dims) if d != "layers")
+        return jnp.sqrt(self.mean(jnp.square(x), axes, keepdims=True))
+
+    def _by_length(self) -> list[Axes]:
+        # Memory keys and values are variables whose heads are an axis of their own.
+        joined = "memory_slots" not in self.dims
+        sides: dict[str, Axes] = {}
+        for axis, dim in enumerate(self.dims):
+            if dim != "layers":
+                side = "heads" if dim == "head_dim" and joined else dim
+                sides[side] = (*sides.get(side, ()), axis)
+        return sorted(sides.values(), key=self._length)
+
+    def _length(self, side: Axes) -> int:
+        return math.prod(self.shape[axis] for axis in side)

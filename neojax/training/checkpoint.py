@@ -22,6 +22,7 @@ import jax
 from neojax.errors import NeojaxError, suggest
 from neojax.hosts import agreed, barrier, from_first, on_first
 from neojax.training import integrity
+from neojax.training.adafactor import as_stored
 from neojax.training.orbax import Save, flat, one_line, read_meta, read_trees, shapes
 from neojax.training.quiet import quiet
 from neojax.training.run_dir import write_text
@@ -123,7 +124,8 @@ class Checkpoints:
         """The state saved at `step`, shaped, typed and laid out as `abstract_state`.
 
         `abstract_state` is {"params": ..., "opt_state": ...} of `jax.ShapeDtypeStruct`s, as `jax.eval_shape` gives
-        them: shardings over an abstract mesh are taken on the current mesh, no sharding is the first device.
+        them: shardings over an abstract mesh are taken on the current mesh, no sharding is the first device. Adafactor's
+        second moments stay factored as they were saved.
         Raises `DamagedError`, or `NeojaxError` for a parameter that the model and the checkpoint do not share.
         """
         return self._restore(step, {k: abstract_state[k] for k in ("params", "opt_state")})
@@ -273,10 +275,13 @@ class Checkpoints:
     def _restore(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
         self.restore_meta(step)
         self._verify(step, abstract.keys())
+        stored = {item: self._reading(step, partial(shapes, self._folder(step) / item)) for item in abstract}
+        if "opt_state" in abstract:
+            state = as_stored(abstract["opt_state"], stored["opt_state"], self._dims, self._n_vocab or None)
+            abstract = {**abstract, "opt_state": state}
         wanted = {item: flat(tree) for item, tree in abstract.items()}
         for item, tree in wanted.items():
-            stored = self._reading(step, partial(shapes, self._folder(step) / item))
-            self._check(item, stored, tree, step)
+            self._check(item, stored[item], tree, step)
         restored = self._reading(step, lambda: read_trees(self._folder(step), wanted))
         return {
             item: jax.tree.unflatten(jax.tree.structure(tree), [restored[item][n] for n in wanted[item]])

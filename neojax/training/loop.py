@@ -65,7 +65,7 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
     of_layers(train.attention_kernel, config.model, layout, model.dtype)
     compiler_options(layout, train.compiler_options, train.deterministic)
     check_fit(model, train)
-    return model, make_optimizer(train, model.dims())
+    return model, make_optimizer(train, model.dims(), config.model.n_vocab)
 
 
 def train(config: Config, stop: Stop | None = None) -> None:

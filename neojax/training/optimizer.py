@@ -45,8 +45,9 @@ class Optimizer:
         return optax.apply_updates(params, updates), opt_state, norm
 
 
-def make_optimizer(train: TrainConfig, dims: Dims) -> Optimizer:
-    """The optimizer that `train` asks for, for parameters with these dimension names.
+def make_optimizer(train: TrainConfig, dims: Dims, n_vocab: int | None = None) -> Optimizer:
+    """The optimizer that `train` asks for, for parameters with these dimension names, of which what is beyond `n_vocab`
+    along `vocab` is padding.
 
     Weight decay is decoupled and multiplied by the scheduled learning rate (Loshchilov and Hutter 2019). Adafactor's
     learning rate is relative to the RMS of each parameter, so its natural size is about 1e-2; its momentum is of the
@@ -58,7 +59,7 @@ def make_optimizer(train: TrainConfig, dims: Dims) -> Optimizer:
         scale = make(train.beta1, train.beta2, train.epsilon, mu_dtype=train.moment_dtype)
     else:
         scale = scale_by_adafactor(
-            dict(dims), train.adafactor_decay, train.adafactor_epsilon1, train.adafactor_epsilon2
+            dict(dims), n_vocab, train.adafactor_decay, train.adafactor_epsilon1, train.adafactor_epsilon2
         )
         if train.adafactor_momentum:
             scale = optax.chain(scale, optax.ema(train.adafactor_momentum, debias=False))

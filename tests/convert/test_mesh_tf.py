@@ -346,8 +346,9 @@ def test_every_option_is_read_from_its_original_variables(tmp_path, name):
 
 
 @pytest.mark.parametrize("beta1", [None, 0.9])
-def test_adafactor_goes_on_with_all_slots_it_had(tmp_path, weights, beta1):
+def test_adafactor_goes_on_with_all_slots_it_had(tmp_path, weights, beta1, monkeypatch):
     """The second moment of every element stays what it was, and so does the momentum, by the learning rate."""
+    monkeypatch.setattr("neojax.training.adafactor.MIN_FACTORED", 32)
     sizes = {k: getattr(CONFIG, k) for k in ("n_head", "n_embd", "n_vocab", "n_ctx", "n_layer")}
     types = {"attention_types": [[["global", "local"], 2]], "local_attention_radius": 7}
     optimizer = {"opt_name": "adafactor", "weight_decay": 0.1, "beta1": beta1, "lr": 0.02}

@@ -37,14 +37,15 @@ def mesh_of(devices):
     return jax.make_mesh(MESHES[devices][0], ("data", "model"), devices=jax.devices()[:devices])
 
 
-def make(mesh, layout, optimizer="adamw", seed=0, **sizes):
+def make(mesh, layout, optimizer="adamw", seed=0, n_vocab=None, **sizes):
     """Parameters and the optimizer state after a step, on `mesh` (None: one device)."""
     rng = np.random.default_rng(seed)
     params = {n: rng.normal(size=[(SIZES | sizes)[d] for d in ds]).astype("f4") for n, ds in DIMS.items()}
     if mesh:
         spec = {n: PartitionSpec(*(layout.get(d) for d in ds)) for n, ds in DIMS.items()}
         params = {n: jax.device_put(p, NamedSharding(mesh, spec[n])) for n, p in params.items()}
-    opt = make_optimizer(TrainConfig(optimizer=optimizer, warmup_steps=0, adafactor_momentum=0.5), DIMS)
+    train = TrainConfig(optimizer=optimizer, warmup_steps=0, adafactor_momentum=0.5)
+    opt = make_optimizer(train, DIMS, n_vocab)
     params, opt_state, _ = jax.jit(opt.update)(params, jax.jit(opt.init)(params), params)
     return {"params": params, "opt_state": opt_state}
 
@@ -192,6 +193,31 @@ def test_missing_and_extra_parameters_are_named(saved):
             checkpoints.restore(20, abstract(make_on(1, optimizer="adafactor")))
         with pytest.raises(NeojaxError, match=r"no checkpoint of step 7 .* \[10, 20\]"):
             checkpoints.restore_meta(7)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_adafactors_second_moments_stay_factored_as_they_were_saved(tmp_path, monkeypatch, devices):
+    """As of runs whose shorter sides were factored; they go on as if nothing had changed."""
+    optimizer = make_optimizer(TrainConfig(optimizer="adafactor"), DIMS, 21)
+    update = jax.jit(optimizer.update)
+    with Checkpoints(tmp_path, keep=1, dims=DIMS, n_vocab=21) as checkpoints:
+        saved = make_on(8, optimizer="adafactor", n_vocab=21)
+        checkpoints.save(1, saved, {})
+        checkpoints.wait()
+        monkeypatch.undo()
+        with jax.set_mesh(mesh_of(devices)):
+            fresh = make_on(devices, optimizer="adafactor", n_vocab=21)
+            assert not fresh["opt_state"][0][0].row
+            got = checkpoints.restore(1, abstract(fresh))
+            assert_same(got, saved)
+            opt_state = got["opt_state"][0][0], *got["opt_state"][1:]
+            one, state, _ = update(got["params"], opt_state, got["params"])
+    assert {"wte", "blocks.0.attn.query"} == state[0].row.keys() == state[0].col.keys()
+    with jax.set_mesh(mesh_of(8)):
+        opt_state = saved["opt_state"][0][0], *saved["opt_state"][1:]
+        other, _, _ = update(saved["params"], opt_state, saved["params"])
+    for name, p in one.items():
+        np.testing.assert_allclose(p, other[name], rtol=1e-6)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "missing", "emptied"])

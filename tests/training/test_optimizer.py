@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from neojax.config import TrainConfig
 from neojax.errors import NeojaxError
+from neojax.training import adafactor
 from neojax.training.optimizer import decay_mask, make_optimizer
 from neojax.training.schedule import learning_rate
 
@@ -26,6 +27,11 @@ LAYOUTS = {
     "fsdp and model": {"embd": "data", "heads": "model", "mlp": "model", "vocab": "model"},
     "split layers": {"layers": "data", "vocab": "data", "mlp": "model"},
 }
+
+
+@pytest.fixture(autouse=True)
+def factor_small_matrices(monkeypatch):
+    monkeypatch.setattr(adafactor, "MIN_FACTORED", 32)
 
 
 def arrays(seed, scale=1.0):
@@ -129,8 +135,8 @@ def test_state_is_stored_as_its_parameter():
     with jax.set_mesh(mesh):
         params = put(arrays(0), mesh, layout)
         adam = jax.jit(make_optimizer(TRAIN, DIMS).init)(params)[0]
-        adafactor = make_optimizer(dataclasses.replace(TRAIN, optimizer="adafactor"), DIMS)
-        factored = jax.jit(adafactor.init)(params)[0]
+        optimizer = make_optimizer(dataclasses.replace(TRAIN, optimizer="adafactor"), DIMS)
+        factored = jax.jit(optimizer.init)(params)[0]
         with_momentum = dataclasses.replace(TRAIN, optimizer="adafactor", adafactor_momentum=0.5)
         _, mean = jax.jit(make_optimizer(with_momentum, DIMS).init)(params)[0]
     for n in DIMS:
@@ -196,7 +202,7 @@ MATRICES = {
     [(None, 0.0, 1e-30, 1e-3), (0.1, 0.9, 1e-30, 1e-3), (0.0, 0.5, 1e-2, 0.1)],
 )
 def test_adafactor_is_mesh_tensorflows_on_its_variables(decay, momentum, epsilon1, epsilon2):
-    """A variable there is one layer, heads and their features on one axis; shorter axes than 32 are not factored."""
+    """A variable there is one layer, heads and their features on one axis; short ones are not factored."""
     sizes = SIZES | {"memory_slots": 3, "head_dim": 10}
     rng = np.random.default_rng(0)
     scales = {"query": 0.02, "up": 2.0, "scale": 0.0}
@@ -248,6 +254,52 @@ def mesh_tf_adafactor(x, grads, decay, beta1, epsilon1, epsilon2):
         m = beta1 * m + (1 - beta1) * u
         x = x - m
     return x
+
+
+@pytest.mark.parametrize("sizes, factors", [((127, 200), {}), ((200, 127), {}), ((128, 129), {"w"})])
+def test_adafactor_factors_from_128_entries_on(sizes, factors, monkeypatch):
+    monkeypatch.undo()
+    optimizer = make_optimizer(dataclasses.replace(TRAIN, optimizer="adafactor"), {"w": ("embd", "mlp")})
+    state = jax.eval_shape(optimizer.init, {"w": jax.ShapeDtypeStruct(sizes, jnp.float32)})[0]
+    assert state.row.keys() == state.col.keys() == set(factors) and state.v.keys() == {"w"} - set(factors)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-2])
+@pytest.mark.parametrize(
+    "n_vocab, embd",
+    [(57, 40), (33, 40), (31, 40), (57, 8)],
+    ids=["longest", "second", "padded to a factored side", "short"],
+)
+def test_padding_of_the_vocabulary_does_not_change_adafactors_update(n_vocab, embd, epsilon):
+    """Nor which side is the longest, or long enough; and nothing is added to the padding."""
+    dims = {"wte": ("vocab", "embd")}
+    train = dataclasses.replace(
+        TRAIN, optimizer="adafactor", adafactor_epsilon1=epsilon, adafactor_momentum=0.5, warmup_steps=0
+    )
+    rng = np.random.default_rng(0)
+    start, *grads = rng.normal(size=(4, n_vocab, embd)).astype("f4") * 0.1
+    rows = n_vocab + 7
+
+    def run(rows):
+        mesh = jax.make_mesh((1,), ("model",), devices=jax.devices()[:1])
+        if rows % 8 == 0:
+            mesh = jax.make_mesh((8,), ("model",))
+
+        def padded(x):
+            x = np.pad(x, ((0, rows - n_vocab), (0, 0)))
+            return {"wte": jax.device_put(x, NamedSharding(mesh, PartitionSpec("model", None)))}
+
+        optimizer = make_optimizer(train, dims, n_vocab)
+        with jax.set_mesh(mesh):
+            params = padded(start)
+            state, update = jax.jit(optimizer.init)(params), jax.jit(optimizer.update)
+            for g in grads:
+                params, state, _ = update(padded(g), state, params)
+        return np.asarray(params["wte"])
+
+    alone, padded = run(n_vocab), run(rows)
+    np.testing.assert_allclose(padded[:n_vocab], alone, rtol=1e-6, atol=1e-7)
+    assert np.abs(alone - start).max() > 1e-3 and not padded[n_vocab:].any()
 
 
 def test_decay_mask():
