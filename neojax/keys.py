@@ -165,7 +165,10 @@ class MeshConfig:
     num_processes: int | None = _key(None, "processes of the run; or JAX_NUM_PROCESSES", least=1)
     process_id: int | None = _key(None, "number of this process, from 0 on; or JAX_PROCESS_ID", least=0)
     cpu_devices: int = _key(
-        0, "run on this many fake CPU devices instead of real accelerators; 0 for real ones", least=0
+        0,
+        "run on this many fake CPU devices instead of real accelerators; 0 for real ones",
+        least=0,
+        most=4096,
     )
 
 

@@ -33,6 +33,7 @@ from neojax.training.checkpoint import Checkpoints
 from neojax.training.compiler import compiler_options
 from neojax.training.fit import check_fit
 from neojax.training.flops import flops_per_token, mfu
+from neojax.training.memory import check_memory
 from neojax.training.metrics import MetricsWriter, Progress, Stopwatch, Throughput
 from neojax.training.optimizer import Optimizer, make_optimizer
 from neojax.training.profile import Profile
@@ -62,6 +63,7 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
         attention_kernel=train.attention_kernel,
     )
     model.stored()
+    check_memory(config, layout)
     of_layers(train.attention_kernel, config.model, layout, model.dtype)
     compiler_options(layout, train.compiler_options, train.deterministic)
     check_fit(model, train)
@@ -86,7 +88,7 @@ def train(config: Config, stop: Stop | None = None) -> None:
     config = replace(config, mesh=alone(config.mesh))
     sources = agreed(lambda: check_data(config))  # before anything else: wrong paths are the commonest error
     layout = make_layout(config.mesh)
-    model, optimizer = build(config, layout)
+    model, optimizer = agreed(lambda: build(config, layout))
     folder = Path(config.train.run_dir)
     tokenizer = read_tokenizer(config, sources)
     eos_token_id = read_end_of_document(sources, tokenizer)
