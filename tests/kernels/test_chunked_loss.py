@@ -1,0 +1,73 @@
+"""The loss over several chunks of tokens, as every real vocabulary takes it, is the definition's on every layout."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import layout_of
+
+from neojax import named
+from neojax.kernels import chunked_loss
+from neojax.kernels.loss import cross_entropy, reference_cross_entropy
+
+BATCH, LENGTH, EMBD, ROWS, N_VOCAB = 4, 150, 8, 12, 9  # rows past N_VOCAB pad the vocabulary
+LAYOUTS = {
+    "one device": layout_of("data:1"),
+    "vocabulary": layout_of("data:2, model:2", "batch:data, vocab:model"),
+    "vocabulary over two axes": layout_of("x:2, y:2", "vocab:x+y"),
+    "sequence and embd": layout_of("x:2, y:2", "sequence:x, embd:y"),
+}
+
+
+def operands(dtype=jnp.float32):
+    a, b, c, d = jax.random.split(jax.random.key(0), 4)
+    hidden = jax.random.normal(a, (BATCH, LENGTH, EMBD), dtype)
+    table = jax.random.normal(b, (ROWS, EMBD), dtype)
+    targets = jax.random.randint(c, (BATCH, LENGTH), 0, N_VOCAB)
+    return hidden, table, jnp.where(jax.random.bernoulli(d, 0.3, targets.shape), -1, targets)
+
+
+def measured(loss, layout, operands, z_loss):
+    """(objective, nats, scored tokens), the gradients of the objective, and the program that makes them."""
+
+    def total(hidden, table, targets):
+        with named.use_layout(layout):
+            objective, nats, scored = loss(hidden, table, targets, N_VOCAB, z_loss)
+        return objective, (nats, scored)
+
+    dims = (["batch", "sequence", "embd"], ["vocab", "embd"], ["batch", "sequence"])
+    laid = [jax.device_put(np.asarray(x), layout.sharding(d, x.shape)) for x, d in zip(operands, dims)]
+    with jax.set_mesh(layout.mesh):
+        run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
+        (objective, (nats, scored)), grads = run(*laid)
+        text = str(run.trace(*laid).jaxpr)
+    return np.array([objective, nats, scored]), [np.asarray(g, np.float32) for g in grads], text
+
+
+@pytest.mark.parametrize("layout, z_loss", [*((name, 0.0) for name in LAYOUTS), ("vocabulary", 0.1)])
+def test_values_and_gradients_over_several_chunks_are_those_of_the_definition(layout, z_loss, monkeypatch):
+    monkeypatch.setattr(
+        chunked_loss, "CHUNK_BYTES", 1
+    )  # the least: 128 tokens, so that the last chunk is padded
+    layout = LAYOUTS[layout]
+    values, grads, text = measured(cross_entropy, layout, operands(), z_loss)
+    chunks = -(-BATCH * LENGTH // layout.split("batch") // layout.split("sequence") // 128)
+    assert chunks > 2 and f"length={chunks}" in text
+    expected, by_definition, _ = measured(reference_cross_entropy, LAYOUTS["one device"], operands(), z_loss)
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+    for ours, theirs in zip(grads, by_definition):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+    assert not grads[1][N_VOCAB:].any()
+
+
+def test_chunks_of_bfloat16_differ_from_the_definition_by_its_rounding(monkeypatch):
+    """Values are float32's; a gradient is rounded as its operands are, however many chunks it is the sum of."""
+    monkeypatch.setattr(chunked_loss, "CHUNK_BYTES", 1)
+    values, grads, _ = measured(cross_entropy, LAYOUTS["vocabulary"], operands(jnp.bfloat16), 0.0)
+    exact = [x.astype(jnp.float32) for x in operands(jnp.bfloat16)[:2]]
+    expected, by_definition, _ = measured(
+        reference_cross_entropy, LAYOUTS["one device"], (*exact, operands()[2]), 0.0
+    )
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+    for ours, theirs in zip(grads, by_definition):
+        assert np.linalg.norm(ours - theirs) < 0.01 * np.linalg.norm(theirs)
