@@ -11,6 +11,10 @@ class NeojaxError(Exception):
     """
 
 
+class SaveError(NeojaxError):
+    """Something of a run could not be written; the checkpoints before it are whole."""
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """The clause ``"; did you mean X?"`` for the known word nearest to `word`, or the list of known words."""
     known = list(known)

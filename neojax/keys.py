@@ -326,6 +326,12 @@ class TrainConfig:
         "what to do where the newest checkpoint is damaged; previous: set it aside and go on from the one before",
         choices=("stop", "previous"),
     )
+    on_save_error: str = _key(
+        "stop",
+        "what to do where a checkpoint or metrics cannot be written, as on a full disk; continue: say so, train on and try "
+        "again at the next",
+        choices=("stop", "continue"),
+    )
     tensorboard: bool = _key(True, "write TensorBoard event files")
     profile_steps: tuple = _key(
         (),

@@ -8,6 +8,7 @@ start.
 """
 
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from typing import Any
 
 import jax
 
-from neojax.errors import NeojaxError, suggest
+from neojax.errors import NeojaxError, SaveError, suggest
 from neojax.hosts import agreed, barrier, from_first, on_first
 from neojax.training import integrity
 from neojax.training.adafactor import as_stored
@@ -37,10 +38,6 @@ class DamagedError(NeojaxError):
     def __init__(self, text: str, fault: str):
         super().__init__(text)
         self.fault = fault
-
-
-class SaveError(NeojaxError):
-    """A checkpoint could not be written; those before it are whole."""
 
 
 def checkpoints_in(run_dir: str | Path) -> list[int]:
@@ -112,11 +109,14 @@ class Checkpoints:
             return
         trees = {item: flat(state[item]) for item in ("params", "opt_state")}
         folder = self.path / f"{step}.saving"
+        save, cause = None, ""
         try:
             save = Save(folder, trees, {"format": FORMAT, **meta})
         except Exception as e:  # Orbax and TensorStore raise bare ones
+            cause = one_line(e)
+        if save is None:
             self._discard(folder)
-            raise self._unsaved(step, e) from None
+            raise self._unsaved(step, cause)
         keep = [*self._steps, step][-self._keep :]
         self._saving = _Saving(step, save, lambda: self._finish(step, folder, keep))
 
@@ -165,11 +165,11 @@ class Checkpoints:
         if self._saving is None:
             return
         saving, self._saving = self._saving, None
-        error = saving.join()
+        cause = saving.join()
 
         def check() -> None:
-            if error is not None:
-                raise self._unsaved(saving.step, error)
+            if cause is not None:
+                raise self._unsaved(saving.step, cause)
 
         try:
             agreed(check)
@@ -177,6 +177,12 @@ class Checkpoints:
             self._discard(self.path / f"{saving.step}.saving")
             raise SaveError(str(e)) from None
         self._steps = [*self._steps, saving.step][-(self._keep or 1) :]
+
+    def poll(self) -> None:
+        """Raises `SaveError` where the last save has failed by now; waits for nothing."""
+        # Processes meet the end of a save at different times, and can only agree on it where they wait.
+        if self._saving is not None and self._saving.is_done and jax.process_count() == 1:
+            self.wait()
 
     def close(self) -> None:
         """Waits, and leaves logging as it was."""
@@ -233,15 +239,16 @@ class Checkpoints:
 
     def _discard(self, folder: Path) -> None:
         """Removes what a failed save wrote: on a full disk the next one needs the room."""
+        gc.collect()  # while logging is quiet: what Orbax left unfinished complains when it goes
         if not jax.process_index():
             for left in self.path.glob(f"{folder.name}*"):
                 shutil.rmtree(left, ignore_errors=True)
 
-    def _unsaved(self, step: int, cause: BaseException) -> SaveError:
+    def _unsaved(self, step: int, cause: str) -> SaveError:
         last = self.latest()
         last_text = "there is none before it" if last is None else f"the last whole one is step {last}"
         return SaveError(
-            f"checkpoint {self._folder(step)} could not be saved: {one_line(cause)}; {last_text}, from which the same "
+            f"checkpoint {self._folder(step)} could not be saved: {cause}; {last_text}, from which the same "
             "command goes on once that is mended"
         )
 
@@ -345,19 +352,23 @@ class _Saving:
 
     def __init__(self, step: int, save: Save, finish: Callable[[], None]):
         self.step = step
-        self._error: BaseException | None = None
+        self._cause: str | None = None
 
         def work() -> None:
             try:
                 save.wait()
                 finish()
             except BaseException as e:
-                self._error = e
+                self._cause = one_line(e)  # not the error, whose frames hold on to Orbax's futures
 
         self._thread = threading.Thread(target=work, name="neojax-save")
         self._thread.start()
 
-    def join(self) -> BaseException | None:
+    @property
+    def is_done(self) -> bool:
+        return not self._thread.is_alive()
+
+    def join(self) -> str | None:
         """Waits for its end; what went wrong, or None."""
         self._thread.join()
-        return self._error
+        return self._cause

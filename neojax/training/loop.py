@@ -1,9 +1,10 @@
 """A training run from a config: build, resume or start, train, evaluate, checkpoint, stop cleanly."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ class Run:
             self.step,
             rows=self.share.of_batch(train.batch_size),
         )
-        metrics = MetricsWriter(train.run_dir, train.tensorboard, resume_step=self.step)
+        metrics = agreed(lambda: MetricsWriter(train.run_dir, train.tensorboard, resume_step=self.step))
         throughput, waiting = Throughput(), Stopwatch()
         profile = Profile(train.run_dir, train.profile_steps)
         first = timed = saved = self.step
@@ -198,7 +199,8 @@ class Run:
                             except Stopped:
                                 stops = saves = True
                         if row:
-                            metrics.write(self.step, row)
+                            self.written(partial(metrics.write, self.step, row))
+                            self.written(checkpoints.poll)
                         if saves:
                             saved = self.step
                             self.save(checkpoints, lock)
@@ -217,7 +219,17 @@ class Run:
     def save(self, checkpoints: Checkpoints, lock: Lock) -> None:
         """Starts to save the state, where the run directory is still this run's."""
         on_first(lock.check)
-        checkpoints.save(self.step, self.state, self.meta)
+        self.written(checkpoints.wait)  # that the one before failed is no reason not to try
+        self.written(lambda: checkpoints.save(self.step, self.state, self.meta))
+
+    def written(self, write: Callable[[], None]) -> None:
+        """Calls `write`; with `train.on_save_error: continue`, what it cannot write is only said."""
+        try:
+            agreed(write)
+        except NeojaxError as e:
+            if self.config.train.on_save_error == "stop":
+                raise
+            self.progress.note(f"WARNING: {e} (train.on_save_error=continue: training goes on)")
 
     def is_stopping(self, together: bool) -> bool:
         """Whether the run stops here because it was asked to. Its processes agree where they all wait, which `together`

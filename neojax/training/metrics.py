@@ -1,5 +1,6 @@
 """What a run reports: metrics.jsonl, TensorBoard, the progress bar, and throughput."""
 
+import contextlib
 import json
 import math
 import os
@@ -15,7 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from neojax.errors import NeojaxError
+from neojax.errors import NeojaxError, SaveError
+from neojax.training.tensorboard import Board
 
 METRICS = "metrics.jsonl"
 PLAIN_SECONDS = 30.0  # between lines where there is no terminal
@@ -29,35 +31,59 @@ class MetricsWriter:
     """
 
     def __init__(self, run_dir: str | Path, tensorboard: bool = True, resume_step: int = 0):
-        self._file = self._board = None
+        self._path = Path(run_dir) / METRICS
+        self._file: Any = None
+        self._board: Board | None = None
+        self._pending = b""  # lines that could not be written yet
         if jax.process_index():
             return
-        path = Path(run_dir) / METRICS
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            _drop_after(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if self._path.exists():
+                _drop_after(self._path, resume_step)
+            self._file = self._path.open("ab", buffering=0)
+        except OSError as e:
+            raise self._unwritten(e) from None
         if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            # purge_step hides the events of steps that will be trained again.
-            self._board = SummaryWriter(str(path.parent / "tensorboard"), purge_step=resume_step + 1)
+            self._board = Board(self._path.parent / "tensorboard", resume_step + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Logs `values` (numbers, arrays of one number, None) at `step`, on disk when it returns.
 
         Floats are written so that reading them gives the same double back; NaN and infinities as JSON's usual
-        extension (NaN, Infinity), which Python and pandas read.
+        extension (NaN, Infinity), which Python and pandas read. Raises `SaveError` where it cannot be written; the next
+        call tries again.
         """
         if self._file is None:
             return
         line = {"step": step, **{name: _plain(value) for name, value in values.items()}}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
-        if self._board:
-            for name, value in line.items():
-                if name != "step" and isinstance(value, int | float):
-                    self._board.add_scalar(name, value, step)
+        self._pending += json.dumps(line).encode() + b"\n"
+        numbers = {n: v for n, v in line.items() if n != "step" and isinstance(v, int | float)}
+        try:
+            self._append()
+            if self._board:
+                self._board.write(step, numbers)
+        except OSError as e:
+            raise self._unwritten(e) from None
+
+    def _append(self) -> None:
+        """Appends all lines that are pending, or nothing."""
+        whole = self._file.seek(0, os.SEEK_END)
+        try:
+            done = 0
+            while done < len(self._pending):
+                done += self._file.write(self._pending[done:])
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._file.truncate(whole)
+            raise
+        self._pending = b""
+
+    def _unwritten(self, error: OSError) -> SaveError:
+        return SaveError(
+            f"{self._path.parent}: the metrics could not be written: {error.strerror or error}; the same command goes on "
+            "from the last checkpoint once that is mended"
+        )
 
     def close(self) -> None:
         if self._file:

@@ -1,6 +1,7 @@
 """Orbax as checkpoints use it: three items written and read, and what its errors say."""
 
 import contextlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,8 +86,8 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = " ".join(str(error).split())
-    if told := re.search(r"\[OS error \d+: \w+ ([^\]]+)\]", text):
-        return told[1]
+    if told := re.search(r"\[os_error_code='(\d+)'\]", text):  # TensorStore's way to tell one of the system's
+        return os.strerror(int(told[1]))
     return text[:160] or type(error).__name__
 
 

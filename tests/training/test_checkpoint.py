@@ -376,7 +376,7 @@ def test_readers_share_the_files_and_miss_none(saved, monkeypatch):
     assert all(names for names in read)
 
 
-def test_checkpoints_from_before_checksums_still_open(run):
+def test_checkpoints_from_before_checksums_still_open_and_their_damage_is_one_line(run, capfd):
     folder = run / "checkpoints" / "20"
     sizes = {n: (folder / n).stat().st_size for n in integrity.listing(folder).files}
     del sizes["commit_success.txt"]
@@ -384,6 +384,22 @@ def test_checkpoints_from_before_checksums_still_open(run):
     like = abstract(make_on(8, seed=20))
     with Checkpoints(run) as checkpoints:
         assert_same(checkpoints.restore(20, like), make_on(8, seed=20))
+        # What Orbax and TensorStore meet in them by themselves: many kinds of error, some from threads of theirs.
+        rng = np.random.default_rng(0)
+        lines = set()
+        for file in (f for f in folder.rglob("*") if f.is_file() and f.parent != folder):
+            content = bytearray(file.read_bytes())
+            for byte in rng.integers(0, len(content), 4).tolist():
+                content[byte] ^= 255
+                file.write_bytes(content)
+                try:
+                    checkpoints.restore(20, like)
+                except NeojaxError as e:
+                    lines.add(str(e))
+                content[byte] ^= 255
+            file.write_bytes(content)
+        assert len(lines) > 10 and not any("\n" in line for line in lines)
+        assert "".join(capfd.readouterr()) == ""
         (folder / "params" / "_METADATA").write_text("{")
         with pytest.raises(DamagedError, match=r"params/_METADATA has 1 bytes of \d+"):
             checkpoints.restore(20, like)
