@@ -21,11 +21,19 @@ import shapes
 from side_by_side import measure, report, save
 
 READ = 1 << 30  # bytes of the array whose reading is timed
-BANDWIDTH = {  # bytes/s, from the makers' data sheets
+BANDWIDTH = {  # bytes/s by JAX's name of the device, from the makers' data sheets
+    "TPU v4": 1.228e12,
+    "TPU v5 lite": 0.819e12,  # v5e
+    "TPU v5e": 0.819e12,
+    "TPU v5": 2.765e12,  # v5p
+    "TPU v5p": 2.765e12,
+    "TPU v6 lite": 1.638e12,  # v6e
+    "TPU v6e": 1.638e12,
     "NVIDIA A100-SXM4-40GB": 1.555e12,
     "NVIDIA A100-SXM4-80GB": 2.039e12,
     "NVIDIA H100 80GB HBM3": 3.35e12,
     "NVIDIA H200": 4.8e12,
+    "NVIDIA B200": 8e12,
     "NVIDIA L4": 0.3e12,
 }
 
@@ -61,7 +69,8 @@ def hugging_face_generate(options: Mapping[str, Any]) -> Callable[[], int]:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = shapes.hugging_face(options["model"]).to(device, getattr(torch, options["dtype"])).eval()
+    model = shapes.hugging_face(options["model"], device=device)
+    model = model.to(device, getattr(torch, options["dtype"])).eval()
     tokens = torch.tensor(prompts(options), device=device)
     new = options["new"]
     model.generation_config.eos_token_id = None

@@ -2,7 +2,13 @@
 
 from typing import Any
 
-SHAPES = {"125M": (12, 768, 12), "350M": (24, 1024, 16), "1.3B": (24, 2048, 16), "2.7B": (32, 2560, 20)}
+SHAPES = {
+    "125M": (12, 768, 12),
+    "350M": (24, 1024, 16),
+    "1.3B": (24, 2048, 16),
+    "2.7B": (32, 2560, 20),
+    "tiny": (2, 32, 2),  # to see that a benchmark runs
+}
 
 
 def ours(name: str, n_ctx: int = 2048) -> Any:
@@ -13,8 +19,9 @@ def ours(name: str, n_ctx: int = 2048) -> Any:
     return ModelConfig(n_layer=layers, n_embd=embd, n_head=heads, n_ctx=n_ctx)
 
 
-def hugging_face(name: str, n_ctx: int = 2048) -> Any:
-    """A `transformers.GPTNeoForCausalLM` with random weights, in eager attention."""
+def hugging_face(name: str, n_ctx: int = 2048, device: str = "cpu") -> Any:
+    """A `transformers.GPTNeoForCausalLM` with random weights made on `device`, in eager attention."""
+    import torch
     from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
     layers, embd, heads = SHAPES[name]
@@ -26,4 +33,5 @@ def hugging_face(name: str, n_ctx: int = 2048) -> Any:
         attention_types=[[["global", "local"], layers // 2]],
         attn_implementation="eager",
     )
-    return GPTNeoForCausalLM(config)
+    with torch.device(device):
+        return GPTNeoForCausalLM(config)

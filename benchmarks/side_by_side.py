@@ -80,8 +80,16 @@ def report(title: str, rates: Mapping[str, list[float]], baseline: str) -> dict[
 
 def save(name: str, results: Any) -> None:
     """Writes results/NAME.json with the date, the machine and the versions."""
-    packages = ("jax", "jaxlib", "libtpu", "flax", "optax", "torch", "transformers")
-    packages += ("tokenizers", "datasets", "numpy")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({**circumstances(), "results": results}, indent=1) + "\n")
+    print(f"\nwritten to {path.relative_to(Path(__file__).parent.parent)}")
+
+
+def circumstances() -> dict[str, Any]:
+    """The date, the machine and the versions of what takes part."""
+    packages = ("jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "optax")
+    packages += ("torch", "transformers", "tokenizers", "datasets", "numpy")
     versions = {}
     for package in packages:
         try:
@@ -89,16 +97,7 @@ def save(name: str, results: Any) -> None:
         except importlib.metadata.PackageNotFoundError:
             continue
     machine = {"cores": os.cpu_count(), "processor": processor(), "python": platform.python_version()}
-    RESULTS.mkdir(exist_ok=True)
-    record = {
-        "date": datetime.date.today().isoformat(),
-        "machine": machine,
-        "versions": versions,
-        "results": results,
-    }
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"\nwritten to {path.relative_to(Path(__file__).parent.parent)}")
+    return {"date": datetime.date.today().isoformat(), "machine": machine, "versions": versions}
 
 
 def processor() -> str:

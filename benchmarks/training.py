@@ -20,10 +20,12 @@ HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 6e-4, 0.1, 1.0
 
 
-def neojax_step(options: Mapping[str, Any]) -> Callable[[], int]:
-    """Our jitted step on one device."""
+def neojax_program(options: Mapping[str, Any]) -> tuple[Any, Any, Callable[[], Any]]:
+    """Our jitted step on one device, the state before it, and a function that brings the batch to the device.
+
+    `options` may name `unroll`, `remat`, and keys of `train` that say how it is compiled.
+    """
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     from neojax.config import TrainConfig
@@ -34,14 +36,17 @@ def neojax_step(options: Mapping[str, Any]) -> Callable[[], int]:
     from neojax.training.step import init_state, make_train_step
 
     batch, sequence = options["batch"], options["sequence"]
-    config = shapes.ours(options["model"], sequence)
-    model = Transformer(config, single_device(), dtype=options["dtype"], unroll=options.get("unroll", 1))
+    how = {name: options[name] for name in ("unroll", "remat", "attention_kernel") if name in options}
+    model = Transformer(
+        shapes.ours(options["model"], sequence), single_device(), dtype=options["dtype"], **how
+    )
     train = TrainConfig(
         schedule="constant",
         warmup_steps=0,
         learning_rate=LEARNING_RATE,
         weight_decay=WEIGHT_DECAY,
         clip_norm=CLIP,
+        deterministic=options.get("deterministic", False),
     )
     optimizer = make_optimizer(train, model.dims(), model.config.n_vocab)
     jax.set_mesh(model.layout.mesh)
@@ -50,13 +55,22 @@ def neojax_step(options: Mapping[str, Any]) -> Callable[[], int]:
     tokens = np.random.default_rng(0).integers(0, 50257, (batch, sequence + 1), dtype=np.int32)
     rows = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
     share = Share(model.layout, batch)
+    return step, state, lambda: share.place(rows)
+
+
+def neojax_step(options: Mapping[str, Any]) -> Callable[[], int]:
+    """Our step, as a contender."""
+    import jax
+    import jax.numpy as jnp
+
+    step, state, batch = neojax_program(options)
 
     def once() -> int:
         nonlocal state
         for i in range(options["steps"]):
-            state, metrics = step(state, share.place(rows), jnp.int32(i))
+            state, metrics = step(state, batch(), jnp.int32(i))
         jax.block_until_ready(metrics)
-        return options["steps"] * batch * sequence
+        return options["steps"] * options["batch"] * options["sequence"]
 
     once()
     return once
@@ -69,7 +83,7 @@ def unrolled_step(options: Mapping[str, Any]) -> Callable[[], int]:
 
 def hugging_face_step(options: Mapping[str, Any]) -> Callable[[], int]:
     """The usual PyTorch loop around `GPTNeoForCausalLM`, eager or with torch.compile."""
-    net = shapes.hugging_face(options["model"], options["sequence"])
+    net = shapes.hugging_face(options["model"], options["sequence"], torch_device())
     net.train()
     return pytorch_loop(net, lambda model, tokens: model(tokens, labels=tokens).loss, options)
 
@@ -79,9 +93,17 @@ def fused_step(options: Mapping[str, Any]) -> Callable[[], int]:
     import torch
     from torch_model import Model
 
-    net = Model(*shapes.SHAPES[options["model"]], options["sequence"])
-    net.prepare(options["sequence"], "cuda" if torch.cuda.is_available() else "cpu")
+    with torch.device(torch_device()):
+        net = Model(*shapes.SHAPES[options["model"]], options["sequence"])
+    net.prepare(options["sequence"], torch_device())
     return pytorch_loop(net, lambda model, tokens: model(tokens), {**options, "compile": True})
+
+
+def torch_device() -> str:
+    """Where PyTorch's contenders run."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def pytorch_loop(net: Any, loss_of: Callable[..., Any], options: Mapping[str, Any]) -> Callable[[], int]:
@@ -89,10 +111,18 @@ def pytorch_loop(net: Any, loss_of: Callable[..., Any], options: Mapping[str, An
     import torch
 
     batch, sequence = options["batch"], options["sequence"]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch_device()
     net = net.to(device)
-    model = torch.compile(net) if options.get("compile") else net
-    adam = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, betas=(0.9, 0.95))
+    model = net
+    if options.get("compile"):
+        model = torch.compile(net, backend=options.get("backend", "inductor"))
+    adam = torch.optim.AdamW(
+        net.parameters(),
+        lr=LEARNING_RATE,
+        weight_decay=WEIGHT_DECAY,
+        betas=(0.9, 0.95),
+        fused=device == "cuda",  # its fastest there
+    )
     tokens = torch.randint(0, 50257, (batch, sequence), device=device)
     half = options["dtype"] == "bfloat16"
 

@@ -1,4 +1,4 @@
-"""Tests run on eight fake CPU devices, or on the GPU where NEOJAX_TEST_GPU is set."""
+"""Tests run on eight fake CPU devices, or on the devices that JAX finds where NEOJAX_TEST_DEVICE (gpu, tpu) is set."""
 
 import os
 import signal
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-ON_GPU = bool(os.environ.get("NEOJAX_TEST_GPU"))
-if not ON_GPU:
+ON_DEVICE = bool(os.environ.get("NEOJAX_TEST_DEVICE"))
+if not ON_DEVICE:
     os.environ["JAX_PLATFORMS"] = "cpu"
     # Compilation is most of the suite's time, and its shapes are too tiny to gain from optimised code.
     os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
 
 import jax  # noqa: E402
 
-if not ON_GPU:
+if not ON_DEVICE:
     jax.config.update("jax_num_cpu_devices", 8)
 # Shared by xdist workers and by runs: most of the suite's time would be compilation.
 CACHE = os.environ.get("NEOJAX_TEST_CACHE") or str(Path(tempfile.gettempdir()) / "neojax-test-cache")

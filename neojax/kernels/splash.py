@@ -15,18 +15,25 @@ BLOCK = 512  # queries, and keys, of one block, where the sequence and the windo
 
 
 def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, window: int | None = None, interpret: bool = False
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    window: int | None = None,
+    interpret: bool = False,
+    size: int | None = None,
 ) -> jax.Array:
     """Causal attention on one device: q, k, v [batch, sequence, heads, head_dim] -> the same shape and type.
 
     `window`: keys a query sees, itself included. The result and the logarithm of each row's sum, which the backward
-    kernels need, are named "attention" for remat policies. `interpret` runs the kernels without a TPU, slowly.
+    kernels need, are named "attention" for remat policies. `interpret` runs the kernels without a TPU, slowly. `size`:
+    queries, and keys, of one block (default: what `block` chooses); it divides the padded sequence.
     """
     length, heads = q.shape[1:3]
     pad = -length % LANES  # keys that pad stand after all queries, which therefore do not see them
     shape = (length + pad, length + pad)
     mask = pallas.CausalMask(shape) if window is None else pallas.LocalMask(shape, (window - 1, 0), 0)
-    size = block(length + pad, window)
+    size = size or block(length + pad, window)
     kernel = pallas.make_splash_mha(
         pallas.MultiHeadMask([mask] * heads),
         head_shards=1,

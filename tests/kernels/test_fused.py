@@ -99,21 +99,24 @@ def test_splash_is_the_same_on_a_mesh(layout):
 
 
 @pytest.mark.gpu
+@pytest.mark.tpu
 @pytest.mark.parametrize(
     "length, head_dim, window, start", [*CASES, (2048, 128, 256, None), (515, 64, 100, [7])]
 )
-def test_cudnn_on_a_gpu_equals_the_reference(length, head_dim, window, start):
+def test_the_own_kernel_of_an_accelerator_equals_the_reference(length, head_dim, window, start):
     """In bfloat16, against the reference in float32 of the same operands."""
-    if jax.default_backend() != "gpu":
-        pytest.skip("no GPU")
+    kernel = {"gpu": "cudnn", "tpu": "splash"}.get(jax.default_backend())
+    if kernel is None:
+        pytest.skip("no GPU or TPU")
     half, pull = operands(length, head_dim, len(start or [0]), heads=2, dtype=jnp.bfloat16)
     start = None if start is None else jnp.array(start)
     real = (np.arange(length) >= np.array([0] if start is None else start)[:, None])[..., None, None]
     ours = values_and_gradients(
-        partial(attention, window=window, kernel="cudnn"), ONE, half, start, pull * real
+        partial(attention, window=window, kernel=kernel), ONE, half, start, pull * real
     )
     whole = [x.astype(jnp.float32) for x in half]
-    theirs = values_and_gradients(partial(reference, window=window), ONE, whole, start, pull * real)
+    with jax.default_matmul_precision("highest"):
+        theirs = values_and_gradients(partial(reference, window=window), ONE, whole, start, pull * real)
     assert_close(ours, theirs, real, 0.03)
 
 
