@@ -10,14 +10,15 @@ import dataclasses
 import json
 import os
 import shutil
-import signal
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neojax.errors import NeojaxError
+from neojax.files import ending_cleanly
+from neojax.lock import Lock
 from neojax.version import __version__
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Counts:
         self.first_skipped.setdefault(skip.reason, skip.where)
 
     def lines(self) -> list[str]:
-        """The counts for a reader, a line each."""
+        """The counts for a reader, a line each; names of files that are no text are shown escaped."""
         rows = [
             f"{name:<10}  {part.documents:>12,} documents  {part.tokens:>15,} tokens  {part.bytes:>16,} bytes"
             for name, part in (("train", self.train), ("validation", self.validation))
@@ -75,7 +76,7 @@ class Counts:
             f"skipped     {n:>12,} {reason} (the first: {self.first_skipped[reason]})"
             for reason, n in self.skipped.items()
         ]
-        return rows
+        return [row.encode("utf-8", "backslashreplace").decode() for row in rows]
 
 
 def prepare(
@@ -100,7 +101,7 @@ def prepare(
     as it is. Nothing of the result depends on `workers`, the number of encoding processes (default: one for
     each core). Raises `NeojaxError`; a finished `out` is only replaced with `force`.
     """
-    from neojax.data import readers
+    from neojax.data.inputs import expand
 
     if (tokenizer is None) == (train_tokenizer is None):
         raise NeojaxError("give either --tokenizer tokenizer.json or --train-tokenizer VOCAB_SIZE")
@@ -111,21 +112,30 @@ def prepare(
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise NeojaxError(f"--out {out} is a file; expected a folder")
-    if (out / "prepared.json").exists() and not force:
-        raise NeojaxError(f"--out {out} holds prepared data already; choose another folder or add --force")
     inside = out.resolve()
-    files = [f for f in readers.expand(inputs) if inside not in f.resolve().parents]
+    files, skipped = expand(inputs)
+    files = [f for f in files if inside not in f.resolve().parents]
     if not files:
         raise NeojaxError(f"every input lies in --out {out}; choose another folder")
-    staging = out / "unfinished"
+    with Lock(out):
+        if (out / "prepared.json").exists() and not force:
+            raise NeojaxError(
+                f"--out {out} holds prepared data already; choose another folder or add --force"
+            )
+        counts = Counts()
+        for skip in skipped:
+            counts.skip(skip)
+        run = _Run(files, out / "unfinished", validation, text_key, workers or _cores(), progress, counts)
+        _fill(out, run.folder, lambda: run.write(tokenizer, train_tokenizer, eod, [str(i) for i in inputs]))
+    return counts
+
+
+def _fill(out: Path, staging: Path, write: Callable[[], None]) -> None:
+    """Moves into `out` what `write` writes into the folder `staging`, when it is complete."""
+    shutil.rmtree(staging, ignore_errors=True)
     try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-    except OSError as e:
-        raise NeojaxError(f"--out {out}: cannot write there: {e.strerror}") from None
-    try:
-        run = _Run(files, staging, validation, text_key, workers or _cores(), progress)
-        counts = run.write(tokenizer, train_tokenizer, eod, [str(i) for i in inputs])
+        staging.mkdir()
+        write()
         # Last out, first in: while any part is replaced, the folder does not count as prepared.
         names = [f"{split}{suffix}" for suffix in (".idx", ".bin") for split in ("train", "validation")]
         names = ["prepared.json", *names, "tokenizer.json"]
@@ -137,9 +147,6 @@ def prepare(
         raise NeojaxError(f"--out {out}: {e.strerror or e}: {e.filename or 'while writing'}") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            out.rmdir()  # only succeeds where nothing is left of an unfinished run
-    return counts
 
 
 def _cores() -> int:
@@ -156,10 +163,11 @@ class _Run:
     text_key: str
     workers: int
     progress: bool
+    counts: Counts
 
     def write(
         self, tokenizer_path: str | Path | None, n_vocab: int | None, eod: str | None, inputs: list[str]
-    ) -> Counts:
+    ) -> None:
         from neojax.data import tfrecord
         from neojax.data import tokenizer as tokenizers_
         from neojax.data.encode import Settings, already_encoded
@@ -181,7 +189,7 @@ class _Run:
                 )
         settings = Settings(tokenizer.to_str(), end_id, self.validation, self.text_key)
         long = _LONG if tokenizers_.is_splittable(tokenizer) else None
-        counts = Counts()
+        counts = self.counts
         with contextlib.ExitStack() as stack:
             writers = {s: stack.enter_context(StoreWriter(self.folder / s, n_ids)) for s in SPLITS}
             pool = stack.enter_context(Pool(self.workers, settings))
@@ -192,7 +200,8 @@ class _Run:
                     _write(already_encoded(document, self.validation), writers, counts)
             if not counts.train.documents:
                 raise NeojaxError(_nothing(counts))
-        tokenizer.save(str(self.folder / "tokenizer.json"))
+        text = tokenizer.to_str(pretty=True)
+        (self.folder / "tokenizer.json").write_text(text, encoding="utf-8")
         about: dict[str, Any] = {
             "neojax": __version__,
             "inputs": inputs,
@@ -208,7 +217,6 @@ class _Run:
         }
         text = json.dumps(about, indent=2, ensure_ascii=False)
         (self.folder / "prepared.json").write_bytes(text.encode("utf-8", "backslashreplace"))
-        return counts
 
     def _training_texts(self) -> Iterator[str]:
         """The training documents, up to `TRAINING_TEXT` bytes of them."""
@@ -277,10 +285,10 @@ class _Run:
         )
         console = Console(stderr=True)
         with Progress(*columns, console=console, disable=not self.progress) as bar:
-            shown = bar.add_task(title, total=sum(f.stat().st_size for f in self.files))
+            shown = bar.add_task(title, total=sum(map(readers.size, self.files)))
             for file in self.files:
                 if is_tfrecord(file):  # not text
-                    bar.advance(shown, file.stat().st_size)
+                    bar.advance(shown, readers.size(file))
                     continue
                 yield from readers.read(file, self.text_key, lambda n: bar.advance(shown, n))
 
@@ -349,20 +357,16 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Runs `neojax prepare` with parsed arguments and prints the counts. Raises `NeojaxError`."""
-
-    def terminate(*_: object) -> None:
-        raise SystemExit(128 + signal.SIGTERM)
-
-    previous = signal.signal(signal.SIGTERM, terminate)  # so that it cleans up, as after Ctrl-C
-    try:
-        options = {k: v for k, v in vars(args).items() if k in _OPTIONS}
+    options = {k: v for k, v in vars(args).items() if k in _OPTIONS}
+    with ending_cleanly():
         counts = prepare(args.inputs, args.out, **options, progress=True)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     print("\n".join(counts.lines()))
-    if not counts.validation.documents and args.validation:
+    use = f"data.train={args.out}"
+    if counts.validation.documents:
+        use += f" data.validation={args.out}"
+    elif args.validation:
         print("note: no document fell into validation; give more documents or a larger --validation")
-    print(f"written to {args.out}: train with data.train={args.out} data.validation={args.out}")
+    print(f"written to {args.out}: train with {use}")
 
 
 _OPTIONS: Iterable[str] = (

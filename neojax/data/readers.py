@@ -6,7 +6,6 @@ encoding processes. What cannot be read is reported with a reason and passed ove
 
 import bz2
 import contextlib
-import glob
 import gzip
 import io
 import json
@@ -21,11 +20,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from neojax.errors import NeojaxError
-
 JSONL = (".jsonl", ".ndjson")
 _SHORT = {".tgz": ".tar.gz", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 _SNIFF = 1 << 16  # bytes looked at to tell text from binary and JSON lines from text
+_BOM = b"\xef\xbb\xbf"  # a mark that some editors put before UTF-8; it is no part of the text
 _SPOOL = 1 << 26  # bytes of a nested .zip or .parquet held in memory before they go to a temporary file
 
 
@@ -44,34 +42,12 @@ class Skip(NamedTuple):
     reason: str
 
 
-def expand(inputs: Iterable[str | Path]) -> list[Path]:
-    """The files that INPUTs (files, folders, globs) mean, each once: inputs in the order given, files in a
-    folder or glob sorted by name, hidden ones and `__pycache__` left out. Raises `NeojaxError` for an input
-    that means none."""
-    files: dict[Path, None] = {}
-    for given in map(str, inputs):
-        path = Path(given)
-        if path.is_dir():
-            found = _walk(path)
-        elif path.is_file():
-            found = [path]
-        elif glob.has_magic(given):
-            found = []
-            for match in sorted(map(Path, glob.glob(given, recursive=True))):
-                found += [match] if match.is_file() else []
-        else:
-            raise NeojaxError(f"input {given!r} does not exist")
-        if not found:
-            raise NeojaxError(f"input {given!r} holds no files")
-        files.update(dict.fromkeys(found))
-    return list(files)
-
-
-def _walk(folder: Path) -> list[Path]:
-    def hidden(path: Path) -> bool:
-        return any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(folder).parts)
-
-    return [p for p in sorted(folder.rglob("*")) if not hidden(p) and p.is_file()]
+def size(path: Path) -> int:
+    """Bytes of a file; 0 where it is gone, which whoever reads it will tell."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def read(path: Path, text_key: str, progress: Callable[[int], None]) -> Iterator[Record | Skip]:
@@ -85,11 +61,11 @@ def read(path: Path, text_key: str, progress: Callable[[int], None]) -> Iterator
     with raw:
         for record in _read(str(path), path.name, raw, text_key):
             # Parquet's reader closes the file when it has read it.
-            now = path.stat().st_size if raw.closed else raw.tell()
+            now = size(path) if raw.closed else raw.tell()
             progress(now - position)
             position = now
             yield record
-    progress(path.stat().st_size - position)
+    progress(size(path) - position)
 
 
 def _read(where: str, name: str, stream: IO[bytes], text_key: str) -> Iterator[Record | Skip]:
@@ -218,14 +194,14 @@ def _seekable(stream: IO[bytes]) -> AbstractContextManager[Any]:
 def _read_lines(where: str, stream: Iterable[bytes]) -> Iterator[Record]:
     for number, line in enumerate(stream, 1):
         if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.removeprefix(_BOM)
         if not line.isspace() and line:
             yield Record(f"{where}:{number}", line, is_json=True)
 
 
 def _read_text(where: str, suffix: str, stream: IO[bytes], text_key: str) -> Iterator[Record | Skip]:
     """One document, or JSON lines in a file whose name does not say so (`x.json.gz`, `x.zst`)."""
-    start = stream.read(_SNIFF)
+    start = stream.read(_SNIFF).removeprefix(_BOM)
     if b"\0" in start:
         yield Skip(where, "not text (holds NUL bytes)")
         return

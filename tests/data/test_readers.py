@@ -10,7 +10,8 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from neojax.data.readers import Record, Skip, expand, read
+from neojax.data.inputs import expand
+from neojax.data.readers import Record, Skip, read
 from neojax.errors import NeojaxError
 
 TEXTS = ["first\n", "zweite Zeile: äöü 🙂", "x"]
@@ -139,6 +140,16 @@ def test_binary_files_and_other_keys_are_passed_over_with_a_reason(tmp_path):
     assert "id, text" in records(tmp_path / "a.parquet", "content")[0].reason
 
 
+def test_a_byte_order_mark_is_no_part_of_a_document(tmp_path):
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "a.txt").write_bytes(mark + "é".encode() + mark)
+    (tmp_path / "a.md.gz").write_bytes(gzip.compress(mark + b"x"))
+    (tmp_path / "a.json").write_bytes(mark + b'{"text": "y"}\n{"text": "z"}\n')
+    assert texts(tmp_path / "a.txt") == ["é\ufeff"]  # only in front
+    assert texts(tmp_path / "a.md.gz") == ["x"]
+    assert texts(tmp_path / "a.json") == ["y", "z"]
+
+
 def test_json_that_is_not_lines_is_one_document(tmp_path):
     document = json.dumps({"a": [1, 2]}, indent=2)
     (tmp_path / "a.json").write_text(document)
@@ -151,7 +162,7 @@ def test_inputs_are_files_folders_and_globs_each_file_once_in_order(tmp_path):
         (tmp_path / name).write_text("x")
 
     def names(*inputs):
-        return [p.name for p in expand([tmp_path / i for i in inputs])]
+        return [p.name for p in expand([tmp_path / i for i in inputs])[0]]
 
     assert names("6.txt", "b") == ["6.txt", "1.txt", "2.txt", "3.py"]
     assert names("b/*.txt", "b") == ["1.txt", "2.txt", "3.py"]
