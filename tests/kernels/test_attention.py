@@ -1,4 +1,4 @@
-"""The blocked kernel equals the definition, values and gradients, and both see exactly the keys they should."""
+"""The local and blocked kernels equal the definition, values and gradients, and see exactly the keys they should."""
 
 from functools import partial
 
@@ -9,7 +9,8 @@ import pytest
 from helpers import layout_of
 
 from neojax import named
-from neojax.kernels.attention import attention, local, reference, visible
+from neojax.kernels import attention as kernels
+from neojax.kernels.attention import attention, blocked, local, reference, visible
 
 ONE = layout_of("data:1")
 
@@ -51,9 +52,8 @@ def test_reference_is_a_softmax_over_the_visible_keys(window, start):
     np.testing.assert_allclose(out * real, by_hand(q, k, v, window, start) * real, atol=1e-5)
 
 
-@pytest.mark.parametrize("length, window", [(12, 4), (12, 5), (12, 1), (12, 11), (3, 8), (8, 8), (13, 3)])
-@pytest.mark.parametrize("start", [None, [0, 2]])
-def test_blocked_equals_reference_in_values_and_gradients(length, window, start):
+def equals_reference(kernel, length, window, start):
+    """In values and in gradients, where queries are real."""
     q, k, v = operands(length=length)
     starts = None if start is None else jnp.array(start)
     real = real_queries(length, [0, 0] if start is None else start)
@@ -68,8 +68,24 @@ def test_blocked_equals_reference_in_values_and_gradients(length, window, start)
             (_, out), grads = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(q, k, v)
         return out, *grads
 
-    for ours, theirs in zip(both(local), both(reference)):
+    for ours, theirs in zip(both(kernel), both(reference)):
         np.testing.assert_allclose(ours, theirs, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("length, window", [(12, 4), (12, 5), (12, 1), (12, 11), (3, 8), (8, 8), (13, 3)])
+@pytest.mark.parametrize("start", [None, [0, 2]])
+def test_local_equals_reference_in_values_and_gradients(length, window, start):
+    equals_reference(local, length, window, start)
+
+
+@pytest.mark.parametrize("length, window", [(15, None), (13, None), (13, 3), (3, None)])
+@pytest.mark.parametrize("start", [None, [0, 2], [7, 0]])
+def test_blocked_equals_reference_in_values_and_gradients(length, window, start, monkeypatch):
+    """In whole blocks, with a rest, and with fewer tokens than one; a row may begin after its first block."""
+    if start and max(start) >= length:
+        start = [length - 1, 0]
+    monkeypatch.setattr(kernels, "BLOCK", 5)
+    equals_reference(blocked, length, window, start)
 
 
 @pytest.mark.parametrize(
@@ -99,17 +115,19 @@ def test_local_attention_never_holds_the_matrix_of_scores():
         assert "512x512" in jax.jit(partial(reference, window=8)).lower(q, k, v).as_text()
 
 
-def test_scores_and_softmax_are_float32():
+@pytest.mark.parametrize("start", [None, [0, 7]])
+@pytest.mark.parametrize("kernel, window", [(reference, None), (local, 5), (blocked, None), (blocked, 5)])
+def test_scores_and_softmax_are_float32(kernel, window, start, monkeypatch):
     """With bfloat16 operands, only the operands and the weights are rounded: never the scores."""
+    monkeypatch.setattr(kernels, "BLOCK", 5)
     q, k, v = operands(dtype=jnp.bfloat16)
-    exact = by_hand(q, k, v, None, None)
-    for kernel in (partial(reference), partial(local, window=5)):
-        window = kernel.keywords.get("window")
-        with named.use_layout(ONE):
-            out = jax.jit(kernel)(q * 4, k, v)
-        assert out.dtype == jnp.bfloat16
-        exact = by_hand(q * 4, k, v, window, None)
-        assert np.abs(np.asarray(out, "f8") - exact).max() < 0.02
+    starts = None if start is None else jnp.array(start)
+    with named.use_layout(ONE):
+        out = jax.jit(partial(kernel, window=window))(q * 4, k, v, start=starts)
+    assert out.dtype == jnp.bfloat16
+    exact = by_hand(q * 4, k, v, window, start)
+    real = real_queries(12, start or [0, 0])
+    assert np.abs((np.asarray(out, "f8") - exact) * real).max() < 0.02
 
 
 def test_visible_counts():
