@@ -17,6 +17,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         "config", nargs="?", metavar="CONFIG_OR_RUN", help="a configuration or a run directory"
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change")
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read every checkpoint of a run, and compare it with its checksums",
+    )
     parser.add_argument("--keys", action="store_true", help="list every configuration key instead")
 
 
@@ -28,9 +33,50 @@ def run(args: Namespace) -> None:
     if not args.config:
         raise NeojaxError("name a configuration or a run directory, or give --keys")
     path = Path(args.config)
+    if args.verify:
+        verify(path)
+        return
     read = configuration.of_run if path.is_dir() else configuration.load
     config = read(path, args.overrides)
     print_model(config)
+
+
+def verify(run_dir: Path) -> None:
+    """Reads all files of all checkpoints of a run, which may be training, and says of each whether it is what was
+    written. Raises `NeojaxError` where one is not, or where there is none."""
+    from neojax.training import integrity
+    from neojax.training.run_dir import checkpoints_in
+
+    try:
+        steps = checkpoints_in(run_dir)
+    except OSError as e:
+        raise NeojaxError(f"cannot read {run_dir}/checkpoints: {e.strerror or e}") from None
+    if not steps:
+        raise NeojaxError(f"{run_dir} has no checkpoints to verify; name a run directory")
+    whole = set(steps)
+    for step in steps:
+        folder = run_dir / "checkpoints" / str(step)
+        fault, listing = None, None
+        try:
+            listing = integrity.listing(folder)
+            fault = listing.fault(folder)
+        except FileNotFoundError:
+            fault = f"{integrity.FILES} is missing"
+        except (OSError, ValueError) as e:
+            fault = str(e)
+        if fault and not folder.exists():
+            print(f"checkpoint {step}: removed meanwhile, by the run that trains")
+        elif fault or listing is None:
+            whole.remove(step)
+            print(f"checkpoint {step}: DAMAGED: {fault}")
+        else:
+            sums = "" if listing.has_sums else "; sizes alone compared, it has no checksums"
+            print(f"checkpoint {step}: whole, {len(listing.files)} files, {listing.bytes:,} bytes{sums}")
+    if damaged := sorted(set(steps) - whole):
+        raise NeojaxError(
+            f"{len(damaged)} of {len(steps)} checkpoints of {run_dir} are damaged: {', '.join(map(str, damaged))}; restore "
+            f"them from a copy; the last whole one is {max(whole) if whole else 'none'}"
+        )
 
 
 def print_keys() -> None:

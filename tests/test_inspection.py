@@ -1,5 +1,6 @@
 """`neojax inspect` gives the published parameter counts and the true layout."""
 
+import json
 import re
 from pathlib import Path
 
@@ -7,8 +8,10 @@ import pytest
 from helpers import N_VOCAB, tiny
 
 from neojax import config as configuration
+from neojax.cli import main
 from neojax.config import Config, MeshConfig, TrainConfig
 from neojax.inspection import print_model
+from neojax.training import integrity
 
 CONFIGS = Path(__file__).resolve().parent.parent / "meshconfigs"
 PUBLISHED = {
@@ -74,3 +77,25 @@ def test_layout_and_bytes_of_a_device(capsys):
         Config(model=tiny(), mesh=mesh, train=TrainConfig(optimizer="adafactor", adafactor_momentum=0.9))
     )
     assert f"and {held:,} of adafactor state" in capsys.readouterr().out
+
+
+def test_verify_reads_every_checkpoint_of_a_run(tmp_path, capsys):
+    """Without JAX: only files are compared."""
+    for step, content in ((5, b"five"), (10, b"ten"), (15, b"fifteen")):
+        folder = tmp_path / "checkpoints" / str(step)
+        (folder / "params").mkdir(parents=True)
+        (folder / "params" / "data").write_bytes(content)
+        integrity.seal(folder, {})
+    assert main(["inspect", str(tmp_path), "--verify"]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == "checkpoint 10: whole, 1 files, 3 bytes"
+    (tmp_path / "checkpoints" / "10" / "params" / "data").write_bytes(b"tem")
+    (tmp_path / "checkpoints" / "15" / "files.json").write_text(json.dumps({"params/data": 7}))
+    assert main(["inspect", str(tmp_path), "--verify"]) == 2
+    out, err = capsys.readouterr()
+    assert "checkpoint 5: whole" in out and "checkpoint 15: whole, 1 files, 7 bytes; sizes alone" in out
+    assert "checkpoint 10: DAMAGED: params/data is not what was written" in out
+    assert err == (
+        f"error: 1 of 3 checkpoints of {tmp_path} are damaged: 10; restore them from a copy; the last whole one is 15\n"
+    )
+    assert main(["inspect", str(tmp_path / "nothing"), "--verify"]) == 2
+    assert "has no checkpoints to verify" in capsys.readouterr().err

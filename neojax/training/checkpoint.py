@@ -26,7 +26,7 @@ from neojax.training import integrity
 from neojax.training.adafactor import as_stored
 from neojax.training.orbax import Save, flat, one_line, read_meta, read_trees, shapes
 from neojax.training.quiet import quiet
-from neojax.training.run_dir import write_text
+from neojax.training.run_dir import checkpoints_in, write_text
 
 FORMAT = 1
 NEWEST = "newest.json"  # beside checkpoints/: the step of the last one saved, should they be lost
@@ -38,16 +38,6 @@ class DamagedError(NeojaxError):
     def __init__(self, text: str, fault: str):
         super().__init__(text)
         self.fault = fault
-
-
-def checkpoints_in(run_dir: str | Path) -> list[int]:
-    """The steps of the checkpoints of a run directory, oldest first. Raises `OSError` where it cannot be read, which must
-    not look like none."""
-    try:
-        names = os.listdir(Path(run_dir) / "checkpoints")
-    except FileNotFoundError:
-        return []
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
 class Checkpoints:

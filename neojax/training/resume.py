@@ -10,7 +10,7 @@ from neojax.config import Config
 from neojax.errors import NeojaxError
 from neojax.hosts import agreed, on_first
 from neojax.training import run_dir as runs
-from neojax.training.checkpoint import NEWEST, Checkpoints, DamagedError, checkpoints_in
+from neojax.training.checkpoint import NEWEST, Checkpoints, DamagedError
 from neojax.training.metrics import METRICS, read_metrics
 
 Note = Callable[[str], None]
@@ -28,7 +28,7 @@ def may_begin(config: Config, note: Note) -> None:
 
 def _may_begin(folder: Path, restart: bool, note: Note) -> None:
     try:
-        if checkpoints_in(folder):
+        if runs.checkpoints_in(folder):
             return
         has_folder = (folder / "checkpoints").is_dir()
         logged = (

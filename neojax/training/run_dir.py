@@ -1,6 +1,7 @@
 """The run directory: what lies in it besides checkpoints and metrics, and how it is opened again."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,16 @@ def is_run_dir(path: str | Path) -> bool:
     return (Path(path) / CONFIG).is_file() and (Path(path) / "checkpoints").is_dir()
 
 
+def checkpoints_in(run_dir: str | Path) -> list[int]:
+    """The steps of the checkpoints of a run directory, oldest first. Raises `OSError` where it cannot be read, which must
+    not look like none."""
+    try:
+        names = os.listdir(Path(run_dir) / "checkpoints")
+    except FileNotFoundError:
+        return []
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file or nothing. Raises `NeojaxError` where it cannot."""
     with new_file(path, replace=True) as file:
@@ -28,12 +39,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write(run_dir: Path, config: Config, tokenizer: str | None) -> None:
     """Writes the config and the tokenizer of a run. Raises `NeojaxError` where it cannot."""
-    try:
-        write_text(run_dir / CONFIG, configuration.dump(config))
-        if tokenizer is not None:
-            write_text(run_dir / TOKENIZER, tokenizer)
-    except OSError as e:
-        raise NeojaxError(f"{run_dir}: cannot write there: {e.strerror or e}") from None
+    write_text(run_dir / CONFIG, configuration.dump(config))
+    if tokenizer is not None:
+        write_text(run_dir / TOKENIZER, tokenizer)
 
 
 def meta(config: Config, tokenizer: str | None, eos_token_id: int | None) -> dict[str, Any]:
