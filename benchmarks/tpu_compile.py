@@ -1,7 +1,7 @@
 """Compiles the training step for TPUs that are not here and shows what the program holds: memory, kernels, collectives.
 
     python benchmarks/tpu_compile.py [--topology v5e:16x16] [--model 1.3B] [--batch 512] [--remat names]
-        [--shape data:-1] [--layout batch:data] [--param-layout embd:data] [--save tpu_compile]
+        [--reduce-dtype float32] [--shape data:-1] [--layout batch:data] [--param-layout embd:data] [--save tpu_compile]
 
 The layout is FSDP over all chips unless told otherwise, the compute type bfloat16, the inputs abstract. Needs libtpu
 (`pip install .[tpu]`).
@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ def compiled(options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, float]]:
         shapes.ours(options["model"], options["sequence"]),
         layout,
         dtype=jnp.bfloat16,
+        reduce_dtype=options["reduce_dtype"],
         remat=options["remat"],
         attention_kernel=options["kernel"],
     )
@@ -100,6 +102,14 @@ def size(array: Array) -> int:
     return BYTES[array[0]] * math.prod(array[1])
 
 
+def bytes_by_type(results: list[Array]) -> Counter[str]:
+    """Bytes of the arrays of each type."""
+    count: Counter[str] = Counter()
+    for array in results:
+        count[array[0]] += size(array)
+    return count
+
+
 def report(model: Any, program: Any) -> dict[str, Any]:
     """Bytes per chip, kernels, and collectives of a compiled step, and whether any gathers more than parameters."""
     hlo = program.as_text()
@@ -122,6 +132,7 @@ def report(model: Any, program: Any) -> dict[str, Any]:
         "collectives": {
             name: {
                 "count": len(results),
+                "bytes_by_type": dict(bytes_by_type(results)),
                 "bytes": sum(map(size, results)),
                 "largest": "{} {}".format(*max(results, key=size)),
             }
@@ -146,6 +157,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--sequence", type=int, default=2048)
     parser.add_argument("--remat", default="names", choices=("none", "names", "full"))
+    parser.add_argument("--reduce-dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--kernel", default="auto", choices=("auto", "xla", "splash"))
     parser.add_argument("--shape", default="data:-1")
     parser.add_argument("--layout", default="batch:data")

@@ -213,6 +213,12 @@ class TrainConfig:
         "compute type; auto is bfloat16 on TPU and GPU, float32 on CPU",
         choices=("auto", "float32", "bfloat16"),
     )
+    reduce_dtype: str = _key(
+        "float32",
+        "where compute is bfloat16, the type in which gradients of matrices and tables are added up over devices: "
+        "bfloat16 sends half as much, and over 64 devices or more loses more than compute does; all other sums are float32",
+        choices=("float32", "bfloat16"),
+    )
     remat: str = _key(
         "none",
         "what the backward pass recomputes: none; full: whole blocks; names: all but named matmul outputs; "

@@ -11,27 +11,31 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from neojax.kernels.product import product
+from neojax.kernels import row_lookup
+from neojax.kernels.product import product, product_with_weight
 from neojax.mesh import Layout
 
 _layout: ContextVar[Layout] = ContextVar("neojax_layout")
+_reduce_dtype: ContextVar[Any] = ContextVar("neojax_reduce_dtype", default=jnp.float32)
 
 
 @contextlib.contextmanager
-def use_layout(layout: Layout) -> Iterator[None]:
-    """Puts `layout` in force for the named operations inside."""
-    token = _layout.set(layout)
+def use_layout(layout: Layout, reduce_dtype: Any = jnp.float32) -> Iterator[None]:
+    """Puts `layout` in force for the named operations inside; they add up gradients over devices in `reduce_dtype`
+    (see `trained`)."""
+    token, type_token = _layout.set(layout), _reduce_dtype.set(reduce_dtype)
     try:
         yield
     finally:
         _layout.reset(token)
+        _reduce_dtype.reset(type_token)
 
 
 def current_layout() -> Layout:
@@ -99,6 +103,21 @@ def use(value: Param | jax.Array, dims: str, dtype: jnp.dtype | None = None) -> 
     return lay(array, dims)
 
 
+def trained(value: Param | jax.Array, dims: str, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
+    """(`value` in its used layout and `dtype`, a stand-in for it that takes its gradient).
+
+    A gradient has the type of what it is the gradient of, and in that type it is added up over the devices. The
+    stand-in has the type that was asked for (`use_layout`); its own numbers are not used and never computed. Where the
+    two types are one, so are the arrays, as for float32 in float32.
+    """
+    array = value.get_value() if isinstance(value, nnx.Variable) else value
+    summed = _reduce_dtype.get()
+    if isinstance(array, Quantized) or array.dtype == dtype or summed == dtype:
+        used = use(array, dims, dtype)
+        return used, used
+    return use(jax.lax.stop_gradient(array), dims, dtype), use(array, dims, summed)
+
+
 def lay_quantized(array: Quantized, dims: str) -> Quantized:
     """`array` in its used layout, its scale split as the numbers it belongs to."""
     own = array.scaled(dims.split())
@@ -110,10 +129,24 @@ def look_up(table: Param, dims: str, index: jax.Array, out: str, dtype: jnp.dtyp
     """Rows of `table` [`dims`] at `index`, laid out as the dimensions `out` and in type `dtype`."""
     value = table.get_value()
     if not isinstance(value, Quantized):
-        return use(value, dims, dtype).at[index].get(out_sharding=sharding(out))
+        if value.dtype == dtype:
+            return use(value, dims).at[index].get(out_sharding=sharding(out))
+        layout = current_layout()
+        height, width = dims.split()
+        tokens = tuple(axis for dim in out.split()[:-1] for axis in layout.axes(dim))
+        split = row_lookup.Split(
+            sharding(out), sharding(dims), layout.axes(height), layout.axes(width), tokens
+        )
+        return row_lookup.look_up(split, *trained(value, dims, dtype), index)
     rows, scale = lay_quantized(value, dims)
     scale = scale.at[index].get(out_sharding=sharding(" ".join([*out.split()[:-1], "one"])))
     return (rows.at[index].get(out_sharding=sharding(out)) * scale).astype(dtype)
+
+
+def biased(x: jax.Array, bias: Param, dims: str) -> jax.Array:
+    """x + `bias` [`dims`] in the type of x. They are added in float32, as is then the sum over all tokens that is the
+    gradient of the bias."""
+    return (x + use(bias, dims)).astype(x.dtype)
 
 
 def lay(array: jax.Array, dims: str) -> jax.Array:
@@ -134,13 +167,17 @@ def einsum(equation: str, *operands: Param | jax.Array, dtype: jnp.dtype | None 
     operand_dims, _, result_dims = equation.partition("->")
     terms, out = [term.split() for term in operand_dims.split(",")], result_dims.split()
     first = operands[0].dtype
-    arrays, scales = [], []
+    arrays, scales, summed = [], [], None
     for term, x in zip(terms, operands, strict=True):
         value = x.get_value() if isinstance(x, nnx.Variable) else x
         if isinstance(value, Quantized) and set(value.scaled(term)) <= set(out):
             values, scale = lay_quantized(value, " ".join(term))
             arrays.append(values.astype(first))
             scales.append(spread(scale, term, out))
+        elif isinstance(x, Param) and len(arrays) == 1 == len(operands) - 1:
+            used, stand_in = trained(value, " ".join(term), first)
+            arrays.append(used)
+            summed = None if stand_in is used else stand_in
         else:
             arrays.append(use(value, " ".join(term), first))
     sizes = {name: size for term, a in zip(terms, arrays) for name, size in zip(term, a.shape)}
@@ -160,7 +197,12 @@ def einsum(equation: str, *operands: Param | jax.Array, dtype: jnp.dtype | None 
     if len(arrays) == 2:
         left, right = arrays
         platform = current_layout().platform
-        y = product(equation, left, right, dtype=dtype, platform=platform, out_sharding=result)
+        if summed is None:
+            y = product(equation, left, right, dtype=dtype, platform=platform, out_sharding=result)
+        else:
+            stand_in = _reshape(summed, *join(terms[1]))
+            kinds = jnp.dtype(dtype), platform, result, stand_in.dtype
+            y = product_with_weight(equation, *kinds, left, right, stand_in)
     else:
         y = jnp.einsum(equation, *arrays, out_sharding=result, preferred_element_type=dtype)
     y = _reshape(y, shape, whole)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from neojax import named
 from neojax.kernels.product import product
+from neojax.kernels.row_lookup import vary
 
 CHUNK_BYTES = 64 << 20  # of float32 logits on a device
 
@@ -31,7 +32,11 @@ class _Split(NamedTuple):
 
 
 def chunked_cross_entropy(
-    hidden: jax.Array, table: jax.Array, targets: jax.Array, n_vocab: int, z_loss: float = 0.0
+    hidden: jax.Array,
+    table: named.Param | jax.Array,
+    targets: jax.Array,
+    n_vocab: int,
+    z_loss: float = 0.0,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As `loss.reference_cross_entropy`: scalars (objective, nats, scored tokens). With `z_loss` only the
     objective has a gradient.
@@ -42,7 +47,8 @@ def chunked_cross_entropy(
     layout = named.current_layout()
     layout.spec(("batch", "sequence", "vocab"), what="logits")  # raises for an axis that splits two of them
     shards = layout.split("vocab")
-    rows = CHUNK_BYTES // (4 * table.shape[0] // shards)
+    used, summed = named.trained(table, "vocab embd", hidden.dtype)
+    rows = CHUNK_BYTES // (4 * used.shape[0] // shards)
     split = _Split(
         n_vocab,
         z_loss,
@@ -52,8 +58,9 @@ def chunked_cross_entropy(
         max(rows // 128 * 128, 128),
         layout.platform,
     )
-    dims = ("batch sequence embd", "vocab embd", "batch sequence")
-    parts = [named.lay(x, d) for x, d in zip((hidden, table, targets), dims)]
+    dims = ("batch sequence embd", "vocab embd", "vocab embd", "batch sequence")
+    arrays = (hidden, jax.lax.stop_gradient(used), summed, targets)
+    parts = [named.lay(x, d) for x, d in zip(arrays, dims)]
     return jax.shard_map(
         partial(_own_part, split),
         mesh=layout.mesh,
@@ -62,29 +69,32 @@ def chunked_cross_entropy(
     )(*parts)
 
 
-def _own_part(split: _Split, hidden: jax.Array, table: jax.Array, targets: jax.Array):
+def _own_part(split: _Split, hidden: jax.Array, table: jax.Array, summed: jax.Array, targets: jax.Array):
     flat = hidden.reshape(-1, hidden.shape[-1])
     # The gradient of a table that several devices use is the sum of theirs: made where the table becomes "varying".
-    sums = _sums(split, flat, _vary(table, split.tokens), targets.reshape(-1))
+    table, summed = vary(table, split.tokens), vary(summed, split.tokens)
+    sums = _sums(split, flat, table, summed, targets.reshape(-1))
     return tuple(jax.lax.psum(x, split.tokens) if split.tokens else x for x in sums)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sums(split: _Split, hidden: jax.Array, table: jax.Array, targets: jax.Array):
+def _sums(split: _Split, hidden: jax.Array, table: jax.Array, summed: jax.Array, targets: jax.Array):
     return _scan(split, hidden, table, targets, gradients=False)[0]
 
 
-def _forward(split: _Split, hidden: jax.Array, table: jax.Array, targets: jax.Array):
-    return _scan(split, hidden, table, targets, gradients=True)
+def _forward(split: _Split, hidden: jax.Array, table: jax.Array, summed: jax.Array, targets: jax.Array):
+    sums, gradients = _scan(split, hidden, table, targets, gradients=True)
+    return sums, (*gradients, jnp.zeros(0, summed.dtype))
 
 
 def _backward(split: _Split, residuals: Any, cotangents: Any):
-    d_hidden, d_table = residuals
+    d_hidden, d_table, summed = residuals
     objective, nats, _ = cotangents
     scale = objective if split.z_loss else objective + nats  # without z_loss the two are the same sum
     return (
         (d_hidden * scale).astype(d_hidden.dtype),
-        (d_table * scale).astype(d_hidden.dtype),
+        None,
+        (d_table * scale).astype(summed.dtype),
         None,
     )
 
@@ -104,8 +114,8 @@ def _scan(split: _Split, hidden: jax.Array, table: jax.Array, targets: jax.Array
     )
     step = partial(_chunk, split, table, gradients=gradients)
     everywhere = (*split.tokens, *split.vocab, *split.embd)
-    sums = tuple(_vary(jnp.zeros(()), split.tokens) for _ in range(3))
-    d_table = _vary(jnp.zeros(table.shape, jnp.float32), everywhere) if gradients else None
+    sums = tuple(vary(jnp.zeros(()), split.tokens) for _ in range(3))
+    d_table = vary(jnp.zeros(table.shape, jnp.float32), everywhere) if gradients else None
     if chunks == 1:
         carry, d_hidden = step((sums, d_table), jax.tree.map(lambda x: x[0], pieces))
     else:
@@ -154,8 +164,3 @@ def _sum(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 def _size(axes: tuple[str, ...]) -> int:
     return jax.lax.axis_size(axes) if axes else 1
-
-
-def _vary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
-    """Marks x, the same along `axes`, as one that may differ there; the transpose is a sum over them."""
-    return jax.lax.pcast(x, axes, to="varying") if axes else x

@@ -23,7 +23,7 @@ def logits(hidden: jax.Array, table: named.Param | jax.Array, n_vocab: int) -> j
 
 def cross_entropy(
     hidden: jax.Array,
-    table: jax.Array,
+    table: named.Param | jax.Array,
     targets: jax.Array,
     n_vocab: int,
     z_loss: float = 0.0,
@@ -43,7 +43,7 @@ def cross_entropy(
 
 def reference_cross_entropy(
     hidden: jax.Array,
-    table: jax.Array,
+    table: named.Param | jax.Array,
     targets: jax.Array,
     n_vocab: int,
     z_loss: float = 0.0,

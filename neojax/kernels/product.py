@@ -67,3 +67,45 @@ def _backward(equation, dtype, out_sharding, operands, slope):
 
 
 _narrow.defvjp(_forward, _backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3, 4))
+def product_with_weight(
+    equation: str,
+    dtype: jnp.dtype,
+    platform: str,
+    out_sharding: NamedSharding,
+    summed_dtype: jnp.dtype,
+    left: jax.Array,
+    weight: jax.Array,
+    summed: jax.Array,
+) -> jax.Array:
+    """`product` of `left` and `weight`, whose gradient goes to `summed`, a stand-in of its shape and layout, and is
+    made in its type, `summed_dtype`: JAX's own rule gives the gradient of a bfloat16 weight in bfloat16, and so would
+    it be added up over the devices."""
+    return product(equation, left, weight, dtype=dtype, platform=platform, out_sharding=out_sharding)
+
+
+def _weight_forward(equation, dtype, platform, out_sharding, summed_dtype, left, weight, summed):
+    y = product(equation, left, weight, dtype=dtype, platform=platform, out_sharding=out_sharding)
+    return y, (left, weight)
+
+
+def _weight_backward(equation, dtype, platform, out_sharding, summed_dtype, operands, slope):
+    terms, out = equation.split("->")
+    a, b = terms.split(",")
+    left, weight = operands
+    slope = slope.astype(left.dtype)
+
+    def gradient(equation: str, other: jax.Array, own: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        sharding = jax.typeof(own).sharding
+        return product(equation, slope, other, dtype=dtype, platform=platform, out_sharding=sharding)
+
+    return (
+        gradient(f"{out},{b}->{a}", weight, left, left.dtype),
+        None,
+        gradient(f"{out},{a}->{b}", left, weight, summed_dtype),
+    )
+
+
+product_with_weight.defvjp(_weight_forward, _weight_backward)

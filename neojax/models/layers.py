@@ -112,7 +112,7 @@ class Attention(nnx.Module):
             dropout = Dropout(rate, dropout_key) if rate and dropout_key is not None else None
             y, kept = self.look(q, k, v, kind, where, cache, dropout)
         y = einsum("batch sequence heads head_dim, heads head_dim embd -> batch sequence embd", y, self.out)
-        return y + named.use(self.out_bias, "embd", y.dtype), kept
+        return named.biased(y, self.out_bias, "embd"), kept
 
     def project(self, x: jax.Array) -> list[jax.Array]:
         """x [batch, sequence, embd] -> queries, keys and values [batch, sequence, heads, head_dim]."""
@@ -128,8 +128,7 @@ class Attention(nnx.Module):
             parts = [einsum(equation, x, weight) for weight in (self.query, self.key, self.value)]
         biases = self.query_bias, self.key_bias, self.value_bias
         return [
-            y if bias is None else y + named.use(bias, "heads head_dim", y.dtype)
-            for y, bias in zip(parts, biases)
+            y if bias is None else named.biased(y, bias, "heads head_dim") for y, bias in zip(parts, biases)
         ]
 
     def look(self, q, k, v, kind, where, cache, dropout):
@@ -246,18 +245,21 @@ class MLP(nnx.Module):
             gate = checkpoint_name(widen(x, self.gate, self.gate_bias), "mlp_gate")
             y = y * self.activate(gate)
         y = einsum("batch sequence mlp, mlp embd -> batch sequence embd", y, self.down)
-        return y + named.use(self.down_bias, "embd", y.dtype)
+        return named.biased(y, self.down_bias, "embd")
 
     def activate(self, x: jax.Array) -> jax.Array:
-        """The activation; the backward pass computes it again from x, which is cheaper than keeping its parts."""
-        curve = {name: named.use(scalar, "", x.dtype) for name, scalar in self.curve.items()}
-        return jax.checkpoint(ACTIVATIONS[self.activation])(x, **curve)
+        """The activation; the backward pass computes it again from x, which is cheaper than keeping its parts. Learned
+        scalars, and what they act on, are float32, as are then the sums over all tokens that are their gradients."""
+        curve = {name: named.use(scalar, "") for name, scalar in self.curve.items()}
+        return jax.checkpoint(lambda x, **curve: ACTIVATIONS[self.activation](x, **curve).astype(x.dtype))(
+            x, **curve
+        )
 
 
 def widen(x: jax.Array, weight: Param, bias: Param) -> jax.Array:
     """x [batch, sequence, embd] -> [batch, sequence, mlp]."""
     y = einsum("batch sequence embd, embd mlp -> batch sequence mlp", x, weight)
-    return y + named.use(bias, "mlp", y.dtype)
+    return named.biased(y, bias, "mlp")
 
 
 class Block(nnx.Module):

@@ -56,7 +56,11 @@ class Gate(nnx.Module):
         self.scale = Param("", Constant(0.0), sizes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return x * named.use(self.scale, "", x.dtype)
+        return jax.checkpoint(_scaled)(x, named.use(self.scale, ""))
+
+
+def _scaled(x: jax.Array, scale: jax.Array) -> jax.Array:
+    return (x * scale).astype(x.dtype)
 
 
 @partial(jax.checkpoint, static_argnums=1)

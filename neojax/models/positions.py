@@ -1,7 +1,6 @@
 """Where a token stands: one learned table, two (axial), or queries and keys turned by their position (rotary)."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,9 +25,9 @@ class AxialPositions(nnx.Module):
         self.row = Param("axial_rows embd", Normal(STD), sizes)
         self.column = Param("axial_columns embd", Normal(STD), sizes)
 
-    def __call__(self, position: jax.Array, dtype: Any) -> jax.Array:
-        row = look_up(self.row, "axial_rows embd", position // self.columns, dtype)
-        return (row + look_up(self.column, "axial_columns embd", position % self.columns, dtype)) / 2
+    def __call__(self, position: jax.Array) -> jax.Array:
+        row = look_up(self.row, "axial_rows embd", position // self.columns)
+        return (row + look_up(self.column, "axial_columns embd", position % self.columns)) / 2
 
 
 def position_table(config: ModelConfig, sizes: Mapping[str, int]) -> Param | AxialPositions | None:
@@ -41,17 +40,18 @@ def position_table(config: ModelConfig, sizes: Mapping[str, int]) -> Param | Axi
     return Param("positions embd", Normal(STD), sizes)
 
 
-def embedding(table: Param | AxialPositions, position: jax.Array, dtype: Any) -> jax.Array:
-    """The embedding of positions int32 [sequence] or [batch, sequence]; embd comes last."""
+def embedding(table: Param | AxialPositions, position: jax.Array) -> jax.Array:
+    """The embedding of positions int32 [sequence] or [batch, sequence], in float32; embd comes last."""
     if isinstance(table, AxialPositions):
-        return table(position, dtype)
-    return look_up(table, "positions embd", position, dtype)
+        return table(position)
+    return look_up(table, "positions embd", position)
 
 
-def look_up(table: Param, dims: str, index: jax.Array, dtype: Any) -> jax.Array:
-    """Rows of `table` at `index` [sequence] or [batch, sequence]."""
+def look_up(table: Param, dims: str, index: jax.Array) -> jax.Array:
+    """Rows of `table` at `index` [sequence] or [batch, sequence], in float32, as is then the sum over the rows of a
+    batch that is their gradient."""
     out = "sequence embd" if index.ndim == 1 else "batch sequence embd"
-    return named.look_up(table, dims, index, out, dtype)
+    return named.look_up(table, dims, index, out, jnp.float32)
 
 
 def rotate(x: jax.Array, position: jax.Array) -> jax.Array:

@@ -75,6 +75,7 @@ class Transformer(nnx.Module):
         layout: Layout | None = None,
         *,
         dtype: Any = jnp.float32,
+        reduce_dtype: Any = jnp.float32,
         remat: str = "none",
         unroll: int = 1,
         stacked: bool = True,
@@ -84,6 +85,7 @@ class Transformer(nnx.Module):
         self.config = config
         self.layout = layout = layout or single_device()
         self.dtype = jnp.dtype(dtype)
+        self.reduce_dtype = jnp.dtype(reduce_dtype)
         self.remat = remat
         self.unroll = unroll
         self.attention_kernel = attention_kernel
@@ -195,7 +197,7 @@ class Transformer(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Final hidden states [batch, sequence, embd] -> float32 [batch, sequence, vocab], padding at -inf."""
-        with named.use_layout(self.layout):
+        with named.use_layout(self.layout, self.reduce_dtype):
             return loss.logits(hidden, self.output_table, self.config.n_vocab)
 
     def loss(
@@ -212,9 +214,8 @@ class Transformer(nnx.Module):
         inputs, targets: int32 [batch, sequence]; a target of -1 is not scored.
         """
         hidden, _ = self.hidden(inputs, dropout_key=dropout_key)
-        with named.use_layout(self.layout):
-            table = named.use(self.output_table, "vocab embd", self.dtype)
-            return loss.cross_entropy(hidden, table, targets, self.config.n_vocab, z_loss, entmax)
+        with named.use_layout(self.layout, self.reduce_dtype):
+            return loss.cross_entropy(hidden, self.output_table, targets, self.config.n_vocab, z_loss, entmax)
 
     def hidden(
         self,
@@ -236,7 +237,7 @@ class Transformer(nnx.Module):
                 "continue a text; score whole texts with it instead"
             )
         keys = [None, None] if dropout_key is None else list(jax.random.split(dropout_key))
-        with named.use_layout(self.layout):
+        with named.use_layout(self.layout, self.reduce_dtype):
             x = self.embed(named.lay(tokens, "batch sequence"), where)
             x = residual_dropout(x, self.config.embed_dropout, keys[0])
             run = self._scan if self.repeats > 1 else self._unroll
@@ -248,7 +249,7 @@ class Transformer(nnx.Module):
         x = named.look_up(self.wte, "vocab embd", tokens, "batch sequence embd", self.dtype)
         if self.wpe is None:
             return x
-        return x + embedding(self.wpe, where.positions(tokens.shape[1]), self.dtype)
+        return (x + embedding(self.wpe, where.positions(tokens.shape[1]))).astype(x.dtype)
 
     def _group(self, blocks, first, x, where, caches, key):
         """One repetition of the layer group; `first` is the index of its first layer, for dropout keys."""

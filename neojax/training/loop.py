@@ -59,6 +59,7 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
         config.model,
         layout,
         dtype=compute_type(train.precision),
+        reduce_dtype=train.reduce_dtype,
         remat=train.remat,
         unroll=train.unroll,
         attention_kernel=train.attention_kernel,
