@@ -162,7 +162,7 @@ class Transformer(nnx.Module):
                 if std is not None and isinstance(draw, Normal):
                     draw = Normal(std)
                 value = draw(own, specs[name].shape, specs[name].sharding)
-                if param.dims[0] == "vocab":
+                if param.dims[:1] == ("vocab",):
                     # Rows that only pad the vocabulary are zero. Random bits depend on an element's place in the
                     # array alone, counted row by row, so that the true rows are what they are without padding.
                     true = jnp.arange(value.shape[0])[:, None] < self.config.n_vocab
