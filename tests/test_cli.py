@@ -1,9 +1,8 @@
-"""The command line: fast to answer, and one `error:` line with status 2 for whatever the user can mend."""
+"""The command line: answers without JAX, and one `error:` line with status 2 for whatever the user can mend."""
 
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -39,17 +38,11 @@ def neojax(*args, **kwargs):
 
 
 @pytest.mark.parametrize("args", [["--help"], ["--version"], ["train", "--help"], ["inspect", "--keys"]])
-def test_answers_without_jax_in_under_a_second(args):
+def test_answers_without_jax(args):
+    """Importing it is most of a start; how long an answer takes is measured in benchmarks/waits.py."""
     code = f"import sys; from neojax.cli import main\ntry: main({args!r})\nfinally: assert 'jax' not in sys.modules"
-    seconds = []
-    for _ in range(3):  # the machine may be busy: the best of three counts
-        began = time.perf_counter()
-        result = neojax("-c", code)
-        seconds.append(time.perf_counter() - began)
-        assert result.returncode == 0, result.stderr
-        if seconds[-1] < 1:
-            break
-    assert min(seconds) < 1
+    result = neojax("-c", code)
+    assert result.returncode == 0, result.stderr
     expected = {"--help": list(COMMANDS), "--version": [__version__], "train": ["CONFIG.yml"]}
     for word in expected.get(args[0], ["model.n_layer", "train.run_dir"]):
         assert word in result.stdout

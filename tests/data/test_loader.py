@@ -1,5 +1,4 @@
 import itertools
-import time
 
 import numpy as np
 import pytest
@@ -94,13 +93,10 @@ def test_a_source_of_weight_zero_gives_nothing_and_needs_no_file(make_store):
     )
 
 
-def test_resuming_at_a_late_step_takes_no_longer(make_store):
+def test_a_late_step_is_reached_without_the_steps_before(make_store):
     config = data((make_store("a", [5000]), 1.0), (make_store("b", [300], first=10_000), 0.5))
-    take(1, config, N_CTX, 4, 0)
-    began = time.perf_counter()
-    late = take(3, config, N_CTX, 4, 0, start_step=10_000_000)
-    assert time.perf_counter() - began < 1.0
-    assert_same(take(1, config, N_CTX, 4, 0, start_step=10_000_002), late[2:])
+    late = take(3, config, N_CTX, 4, 0, start_step=10**15)
+    assert_same(take(1, config, N_CTX, 4, 0, start_step=10**15 + 2), late[2:])
 
 
 def test_a_store_shorter_than_a_window_is_padded_and_not_scored_there(make_store):

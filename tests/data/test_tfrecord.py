@@ -1,7 +1,6 @@
 import itertools
 import os
 import struct
-import time
 
 import numpy as np
 import pytest
@@ -105,11 +104,11 @@ def test_a_mixture_with_a_token_store_resumes_at_any_step_and_shards(fixed, make
             np.testing.assert_array_equal(batch[key], np.concatenate([p[key] for p in parts]))
 
 
-def test_resuming_at_a_late_step_takes_no_longer(fixed):
-    take(1, data((fixed, 1)), N_CTX, 4, 0)
-    began = time.perf_counter()
-    take(3, data((fixed, 1)), N_CTX, 4, 0, start_step=10_000_000)
-    assert time.perf_counter() - began < 1.0
+def test_a_late_step_is_reached_without_the_steps_before(fixed):
+    late = take(3, data((fixed, 1)), N_CTX, 4, 0, start_step=10**15)
+    again = take(1, data((fixed, 1)), N_CTX, 4, 0, start_step=10**15 + 2)
+    for key in again[0]:
+        np.testing.assert_array_equal(late[2][key], again[0][key])
 
 
 def test_the_index_is_made_once_and_anew_where_it_no_longer_holds(tmp_path, monkeypatch):
