@@ -41,6 +41,24 @@ class Encoded:
     skipped: list[Skip] = field(default_factory=list)
     is_open: bool = False
 
+    @classmethod
+    def nothing(cls, skipped: list[Skip]) -> "Encoded":
+        """No documents, and why."""
+        none = np.zeros(0, np.int32)
+        return cls(
+            dict.fromkeys(SPLITS, none), dict.fromkeys(SPLITS, none), dict.fromkeys(SPLITS, 0), skipped
+        )
+
+    @classmethod
+    def joined(cls, parts: "list[Encoded]") -> "Encoded":
+        """The whole documents of all parts, in their order."""
+        return cls(
+            {s: np.concatenate([p.tokens[s] for p in parts]) for s in SPLITS},
+            {s: np.concatenate([p.sizes[s] for p in parts]) for s in SPLITS},
+            {s: sum(p.n_bytes[s] for p in parts) for s in SPLITS},
+            [skip for part in parts for skip in part.skipped],
+        )
+
 
 def decode(record: Record, text_key: str) -> str | Skip:
     """The text of a record, or why it has none."""

@@ -8,6 +8,7 @@ import bz2
 import contextlib
 import gzip
 import io
+import itertools
 import json
 import lzma
 import shutil
@@ -15,15 +16,18 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any, NamedTuple
+
+from neojax.data.memory import longest_document
 
 JSONL = (".jsonl", ".ndjson")
 _SHORT = {".tgz": ".tar.gz", ".txz": ".tar.xz", ".tzst": ".tar.zst"}
 _SNIFF = 1 << 16  # bytes looked at to tell text from binary and JSON lines from text
 _BOM = b"\xef\xbb\xbf"  # a mark that some editors put before UTF-8; it is no part of the text
+_CHUNK = 1 << 20  # bytes read at a time of what may be long
 _SPOOL = 1 << 26  # bytes of a nested .zip or .parquet held in memory before they go to a temporary file
 
 
@@ -88,7 +92,19 @@ def _read(where: str, name: str, stream: IO[bytes], text_key: str) -> Iterator[R
         else:
             yield from _read_text(where, suffix, stream, text_key)
     except unreadable as e:
-        yield Skip(where, f"cannot be read: {type(e).__name__}: {' '.join(str(e).split())}")
+        yield Skip(where, _why(e))
+
+
+def _why(e: Exception) -> str:
+    if isinstance(e, MemoryError):
+        return "needs more memory than there is"
+    return f"cannot be read: {type(e).__name__}: {' '.join(str(e).split())}"
+
+
+def _too_long() -> str:
+    return (
+        f"longer than {longest_document():,} bytes, which is all that memory and stores have for a document"
+    )
 
 
 def _unreadable() -> tuple[type[Exception], ...]:
@@ -98,7 +114,7 @@ def _unreadable() -> tuple[type[Exception], ...]:
 
     damaged = (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
     encrypted = (RuntimeError, NotImplementedError)
-    return (*damaged, *encrypted, zstandard.ZstdError, pyarrow.ArrowException)
+    return (*damaged, *encrypted, MemoryError, zstandard.ZstdError, pyarrow.ArrowException)
 
 
 class _Zstd(io.RawIOBase):
@@ -158,7 +174,7 @@ def _read_zip(where: str, stream: IO[bytes], text_key: str) -> Iterator[Record |
                 try:
                     content = archive.open(member)
                 except _unreadable() as e:
-                    yield Skip(inside, f"cannot be read: {type(e).__name__}: {e}")
+                    yield Skip(inside, _why(e))
                     continue
                 with content:
                     yield from _read(inside, member.filename, content, text_key)
@@ -178,7 +194,10 @@ def _read_parquet(where: str, stream: IO[bytes], text_key: str) -> Iterator[Reco
             for text in batch.column(0).cast(pyarrow.large_binary()).to_pylist():
                 row += 1
                 at = f"{where}:{row}"
-                yield Skip(at, f"no {text_key!r}") if text is None else Record(at, text)
+                if text is None:
+                    yield Skip(at, f"no {text_key!r}")
+                else:
+                    yield Skip(at, _too_long()) if len(text) > longest_document() else Record(at, text)
 
 
 def _seekable(stream: IO[bytes]) -> AbstractContextManager[Any]:
@@ -191,11 +210,18 @@ def _seekable(stream: IO[bytes]) -> AbstractContextManager[Any]:
     return copy
 
 
-def _read_lines(where: str, stream: Iterable[bytes]) -> Iterator[Record]:
-    for number, line in enumerate(stream, 1):
+def _read_lines(where: str, stream: IO[bytes]) -> Iterator[Record | Skip]:
+    longest = longest_document()
+    for number in itertools.count(1):
+        if not (line := stream.readline(longest + 1)):
+            return
         if number == 1:
             line = line.removeprefix(_BOM)
-        if not line.isspace() and line:
+        if len(line) > longest:
+            while line and not line.endswith(b"\n"):
+                line = stream.readline(_CHUNK)
+            yield Skip(f"{where}:{number}", _too_long())
+        elif not line.isspace() and line:
             yield Record(f"{where}:{number}", line, is_json=True)
 
 
@@ -206,14 +232,27 @@ def _read_text(where: str, suffix: str, stream: IO[bytes], text_key: str) -> Ite
         yield Skip(where, "not text (holds NUL bytes)")
         return
     if suffix in ("", ".json"):
-        while start.startswith(b"{") and b"\n" not in start and (rest := stream.read(_SNIFF)):
-            start += rest
+        if start.startswith(b"{"):
+            start = _gather(start, stream, until=b"\n")
         first, _, more = start.partition(b"\n")
         # A `.json` of a single line without the key is more likely a document than a file of one record.
         if (suffix == "" or more or f'"{text_key}"'.encode() in first) and _is_json_object(first):
             yield from _read_lines(where, io.BufferedReader(_Rejoined(start, stream), 1 << 20))
             return
-    yield Record(where, start + stream.read())
+    text = _gather(start, stream)
+    yield Skip(where, _too_long()) if len(text) > longest_document() else Record(where, text)
+
+
+def _gather(start: bytes, stream: IO[bytes], until: bytes | None = None) -> bytes:
+    """`start` and what follows, until there is an `until` in it, or more than a document may have."""
+    gathered = io.BytesIO()
+    chunk = start
+    while chunk:
+        gathered.write(chunk)
+        if gathered.tell() > longest_document() or (until is not None and until in chunk):
+            break
+        chunk = stream.read(_CHUNK)
+    return gathered.getvalue()
 
 
 def _is_json_object(line: bytes) -> bool:

@@ -13,6 +13,7 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
 from neojax.config import DataConfig, SourceConfig
 from neojax.data import prepare as module
+from neojax.data import workers
 from neojax.data.encode import split_of
 from neojax.data.loader import train_batches
 from neojax.data.prepare import prepare
@@ -128,6 +129,44 @@ def test_bad_records_are_counted_with_their_reasons_and_the_rest_is_kept(tmp_pat
         "not UTF-8 text": 2,
     }
     assert any("no 'text' (the first: " in line and "a.jsonl:3" in line for line in counts.lines())
+
+
+FRAGILE = """
+import os, signal
+from neojax.data import workers
+own = workers.Encoder.__call__
+
+def call(self, task):
+    for record in task:
+        if b"spare me" in record.data:
+            if b"quietly" in record.data:
+                raise MemoryError
+            os.kill(os.getpid(), signal.SIGKILL)
+    return own(self, task)
+
+workers.Encoder.__call__ = call
+workers.main()
+"""
+
+
+def test_a_document_that_ends_its_encoder_is_passed_over_and_the_rest_is_kept(
+    tmp_path, byte_tokenizer, monkeypatch, capfd
+):
+    monkeypatch.setattr(workers.Pool, "command", (sys.executable, "-c", FRAGILE))
+    monkeypatch.setattr(workers, "SUSPECT", 1000)
+    long = ["spare me" + "x" * 2000, "y" * 3000, "quietly spare me" + "x" * 2000]
+    texts = [*(words(i, 5) for i in range(30)), *long, *(words(i, 5) for i in range(30, 60)), long[0], "last"]
+    source = lines(tmp_path / "a.jsonl", texts)
+    counts = prepare([source], tmp_path / "out", tokenizer=byte_tokenizer, validation=0, workers=2)
+    kept = [t for t in texts if "spare me" not in t]
+    assert decoded(tmp_path / "out" / "train", byte_tokenizer) == kept
+    assert counts.skipped == {"needs more memory than an encoding process had": 3}
+    assert list(counts.first_skipped.values()) == [f"{source}:31"]
+    assert "Traceback" not in capfd.readouterr().err
+    source = lines(tmp_path / "b.jsonl", ["spare me", "x"])  # too short to be the cause
+    with pytest.raises(NeojaxError, match="an encoding process ended with status -9"):
+        prepare([source], tmp_path / "out2", tokenizer=byte_tokenizer, validation=0)
+    assert not (tmp_path / "out2").exists()
 
 
 def test_a_copy_of_a_document_lands_on_the_same_side(tmp_path, byte_tokenizer):

@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
+from neojax.data import memory, readers
 from neojax.data.inputs import expand
 from neojax.data.readers import Record, Skip, read
 from neojax.errors import NeojaxError
@@ -148,6 +149,61 @@ def test_a_byte_order_mark_is_no_part_of_a_document(tmp_path):
     assert texts(tmp_path / "a.txt") == ["é\ufeff"]  # only in front
     assert texts(tmp_path / "a.md.gz") == ["x"]
     assert texts(tmp_path / "a.json") == ["y", "z"]
+
+
+def test_a_document_longer_than_the_limit_costs_only_itself(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "longest_document", lambda: 100_000)
+    monkeypatch.setattr(readers, "_CHUNK", 1000)
+    long = "x" * 100_001
+    for name in CASES:
+        text = CASES[name]
+        (tmp_path / name).write_bytes(text)
+        assert len(texts(tmp_path / name)) == len(records(tmp_path / name)), name  # none of them is long
+    lines = [json.dumps({"text": t}) for t in ("a", long, "b")]
+    (tmp_path / "l.jsonl").write_text("\n".join([*lines, '{"text": "' + long]))
+    (tmp_path / "l").write_text("\n".join(lines))
+    (tmp_path / "l.json").write_text(lines[1])
+    (tmp_path / "long.txt").write_text(long)
+    (tmp_path / "fits.txt").write_text(long[1:])
+    table = pyarrow.table({"text": ["a", long, "b"]})
+    pyarrow.parquet.write_table(table, tmp_path / "l.parquet")
+    with tarfile.open(tmp_path / "l.tar.gz", "w:gz") as archive:
+        for name in ("long.txt", "l.jsonl", "fits.txt"):
+            archive.add(tmp_path / name, name)
+    found = {
+        name: ["long" if isinstance(r, Skip) else r.data[-9:] for r in records(tmp_path / name)]
+        for name in ("l.jsonl", "l", "l.json", "long.txt", "fits.txt", "l.parquet", "l.tar.gz")
+    }
+    a, b, fits = b'xt": "a"}\n', b'xt": "b"}\n', b"x" * 9
+    assert found == {
+        "l.jsonl": [a[-9:], "long", b[-9:], "long"],
+        "l": [a[-9:], "long", b[:-1][-9:]],
+        "l.json": ["long"],
+        "long.txt": ["long"],
+        "fits.txt": [fits],
+        "l.parquet": [b"a", "long", b"b"],
+        "l.tar.gz": ["long", a[-9:], "long", b[-9:], "long", fits],
+    }
+    reasons = {r.reason for name in found for r in records(tmp_path / name) if isinstance(r, Skip)}
+    assert reasons == {readers._too_long()} and "100,000 bytes" in readers._too_long()
+
+
+def test_a_file_that_memory_does_not_hold_is_told(tmp_path, monkeypatch):
+    def gather(*_):
+        raise MemoryError
+
+    (tmp_path / "a.txt").write_text("x")
+    monkeypatch.setattr(readers, "_gather", gather)
+    (skip,) = records(tmp_path / "a.txt")
+    assert skip == Skip(str(tmp_path / "a.txt"), "needs more memory than there is")
+
+
+def test_a_document_is_no_longer_than_a_store_can_count_or_memory_holds(monkeypatch):
+    assert 1 << 20 < memory.longest_document() <= 2**31 - 2
+    monkeypatch.setattr(memory, "memory", lambda: 1 << 50)
+    assert memory.longest_document.__wrapped__() == 2**31 - 2
+    monkeypatch.setattr(memory, "memory", lambda: 8_000_000)
+    assert memory.longest_document.__wrapped__() == 1_000_000
 
 
 def test_json_that_is_not_lines_is_one_document(tmp_path):
