@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -105,7 +106,7 @@ class Checkpoints:
         except Exception as e:  # Orbax and TensorStore raise bare ones
             cause = one_line(e)
         if save is None:
-            self._discard(folder)
+            self._discard()
             raise self._unsaved(step, cause)
         keep = [*self._steps, step][-self._keep :]
         self._saving = _Saving(step, save, lambda: self._finish(step, folder, keep))
@@ -164,7 +165,7 @@ class Checkpoints:
         try:
             agreed(check)
         except NeojaxError as e:
-            self._discard(self.path / f"{saving.step}.saving")
+            self._discard()
             raise SaveError(str(e)) from None
         self._steps = [*self._steps, saving.step][-(self._keep or 1) :]
 
@@ -227,12 +228,17 @@ class Checkpoints:
         os.rename(self._folder(step), going)
         shutil.rmtree(going, ignore_errors=True)
 
-    def _discard(self, folder: Path) -> None:
+    def _discard(self) -> None:
         """Removes what a failed save wrote: on a full disk the next one needs the room."""
         gc.collect()  # while logging is quiet: what Orbax left unfinished complains when it goes
-        if not jax.process_index():
-            for left in self.path.glob(f"{folder.name}*"):
-                shutil.rmtree(left, ignore_errors=True)
+        if jax.process_index():
+            return
+        for _ in range(20):  # the first failure is told at once, and other threads of Orbax still write
+            if not (left := list(self.path.glob("*.saving*"))):
+                return
+            for folder in left:
+                shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(0.1)
 
     def _unsaved(self, step: int, cause: str) -> SaveError:
         last = self.latest()
