@@ -19,6 +19,10 @@ class TokenSource(Protocol):
     def n_tokens(self) -> int: ...
 
     @property
+    def n_documents(self) -> int:
+        """Documents, or the examples that they were cut into."""
+
+    @property
     def example_size(self) -> int | None:
         """Tokens in each of the examples that the stream was cut into when it was written; None where it was not
         cut, or unevenly."""

@@ -66,6 +66,7 @@ class TFRecords:
         self._starts = np.cumsum(counts)  # position of each record's first token in the stream
         self._maps: dict[int, np.memmap] = {}
         self.n_tokens = int(self._starts[-1])
+        self.n_documents = len(self._offsets)
         sizes = np.unique(counts[1:])
         self.example_size = int(sizes[0]) if len(sizes) == 1 else None
         smallest, largest = min(i.smallest for i in indexes), max(i.largest for i in indexes)

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from neojax.config import Config, SourceConfig
 from neojax.convert.gpt_neo_data import missing
 from neojax.data import tokenizer as tokenizers
+from neojax.data.fingerprint import fingerprint
 from neojax.data.loader import Windows, check_ids, train_batches, validation_batches
 from neojax.data.sources import TokenSource, end_of_document_id, open_source
 from neojax.devices import fake_cpu_devices
@@ -88,13 +89,19 @@ def train(config: Config, stop: Stop | None = None) -> None:
     fake_cpu_devices(config.mesh.cpu_devices)
     join(config.mesh)
     config = replace(config, mesh=alone(config.mesh))
-    sources = agreed(lambda: check_data(config))  # before anything else: wrong paths are the commonest error
+    sources, held_out = agreed(
+        lambda: check_data(config)
+    )  # before anything else: wrong paths are the commonest error
     layout = make_layout(config.mesh)
     model, optimizer = agreed(lambda: build(config, layout))
     folder = Path(config.train.run_dir)
     tokenizer = read_tokenizer(config, sources)
     eos_token_id = read_end_of_document(sources, tokenizer)
-    meta = runs.meta(config, tokenizer, eos_token_id)
+    data = {
+        split: {s.path: fingerprint(source) for s, source in zip(getattr(config.data, split), opened)}
+        for split, opened in (("train", sources), ("validation", held_out))
+    }
+    meta = runs.meta(config, tokenizer, eos_token_id, data)
     progress = Progress(config.train.steps)
     with owned(folder) as lock, ExitStack() as stack:
         stack.enter_context(jax.set_mesh(layout.mesh))  # type: ignore[arg-type]
@@ -102,7 +109,7 @@ def train(config: Config, stop: Stop | None = None) -> None:
         checkpoints = stack.enter_context(
             Checkpoints(folder, config.train.keep, dims=model.dims(), n_vocab=config.model.n_vocab)
         )
-        start, state = go_on(checkpoints, config, abstract_state(model, optimizer), progress.note)
+        start, state = go_on(checkpoints, config, meta, abstract_state(model, optimizer), progress.note)
         progress.begin(start)
         if start >= config.train.steps:
             progress.note(
@@ -324,9 +331,9 @@ def named_sources(sources: tuple[SourceConfig, ...]) -> dict[str, SourceConfig]:
     return names
 
 
-def check_data(config: Config) -> list[TokenSource]:
-    """Opens every source of `data`, checks that it holds tokens and its ids against the vocabulary. Returns the training
-    sources."""
+def check_data(config: Config) -> tuple[list[TokenSource], list[TokenSource]]:
+    """Opens every source of `data`, checks that it holds tokens and its ids against the vocabulary. Returns those of
+    training and of validation."""
     if not config.data.train:
         raise NeojaxError(
             "data.train is empty; name a token store, such as data.train=DIR, that `neojax prepare ... --out DIR` wrote"
@@ -336,7 +343,7 @@ def check_data(config: Config) -> list[TokenSource]:
     for source in sources + held_out:
         Windows(source, config.model.n_ctx)  # raises where there is nothing to predict
     check_ids(sources + held_out, config.model.n_vocab)
-    return sources
+    return sources, held_out
 
 
 def read_tokenizer(config: Config, sources: list[TokenSource]) -> str | None:

@@ -89,12 +89,12 @@ def _keep_aside(folder: Path) -> str | None:
 
 
 def go_on(
-    checkpoints: Checkpoints, config: Config, like: dict[str, Any], note: Note
+    checkpoints: Checkpoints, config: Config, meta: dict[str, Any], like: dict[str, Any], note: Note
 ) -> tuple[int, dict[str, Any] | None]:
     """The step that the run has come to and its state, laid out as `like`; (0, None) where there is no checkpoint, and
     no state where all steps are done.
 
-    With `train.on_damage: previous` damaged checkpoints are set aside. Raises
+    `meta` is what this run is going to save; a tokenizer that is not beside the data any more is left in it as it was. With `train.on_damage: previous` damaged checkpoints are set aside. Raises
     `NeojaxError` where the checkpoint does not fit `config`, or is damaged.
     """
     folder = Path(config.train.run_dir)
@@ -102,7 +102,8 @@ def go_on(
     while (step := checkpoints.latest()) is not None:
         try:
             saved = checkpoints.restore_meta(step)
-            lines = runs.check_resume(runs.config_of(saved, source=str(folder)), config, folder, step)
+            lines = runs.check_data(saved, meta, folder, step)
+            lines += runs.check_resume(runs.config_of(saved, source=str(folder)), config, folder, step)
             state = None if step >= config.train.steps else checkpoints.restore(step, like)
         except DamagedError as e:
             if config.train.on_damage == "stop" or len(checkpoints.steps()) == 1:
@@ -118,5 +119,7 @@ def go_on(
             note(f"the last checkpoint saved, of step {wanted}, is gone: going on from step {step}")
         for line in lines:
             note(line)
+        if meta["tokenizer"] is None:
+            meta |= {key: saved.get(key) for key in ("tokenizer", "eos_token_id")}
         return step, state
     return 0, None

@@ -44,10 +44,18 @@ def write(run_dir: Path, config: Config, tokenizer: str | None) -> None:
         write_text(run_dir / TOKENIZER, tokenizer)
 
 
-def meta(config: Config, tokenizer: str | None, eos_token_id: int | None) -> dict[str, Any]:
+def meta(
+    config: Config, tokenizer: str | None, eos_token_id: int | None, data: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """What a checkpoint holds beside arrays, so that it can be used without the rest of the run directory: the config,
-    the text of tokenizer.json and the id that ends a document, each None where there is none."""
-    return {"config": configuration.to_dict(config), "tokenizer": tokenizer, "eos_token_id": eos_token_id}
+    the text of tokenizer.json and the id that ends a document, each None where there is none; and of `data`, by split and
+    path, what tells it from other data."""
+    return {
+        "config": configuration.to_dict(config),
+        "tokenizer": tokenizer,
+        "eos_token_id": eos_token_id,
+        "data": data,
+    }
 
 
 def config_of(saved: dict[str, Any], source: str) -> Config:
@@ -104,3 +112,37 @@ def check_resume(saved: Config, now: Config, run_dir: Path, step: int) -> list[s
     if data:
         lines.append("the data order differs from before: documents may be seen twice or not at all")
     return lines
+
+
+def check_data(saved: dict[str, Any], now: dict[str, Any], run_dir: Path, step: int) -> list[str]:
+    """As `check_resume`, of the tokenizer and of what lies at the paths of `data`: `saved` and `now` are `meta`.
+
+    Raises `NeojaxError` where the tokenizer is another.
+    """
+    old, new = saved.get("tokenizer"), now["tokenizer"]
+    if old is not None and new is not None and old != new and _canonical(old) != _canonical(new):
+        raise NeojaxError(
+            f"{run_dir} holds a run with another tokenizer than that of data.tokenizer, or beside data.train, now: its ids "
+            f"mean other text; set it back ({run_dir / TOKENIZER} is the run's own), or begin another run with these "
+            f"weights: train.run_dir=NEW model.init_from={run_dir}"
+        )
+    lines = []
+    for split, sources in (saved.get("data") or {}).items() if step else ():
+        for path, before in sources.items():
+            found = (now["data"] or {}).get(split, {}).get(path, before)
+            if found != before:
+                then, here = (
+                    f"{f['documents']:,} documents, {f['tokens']:,} tokens" for f in (before, found)
+                )
+                lines.append(
+                    f"data.{split}: {path} holds other data than before ({then} then; {here} now)"
+                    + (": documents may be seen twice or not at all" if split == "train" else "")
+                )
+    return lines
+
+
+def _canonical(tokenizer: str) -> str:
+    """The text of a tokenizer.json without what is a matter of writing."""
+    from neojax.data import tokenizer as tokenizers
+
+    return tokenizers.parse(tokenizer, "the tokenizer").to_str()
