@@ -81,7 +81,7 @@ def parse(text: str | bytes, source: str) -> Any:
         loader = _OnceLoader(text)
         loader.name = source
         raw = loader.get_single_data()
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: a date or text that is none
         raise NeojaxError(f"{source}: not valid YAML: {' '.join(str(e).split())}") from None
     return {} if raw is None else raw
 
@@ -147,7 +147,7 @@ def _apply(override: str, raw: dict) -> None:
         raise NeojaxError(f"override {override!r}: unknown section {section!r}{suggest(section, sections)}")
     try:
         value = yaml.safe_load(text) if text.strip() else ""
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise NeojaxError(f"override {override!r}: the value is not valid YAML") from None
     target = raw.get(section)
     raw[section] = target = dict(target) if isinstance(target, Mapping) else {}
@@ -203,7 +203,10 @@ def _convert(value: Any, hint: Any, meta: Mapping, name: str, source: str) -> An
         entries = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
         if not isinstance(entries, list | tuple):
             raise wrong("a list")
-        return _freeze(entries)
+        try:
+            return _freeze(entries)
+        except RecursionError:  # a YAML anchor can make a list hold itself
+            raise wrong("a list that ends") from None
     if hint is bool:
         if not isinstance(value, bool):
             raise wrong("true or false")

@@ -243,3 +243,14 @@ def test_a_key_that_is_given_twice_is_refused(text, words, tmp_path):
     path.write_text(text)
     message = refused(load, path)
     assert all(word in message for word in [*words, "run.yml"])
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 2000, "2020-13-45", "!!int x", "\0", "a: b: c", "&a [*a]", "!!python/object:x {}"]
+)
+def test_text_that_is_no_yaml_is_one_line(tmp_path, text):
+    (tmp_path / "a.yml").write_text(f"train: {text}\n")
+    for read in (lambda: load(tmp_path / "a.yml"), lambda: from_dict({}, [f"model.attention_types={text}"])):
+        with pytest.raises(NeojaxError) as e:
+            read()
+        assert len(str(e.value).splitlines()) == 1

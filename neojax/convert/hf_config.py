@@ -79,7 +79,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise NeojaxError(f"cannot read {path}: {e.strerror or e}") from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:  # RecursionError: brackets within brackets, a thousand deep
         raise NeojaxError(f"{path} is not valid JSON: {e}") from None
     if not isinstance(value, dict):
         raise NeojaxError(f"{path}: expected a JSON object, got {type(value).__name__}")

@@ -4,7 +4,6 @@ The variables are those of `gpt2/`, each with `adam_m` and `adam_v` where the op
 second moment where it was Adafactor, and `global_step`.
 """
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from neojax import config as configuration
 from neojax.config import Config
 from neojax.convert import bundle
 from neojax.convert.bundle import Bundle
+from neojax.convert.hf_config import read_json
 from neojax.convert.hf_tensors import Place
 from neojax.convert.hf_tokenizer import read_tokenizer
 from neojax.convert.mesh_tf_adafactor import MOMENTUM, SecondMoments
@@ -159,10 +159,10 @@ def _find_config(folder: Path) -> Path:
     found = []
     for file in sorted(folder.glob("*.json")):
         try:
-            raw = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            raw = read_json(file)
+        except NeojaxError:
             continue
-        if isinstance(raw, dict) and "n_embd" in raw and "n_head" in raw:
+        if "n_embd" in raw and "n_head" in raw:
             found.append(file)
     if len(found) != 1:
         have = f"there are {', '.join(f.name for f in found)}" if found else "there is none"

@@ -1,18 +1,15 @@
 """How long a document may be: what a store can count, and what this process has memory for."""
 
-import contextlib
-import os
 import resource
 from functools import cache
-from pathlib import Path
 
-STORED = (
-    2**31 - 2
-)  # tokens of a document, its end included; a store counts them in 32 bits, and a token is a byte or more
+from neojax.host_memory import host_memory
+
+# A store counts the tokens of a document, its end included, in 32 bits, and a token is at least a byte.
+STORED = 2**31 - 2
 # Copies of a document in memory while it is read and cut: its bytes twice, while they grow, and its text, of which a
 # single character may make all need four bytes each (6 measured for 60 MB of such text). The rest is for all else.
 COPIES = 8
-_CGROUPS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 @cache
@@ -22,10 +19,6 @@ def longest_document() -> int:
 
 
 def memory() -> int:
-    """Bytes that this process may have: of the machine's, of its container's, of its own limits the least."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    limits += [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
-    for file in _CGROUPS:
-        with contextlib.suppress(OSError, ValueError):  # ValueError: "max", no limit
-            limits.append(int(Path(file).read_text()))
-    return min(limit for limit in limits if limit > 0)
+    """Bytes that this process may have: of the machine's or its container's, and of its own limits, the least."""
+    limits = [resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)]
+    return min((limit for limit in (host_memory(), *limits) if limit and limit > 0), default=COPIES * STORED)

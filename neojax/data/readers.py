@@ -258,7 +258,7 @@ def _gather(start: bytes, stream: IO[bytes], until: bytes | None = None) -> byte
 def _is_json_object(line: bytes) -> bool:
     try:
         return isinstance(json.loads(line), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

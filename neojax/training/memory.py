@@ -5,12 +5,10 @@ layer's input and MLP for a microbatch; on the host, the batches read ahead. Wha
 would fit is never refused. Memory is all that the machine or container has, in use or not.
 """
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,6 +16,7 @@ import jax.numpy as jnp
 
 from neojax.config import Config
 from neojax.errors import NeojaxError
+from neojax.host_memory import host_memory
 from neojax.mesh import Layout
 from neojax.models import Transformer
 from neojax.models.transformer import compute_type
@@ -102,34 +101,6 @@ def available(layout: Layout) -> Memory:
         stats = [d.memory_stats() or {} for d in _local(layout)]
         device = min((s["bytes_limit"] for s in stats if "bytes_limit" in s), default=None)
     return Memory(device, host_memory())
-
-
-def host_memory(root: Path = Path("/")) -> int | None:
-    """The bytes of memory and swap that this machine has and this container may use; None where it is not told."""
-    try:
-        lines = (root / "proc/meminfo").read_text().splitlines()
-        told = {
-            name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)
-        }
-        memory, swap = told["MemTotal"], told.get("SwapTotal", 0)
-    except (OSError, ValueError, KeyError, IndexError):
-        return None
-    return min([memory, *_limits(root)]) + swap
-
-
-def _limits(root: Path) -> Iterator[int]:
-    """What the control groups of this process, of the second or the first version, leave it."""
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, group = line.split(":", 2)
-            if controllers not in ("", "memory"):
-                continue
-            top = root / "sys/fs/cgroup" / controllers
-            name = "memory.limit_in_bytes" if controllers else "memory.max"
-            at = Path(group.lstrip("/"))
-            for folder in (at, *at.parents):
-                with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-                    yield int((top / folder / name).read_text())
 
 
 def _remedies(config: Config, layout: Layout, has: Memory) -> Iterator[tuple[float, str]]:

@@ -230,10 +230,12 @@ def test_what_cannot_be_read_is_one_line(keys, message, tmp_path):
     assert "\n" not in str(e.value)
 
 
-def test_not_json(tmp_path):
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(NeojaxError, match="not valid JSON"):
+@pytest.mark.parametrize("text", [b"{", b"\xff{}", b"[" * 100_000, b'{"n_ctx": ' + b"9" * 5000 + b"}", b"\0"])
+def test_not_json(tmp_path, text):
+    (tmp_path / "config.json").write_bytes(text)
+    with pytest.raises(NeojaxError, match="not valid JSON") as e:
         configuration.load(tmp_path / "config.json")
+    assert len(str(e.value).splitlines()) == 1
 
 
 def test_paths_that_are_not_here_are_one_line_with_the_overrides(tmp_path, capsys):

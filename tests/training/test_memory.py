@@ -6,9 +6,10 @@ import pytest
 from helpers import layout_of
 
 from neojax.errors import NeojaxError
+from neojax.host_memory import host_memory
 from neojax.mesh import make_layout
 from neojax.training import loop, memory
-from neojax.training.memory import Memory, check_memory, host_memory, needed
+from neojax.training.memory import Memory, check_memory, needed
 from neojax.training.share import BATCH_DIMS
 from neojax.training.step import abstract_state, make_train_step
 
