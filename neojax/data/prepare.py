@@ -237,6 +237,7 @@ class _Run:
     def _tasks(self, title: str, counts: Counts, long: int | None) -> Iterator["list[Record] | Piece"]:
         """Records in groups of about `_TASK` bytes; documents of over `long` bytes in pieces."""
         from neojax.data.encode import Piece, decode, split_of
+        from neojax.data.memory import longest_piece
         from neojax.data.readers import Skip
         from neojax.data.tokenizer import split
 
@@ -252,6 +253,9 @@ class _Run:
                     yield task
                     task, size = [], 0
                 side = split_of(record.data, self.validation)
+                if max(map(len, split(text, _TASK))) > longest_piece(self.workers):
+                    counts.skip(Skip(record.where, "holds more without a blank than can be encoded at once"))
+                    continue
                 pieces = split(text, _TASK)
                 piece = next(pieces)
                 for following in pieces:

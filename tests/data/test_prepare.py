@@ -12,8 +12,8 @@ import pytest
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
 from neojax.config import DataConfig, SourceConfig
+from neojax.data import memory, workers
 from neojax.data import prepare as module
-from neojax.data import workers
 from neojax.data.encode import split_of
 from neojax.data.loader import train_batches
 from neojax.data.prepare import prepare
@@ -167,6 +167,22 @@ def test_a_document_that_ends_its_encoder_is_passed_over_and_the_rest_is_kept(
     with pytest.raises(NeojaxError, match="an encoding process ended with status -9"):
         prepare([source], tmp_path / "out2", tokenizer=byte_tokenizer, validation=0)
     assert not (tmp_path / "out2").exists()
+
+
+def test_a_text_that_cannot_be_cut_is_passed_over_where_memory_does_not_hold_it(
+    tmp_path, byte_tokenizer, monkeypatch
+):
+    monkeypatch.setattr(module, "_TASK", 100)
+    monkeypatch.setattr(module, "_LONG", 500)
+    monkeypatch.setattr(memory, "memory", lambda: 1000 * memory.ENCODING * 2)
+    for name, text in {"a": "x y " * 200, "b": "x y " * 50 + "z" * 2000, "c": "short"}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    source = sorted(tmp_path.glob("*.txt"))
+    counts = prepare(source, tmp_path / "out", tokenizer=byte_tokenizer, validation=0, workers=2)
+    assert decoded(tmp_path / "out" / "train", byte_tokenizer) == ["x y " * 200, "short"]
+    assert counts.first_skipped == {
+        "holds more without a blank than can be encoded at once": str(tmp_path / "b.txt")
+    }
 
 
 def test_a_copy_of_a_document_lands_on_the_same_side(tmp_path, byte_tokenizer):
