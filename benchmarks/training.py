@@ -115,6 +115,7 @@ def pytorch_loop(net: Any, loss_of: Callable[..., Any], options: Mapping[str, An
     net = net.to(device)
     model = net
     if options.get("compile"):
+        torch.compiler.reset()  # else another batch size than one compiled before would be compiled for any size
         model = torch.compile(net, backend=options.get("backend", "inductor"))
     adam = torch.optim.AdamW(
         net.parameters(),

@@ -86,6 +86,34 @@ def test_every_open_row_of_the_results_is_one_that_the_command_fills():
     assert {row.part for row in OPEN} == set(PARTS)
 
 
+def test_the_jobs_for_an_h200_fill_the_open_rows_and_the_first_of_them_fit_into_a_part():
+    """With figures made up, since there is no H200 here: that every row finds its own, by name."""
+    chip = {"platform": "gpu", "kind": "NVIDIA H200", "count": 1, "memory": 130_000_000_000}
+    figures = {
+        "tokens_per_second": 9.0,
+        "mfu": 0.5,
+        "share_of_bandwidth": 0.75,
+        "seconds": 2.0,
+        "digest": "a",
+    }
+    figures |= {"agrees": True, "equal_within_a_process": True, "passed": 3, "failed": 0, "not_run": 0}
+    filled = {}
+    for name, part in PARTS.items():
+        works = part.jobs(chip, False)
+        assert len({job.what for job in works}) == len(works)
+        assert sum(job.least for job in works[:4]) < 520
+        rows = [{**figures, **job.options, "what": job.what} for job in works]
+        if name == "kernels":
+            rows = [{**figures, "what": f"sequence 8, {kernel}"} for kernel in ("cudnn", "xla")]
+        if name == "compiler-options":
+            rows = [{**figures, "what": what} for what in ("the table as it is, before", "without a=1")]
+        filled[name] = rows + part.conclude(rows)
+    assert not [line for line in open_lines(filled) if line.endswith("| open |")]
+    assert [job.what for job in PARTS["training"].jobs({**chip, "memory": 16e9}, False) if not job.least] == [
+        job.what for job in PARTS["training"].jobs(chip, False) if "1.3B" in job.what
+    ]  # their state does not fit into 16 GB, which a row says
+
+
 def two_rows(options):
     yield {"what": "first", "number": 1}
     yield {"number": 2}

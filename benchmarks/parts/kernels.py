@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
-from jobs import Job, Row, fitting
+from jobs import Job, Row, fitting, one_line
 
-from parts import ROUNDS, Chip, measured, out_of_memory
+from parts import ROUNDS, Chip, measured
 
 CASES = [  # sequence, head_dim, window (None: all before)
     (2048, 128, None),
@@ -38,8 +38,6 @@ def jobs(chip: Chip, tiny: bool) -> list[Job]:
 
 def compared(options: Mapping[str, Any]) -> Iterator[Row]:
     """Every case by every kernel, one row each."""
-    import jax
-
     from neojax.kernels.attention import attention, reference
 
     kernels: dict[str, Callable[..., Any]] = {
@@ -54,17 +52,13 @@ def compared(options: Mapping[str, Any]) -> Iterator[Row]:
         if reason:
             yield {"what": what, "skipped": reason}
             continue
-        operands, layout = operands_of(case, options)
-        with jax.default_matmul_precision("highest"):
-            truth = program(reference, case, layout)(*(x.astype("float32") for x in operands))
-            jax.block_until_ready(truth)
+        try:
+            operands, layout, truth = problem(case, options)
+        except Exception as e:
+            yield {"what": what, "error": one_line(e)}
+            continue
         for name, kernel in kernels.items():
-            try:
-                yield {"what": f"{what}, {name}", **timed(kernel, case, operands, layout, truth, options)}
-            except Exception as e:
-                if not out_of_memory(e):
-                    raise
-                yield {"what": f"{what}, {name}", "skipped": "out of memory"}
+            yield {"what": f"{what}, {name}", **timed(kernel, case, operands, layout, truth, options)}
 
 
 def splash_blocks(options: Mapping[str, Any]) -> Iterator[Row]:
@@ -72,10 +66,8 @@ def splash_blocks(options: Mapping[str, Any]) -> Iterator[Row]:
     if options["platform"] == "gpu":
         yield {"skipped": "Splash is for TPUs"}
         return
-    import jax
-
     from neojax.kernels import splash
-    from neojax.kernels.attention import fused, reference
+    from neojax.kernels.attention import fused
 
     tries = [(case, size) for case in options["cases"] for size in options["blocks"] if case[0] % size == 0]
     for (case, size), reason in fitting(tries, options, 10.0):
@@ -85,15 +77,27 @@ def splash_blocks(options: Mapping[str, Any]) -> Iterator[Row]:
         if reason:
             yield {"what": what, "skipped": reason}
             continue
-        operands, layout = operands_of(case, options)
-        with jax.default_matmul_precision("highest"):
-            truth = program(reference, case, layout)(*(x.astype("float32") for x in operands))
+        operands, layout, truth = problem(case, options)
         inner = partial(splash.attention, interpret=options["platform"] != "tpu", size=size)
 
         def kernel(q: Any, k: Any, v: Any, window: int | None, inner: Any = inner) -> Any:
             return fused(partial(inner, window=window), q, k, v)
 
         yield {"what": what, **timed(kernel, case, operands, layout, truth, options)}
+
+
+def problem(
+    case: tuple[int, int, int | None], options: Mapping[str, Any]
+) -> tuple[tuple[Any, ...], Any, Any]:
+    """Operands, their layout, and the gradients and result of the definition in float32."""
+    import jax
+
+    from neojax.kernels.attention import reference
+
+    operands, layout = operands_of(case, options)
+    with jax.default_matmul_precision("highest"):
+        truth = program(reference, case, layout)(*(x.astype("float32") for x in operands))
+        return operands, layout, jax.block_until_ready(truth)
 
 
 def name_of(case: tuple[int, int, int | None]) -> str:
@@ -142,7 +146,23 @@ def timed(
     truth: Any,
     options: Mapping[str, Any],
 ) -> Row:
-    """Seconds of a forward and backward pass, FLOP/s over the keys that queries see, and the error."""
+    """Seconds of a forward and backward pass, FLOP/s over the keys that queries see, and the error; or what went wrong,
+    such as blocks that are too large for a chip."""
+    try:
+        return figures(kernel, case, operands, layout, truth, options)
+    except Exception as e:
+        return {"error": one_line(e)}
+
+
+def figures(
+    kernel: Callable[..., Any],
+    case: tuple[int, int, int | None],
+    operands: tuple[Any, ...],
+    layout: Any,
+    truth: Any,
+    options: Mapping[str, Any],
+) -> Row:
+    """As `timed`, with errors raised."""
     import jax
     import jax.numpy as jnp
 
@@ -159,7 +179,9 @@ def timed(
     seconds = []
     for _ in range(ROUNDS):
         start = time.perf_counter()
-        jax.block_until_ready([run(*operands) for _ in range(options["calls"])][-1])
+        for _ in range(options["calls"]):
+            found = run(*operands)
+        jax.block_until_ready(found)
         seconds.append((time.perf_counter() - start) / options["calls"])
     sequence, head_dim, window = case
     keys = visible_keys("local" if window else "global", sequence, window or sequence)

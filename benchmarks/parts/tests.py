@@ -30,7 +30,7 @@ def marked(options: Mapping[str, Any]) -> Iterator[Row]:
     files = [
         str(file)
         for file in sorted((REPOSITORY / "tests").rglob("test_*.py"))
-        if f"@pytest.mark.{marker}" in file.read_text(encoding="utf-8")
+        if f"pytest.mark.{marker}" in file.read_text(encoding="utf-8")
     ]
     environment = {**os.environ, "NEOJAX_TEST_DEVICE": marker}
     with tempfile.TemporaryDirectory() as folder:
