@@ -38,11 +38,9 @@ def run(jobs: Iterable[Job], deadline: float, in_process: bool = False) -> Itera
     `skipped` or `error` in place of numbers."""
     for job in jobs:
         left = deadline - time.time()
-        if left < job.least:
-            yield {
-                "what": job.what,
-                "skipped": f"takes about {job.least:.0f} s, and {max(left, 0):.0f} s are left",
-            }
+        if left <= job.least:
+            needs = f"takes about {job.least:.0f} s, and " if job.least else ""
+            yield {"what": job.what, "skipped": f"{needs}{max(left, 0):.0f} s are left"}
             continue
         until = min(deadline, time.time() + job.most)
         options = {**job.options, "deadline": until}

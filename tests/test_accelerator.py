@@ -162,6 +162,12 @@ def test_a_job_is_stopped_at_its_time_and_one_that_does_not_fit_is_skipped():
     assert "stopped" in rows[1]["skipped"] and "are left" in rows[2]["skipped"]
 
 
+def test_past_the_deadline_nothing_is_begun():
+    assert list(jobs.run([Job("late", hangs)], time.time() - 1)) == [
+        {"what": "late", "skipped": "0 s are left"}
+    ]
+
+
 def test_items_that_would_take_longer_than_is_left_are_skipped():
     options = {"deadline": time.time() + 100}
     assert [reason for _, reason in jobs.fitting("ab", options)] == ["", ""]
