@@ -12,6 +12,7 @@ import itertools
 import json
 import lzma
 import shutil
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -113,8 +114,14 @@ def _unreadable() -> tuple[type[Exception], ...]:
     import zstandard
 
     damaged = (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError, zipfile.BadZipFile)
+    believed = (
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        struct.error,
+    )  # zipfile, of damaged sizes and places
     encrypted = (RuntimeError, NotImplementedError)
-    return (*damaged, *encrypted, MemoryError, zstandard.ZstdError, pyarrow.ArrowException)
+    return (*damaged, *believed, *encrypted, MemoryError, zstandard.ZstdError, pyarrow.ArrowException)
 
 
 class _Zstd(io.RawIOBase):

@@ -4,6 +4,7 @@ import json
 import lzma
 import tarfile
 import zipfile
+from random import Random
 
 import pyarrow
 import pyarrow.parquet
@@ -11,6 +12,7 @@ import pytest
 import zstandard
 
 from neojax.data import memory, readers
+from neojax.data.encode import decode
 from neojax.data.inputs import expand
 from neojax.data.readers import Record, Skip, read
 from neojax.errors import NeojaxError
@@ -113,6 +115,41 @@ def test_a_cut_off_file_is_reported_and_never_taken_for_whole(tmp_path, name):
     (tmp_path / name).write_bytes(CASES[name][: 1600 if name == "a.tar" else len(CASES[name]) * 2 // 3])
     found = records(tmp_path / name)
     assert any(isinstance(r, Skip) and "cannot be read" in r.reason for r in found), found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_damage_anywhere_is_reported_and_never_ends_the_run(tmp_path, name):
+    random = Random(name)
+    for _ in range(40):
+        content = bytearray(CASES[name])
+        for _ in range(random.choice((1, 1, 3))):
+            if len(content) < 2:
+                break
+            at = random.randrange(len(content) - 1)
+            how = random.choice(("flip", "cut out", "cut off"))
+            if how == "flip":
+                content[at] ^= 1 << random.randrange(8)
+            elif how == "cut out":
+                del content[at : at + random.randrange(1, 20)]
+            else:
+                del content[at + 1 :]
+        (tmp_path / name).write_bytes(content)
+        for record in records(tmp_path / name):
+            if isinstance(record, Record):
+                decode(record, "text")
+
+
+def test_a_zip_whose_directory_points_before_its_start_is_reported(tmp_path):
+    inner = io.BytesIO()
+    with zipfile.ZipFile(inner, "w") as archive:
+        archive.writestr("a.txt", "x")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        content = inner.getvalue()[12:]  # what points to places in it now points 12 bytes too far
+        info = tarfile.TarInfo("a.zip")
+        info.size = len(content)
+        archive.addfile(info, io.BytesIO(content))
+    (skip,) = records(tmp_path / "a.tar")
+    assert isinstance(skip, Skip) and skip.reason.startswith("cannot be read: ")
 
 
 def test_one_damaged_member_does_not_cost_the_others(tmp_path):
