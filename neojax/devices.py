@@ -65,8 +65,12 @@ def arranged(shape: Mapping[str, int], dcn: Mapping[str, int], devices: Sequence
     try:
         return np.asarray(mesh_utils.create_hybrid_device_mesh(inner, outer, devices))
     except (ValueError, AttributeError) as e:
-        written = ", ".join(f"{axis}:{size}" for axis, size in dcn.items())
-        raise NeojaxError(f'mesh.dcn_shape="{written}" does not fit these devices: {e}') from None
+        raise NeojaxError(f'mesh.dcn_shape="{shape_text(dcn)}" does not fit these devices: {e}') from None
+
+
+def shape_text(shape: Mapping[str, int]) -> str:
+    """A mesh's shape in the form of `mesh.shape`."""
+    return ", ".join(f"{axis}:{size}" for axis, size in shape.items())
 
 
 def _on_torus(shape: Mapping[str, int], devices: Sequence[jax.Device]) -> np.ndarray:
@@ -75,10 +79,9 @@ def _on_torus(shape: Mapping[str, int], devices: Sequence[jax.Device]) -> np.nda
         return mesh_utils.create_device_mesh(sizes, devices)
     except NotImplementedError:
         found = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    wanted = ", ".join(f"{axis}:{size}" for axis, size in shape.items())
     torus = "x".join(str(1 + max(at)) for at in zip(*(d.coords for d in devices)) if max(at))
     warnings.warn(
-        f'mesh.shape="{wanted}" splits an axis of the {torus} torus, whose parts are no rings: collectives over them may '
+        f'mesh.shape="{shape_text(shape)}" splits an axis of the {torus} torus, whose parts are no rings: collectives over them may '
         "be slower than with sizes that are products of whole axes",
         stacklevel=4,
     )

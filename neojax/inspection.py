@@ -90,6 +90,7 @@ def print_model(config: Config) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from neojax.devices import shape_text
     from neojax.mesh import abstract_layout
     from neojax.models import Transformer
     from neojax.training.flops import flops_per_token
@@ -116,7 +117,7 @@ def print_model(config: Config) -> None:
         shape = " ".join(map(str, value.shape))
         table.add_row(name, " ".join(dims[name]), shape, *split, f"{bytes_held:,}")
     Console(width=None if Console().is_terminal else 200, soft_wrap=True).print(table)
-    mesh = ", ".join(f"{axis}:{size}" for axis, size in layout.mesh.shape.items())
+    mesh = shape_text(layout.mesh.shape)
     padding = stored["wte"].shape[0] - config.model.n_vocab
     flops = flops_per_token(config.model)
     print(f"\n{count:,} parameters" + (f" (and {padding} rows of vocabulary padding)" if padding else ""))

@@ -1,12 +1,15 @@
 """Opening a trained model for use: a run directory, one of its checkpoints, or a Hugging Face directory."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
+from neojax import config as configuration
+from neojax.arguments import wrong
 from neojax.config import Config, MeshConfig
 from neojax.convert import hf
 from neojax.data import tokenizer as tokenizers
@@ -27,22 +30,33 @@ def load(
     mesh: default the mesh that `jax.set_mesh` has put in force, split as the run it comes from was, or one device.
     path: a run directory (its newest checkpoint), RUN/checkpoints/STEP, or a Hugging Face directory.
     dtype: compute type, float32 or bfloat16; auto is bfloat16 on TPU and GPU. weights: what the matrices are kept
-    in, float32, bfloat16 or int8: fewer bytes to hold, at some loss (`neojax.models.weights`); slower on CPU. The model's `tokenizer` (a `tokenizers.Tokenizer` or None) and `eos_token_id` (int or
-    None) come with it. Raises `NeojaxError`.
+    in, float32, bfloat16 or int8: fewer bytes to hold, at some loss (`neojax.models.weights`); slower on CPU. The model's
+    `tokenizer` (a `tokenizers.Tokenizer` or None) and `eos_token_id` (int or None) come with it. Raises `NeojaxError`.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise wrong("path", path, "the folder of a run or of a Hugging Face model")
     path = Path(path)
-    if dtype not in ("auto", *COMPUTE_TYPES):
-        raise NeojaxError(f"dtype {dtype!r}: expected auto, float32 or bfloat16")
+    if not isinstance(dtype, str) or dtype not in ("auto", *COMPUTE_TYPES):
+        raise wrong("dtype", dtype, "auto, float32 or bfloat16")
     check_weights(weights)
-    layout = make_layout(mesh) if mesh else None  # first of all, since it may choose JAX's devices
-    if hf.is_hf_dir(path):
-        model = hf.load(path, layout or usual_layout(MeshConfig(layout="")), dtype=compute_type(dtype))
-    else:
-        run, step, config, saved = open_run(path)
-        layout = layout or usual_layout(config.mesh)
-        model = restore(run, step, config, layout, compute_type(dtype))
-        accompany(model, saved, f"the tokenizer of {run}, checkpoint {step},")
-    return narrowed(model, weights)
+    layout = None if mesh is None else make_layout(checked(mesh))  # first, since it may choose JAX's devices
+    run = None if hf.is_hf_dir(path) else open_run(path)
+    layout = layout or usual_layout(MeshConfig(layout="") if run is None else run.config.mesh)
+    computed = compute_type(dtype, layout)
+    with layout.in_force():
+        if run is None:
+            model = hf.load(path, layout, dtype=computed)
+        else:
+            model = restore(run, layout, computed)
+            accompany(model, run)
+        return narrowed(model, weights)
+
+
+def checked(mesh: MeshConfig) -> MeshConfig:
+    """`mesh`, if it is one and its values are of their types. Raises `NeojaxError`."""
+    if not isinstance(mesh, MeshConfig):
+        raise wrong("mesh", mesh, 'a neojax.config.MeshConfig, such as MeshConfig(shape="data:1", layout="")')
+    return configuration.from_dict({"mesh": configuration.to_dict(mesh)}, source="mesh").mesh
 
 
 def usual_layout(usual: MeshConfig) -> Layout:
@@ -58,8 +72,7 @@ def load_params(path: str | Path, model: Transformer) -> dict[str, jax.Array]:
     if hf.is_hf_dir(path):
         found = hf.load(path, model.layout)
     else:
-        run, step, config, _ = open_run(path)
-        found = restore(run, step, config, model.layout, model.dtype)
+        found = restore(open_run(path), model.layout, model.dtype)
     ours, theirs = model.stored(), found.params()
     for name in {**ours, **theirs}:
         mine, its = (tuple(p[name].shape) if name in p else "none" for p in (ours, theirs))
@@ -71,8 +84,17 @@ def load_params(path: str | Path, model: Transformer) -> dict[str, jax.Array]:
     return theirs
 
 
-def open_run(path: Path) -> tuple[Path, int, Config, dict[str, Any]]:
-    """The run directory, step, config and `meta` of the checkpoint that `path` means."""
+class Saved(NamedTuple):
+    """A checkpoint of the run directory `run`, and what it holds beside arrays."""
+
+    run: Path
+    step: int
+    config: Config
+    meta: Mapping[str, Any]
+
+
+def open_run(path: Path) -> Saved:
+    """The checkpoint that `path` means. Raises `NeojaxError`."""
     run, step = find_run(path)
     with Checkpoints(run) as checkpoints:
         chosen = checkpoints.latest() if step is None else step
@@ -81,24 +103,24 @@ def open_run(path: Path) -> tuple[Path, int, Config, dict[str, Any]]:
             raise NeojaxError(
                 f"{run} has no checkpoint{'' if step is None else f' of step {step}'}; it has: {have}"
             )
-        saved = checkpoints.restore_meta(chosen)
-    return run, chosen, runs.config_of(saved, source=str(run)), saved
+        meta = checkpoints.restore_meta(chosen)
+    return Saved(run, chosen, runs.config_of(meta, source=str(run)), meta)
 
 
-def restore(run: Path, step: int, config: Config, layout: Layout, dtype: Any) -> Transformer:
-    """The model of checkpoint `step` of `run`, its parameters in the stored layout of `layout`."""
-    model = Transformer(config.model, layout, dtype=dtype)
-    with Checkpoints(run, dims=model.dims(), n_vocab=config.model.n_vocab) as checkpoints:
-        return model.bind(checkpoints.restore_params(step, model.stored()))
+def restore(saved: Saved, layout: Layout, dtype: Any) -> Transformer:
+    """The model of a checkpoint, its parameters in the stored layout of `layout`."""
+    model = Transformer(saved.config.model, layout, dtype=dtype)
+    with Checkpoints(saved.run, dims=model.dims(), n_vocab=saved.config.model.n_vocab) as checkpoints:
+        return model.bind(checkpoints.restore_params(saved.step, model.stored()))
 
 
-def accompany(model: Transformer, saved: Mapping[str, Any], source: str) -> None:
-    """Gives `model` the tokenizer and the end-of-document token that a checkpoint's `meta` holds; `source` names the
-    tokenizer in errors."""
-    if saved["tokenizer"] is not None:
-        model.tokenizer = tokenizers.parse(saved["tokenizer"], source)
-    if "eos_token_id" in saved:
-        model.eos_token_id = saved["eos_token_id"]
+def accompany(model: Transformer, saved: Saved) -> None:
+    """Gives `model` the tokenizer and the end-of-document token that its checkpoint holds."""
+    if saved.meta["tokenizer"] is not None:
+        source = f"the tokenizer of {saved.run}, checkpoint {saved.step},"
+        model.tokenizer = tokenizers.parse(saved.meta["tokenizer"], source)
+    if "eos_token_id" in saved.meta:
+        model.eos_token_id = saved.meta["eos_token_id"]
     elif model.tokenizer is not None:  # written before it was kept
         model.eos_token_id = tokenizers.usual_end(model.tokenizer)
 

@@ -5,16 +5,17 @@ Both maps are written in Mesh-TensorFlow's grammar, ``"name:value, name:value"``
 The resolver is strict: what cannot be laid out as written is an error, and nothing is silently replicated.
 """
 
+import contextlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from neojax.config import MeshConfig
-from neojax.devices import arranged, available, fake_cpu_devices, use_cpu_devices
+from neojax.devices import arranged, available, fake_cpu_devices, shape_text, use_cpu_devices
 from neojax.errors import NeojaxError, suggest
 from neojax.processes import join
 
@@ -120,7 +121,7 @@ class Layout:
     stored: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __hash__(self) -> int:
-        return hash((self.mesh, tuple(self.used.items()), tuple(self.stored.items())))
+        return hash((self.mesh, frozenset(self.used.items()), frozenset(self.stored.items())))
 
     @property
     def device(self) -> jax.Device:
@@ -188,6 +189,40 @@ class Layout:
         """The same layout with `dims` left whole where computation lives."""
         return replace(self, used={d: axes for d, axes in self.used.items() if d not in dims})
 
+    @contextlib.contextmanager
+    def in_force(self) -> Iterator[bool]:
+        """Puts the mesh in force, in place of another that may be: without it, what compiled functions make of constants
+        has no layout from JAX 0.11 on. Within a transformation such as `jax.jit`, where JAX allows no change, the mesh
+        stays the caller's, and False is given. Raises `NeojaxError` where that is another."""
+        current = jax.sharding.get_abstract_mesh()
+        try:
+            entered = jax.set_mesh(self.mesh)  # type: ignore[arg-type]
+        except ValueError:
+            mine = self.mesh.abstract_mesh
+            if not current.empty and current != mine:
+                raise NeojaxError(
+                    f"the model lies on mesh {shape_text(mine.shape)}, but {shape_text(current.shape)} is in force, and cannot be "
+                    "changed within jax.jit and its like; call them inside `with jax.set_mesh(model.layout.mesh)`"
+                ) from None
+            yield False
+            return
+        with entered:
+            yield True
+
+    def ordinary(self, array: jax.Array) -> jax.Array:
+        """`array`, of this mesh, as code that knows of no mesh takes it: split as it was, over axes that the compiler
+        lays out by itself; or, where another mesh is in force, whole on each of that one's devices."""
+        current = jax.sharding.get_mesh()
+        if current == self.mesh or isinstance(self.mesh, AbstractMesh):
+            return array
+        if not current.empty:
+            return jax.device_put(array, NamedSharding(current, PartitionSpec()))
+        if self.mesh.size == 1:
+            return jax.device_put(array, SingleDeviceSharding(self.device))
+        names = self.mesh.axis_names
+        plain = Mesh(self.mesh.devices, names, axis_types=(AxisType.Auto,) * len(names))
+        return jax.device_put(array, NamedSharding(plain, jax.typeof(array).sharding.spec))
+
     def padded_vocab(self, n_vocab: int) -> int:
         """Rows of the embedding table: `n_vocab` rounded up so that every axis laid over it divides it."""
         parts = math.lcm(self.split("vocab"), self.split("vocab", stored=True))
@@ -208,7 +243,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         if axis not in shape or size < 1 or shape[axis] % size:
             raise NeojaxError(
                 f'mesh.dcn_shape="{config.dcn_shape}": {axis}:{size} must be a factor of an axis of mesh.shape '
-                f"({', '.join(f'{a}:{s}' for a, s in shape.items())})"
+                f"({shape_text(shape)})"
             )
     types = (AxisType.Explicit,) * len(shape)
     return Mesh(arranged(shape, dcn, devices), tuple(shape), axis_types=types)

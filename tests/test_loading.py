@@ -74,11 +74,32 @@ def test_the_compute_type_can_be_chosen(run):
         neojax.load(run, dtype="float16")
 
 
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ({"path": None}, "path is None; expected the folder of a run"),
+        ({"path": 5}, "path is 5"),
+        ({"path": b"run"}, "path is b'run'"),
+        ({"mesh": "data:1"}, "mesh is 'data:1'; expected a neojax.config.MeshConfig"),
+        ({"mesh": {"shape": "data:1"}}, "mesh is {'shape': 'data:1'}; expected a neojax.config.MeshConfig"),
+        ({"mesh": MeshConfig(shape=5)}, "mesh.shape: expected a text, got 5"),
+        ({"dtype": jnp.float32}, "dtype is .*; expected auto, float32 or bfloat16"),
+        ({"weights": None}, "weights is None; expected float32"),
+    ],
+)
+def test_an_argument_of_another_type_is_one_line(run, arguments, words):
+    with pytest.raises(NeojaxError, match=words) as error:
+        neojax.load(**{"path": run, **arguments})
+    assert "\n" not in str(error.value)
+    with pytest.raises(NeojaxError, match=r"config is .*; expected a neojax.config.Config"):
+        neojax.train(arguments)
+
+
 def test_weights_can_be_kept_narrow(run):
     model = neojax.load(run, weights="int8")
     assert model.params()["blocks.0.mlp.up"].values.dtype == "int8"
     assert neojax.load(run, weights="bfloat16").params()["wte"].dtype == "bfloat16"
-    with pytest.raises(NeojaxError, match="'int3': expected float32, bfloat16 or int8"):
+    with pytest.raises(NeojaxError, match="'int3'; expected float32, bfloat16 or int8"):
         neojax.load(run, weights="int3")
 
 

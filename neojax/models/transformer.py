@@ -1,5 +1,6 @@
 """GPT-Neo: learned positions, repeating groups of global and local blocks, output tied to the embedding."""
 
+import copy
 import zlib
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -7,10 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from neojax import named
+from neojax.arguments import token_ids
 from neojax.config import ModelConfig
 from neojax.errors import NeojaxError
 from neojax.kernels import loss
@@ -48,10 +49,10 @@ def check_remat(remat: str, mesh: jax.sharding.Mesh) -> None:
 COMPUTE_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def compute_type(precision: str) -> Any:
+def compute_type(precision: str, layout: Layout) -> Any:
     """The type of activations: float32, bfloat16, or auto, bfloat16 on accelerators and float32 on CPU."""
     if precision == "auto":
-        precision = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        precision = "float32" if layout.platform == "cpu" else "bfloat16"
     return COMPUTE_TYPES[precision]
 
 
@@ -66,9 +67,6 @@ class Transformer(nnx.Module):
     a model that was loaded.
     """
 
-    tokenizer: Any = None
-    eos_token_id: int | None = None
-
     def __init__(
         self,
         config: ModelConfig,
@@ -82,6 +80,8 @@ class Transformer(nnx.Module):
         attention_kernel: str = "auto",
         joined: bool = False,
     ):
+        self.tokenizer: Any = None
+        self.eos_token_id: int | None = None
         self.config = config
         self.layout = layout = layout or single_device()
         self.dtype = jnp.dtype(dtype)
@@ -182,18 +182,30 @@ class Transformer(nnx.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Logits of the next token: int32 [batch, sequence] -> float32 [batch, sequence, n_vocab].
 
-        Raises `NeojaxError` for tokens of another shape, more of them than n_ctx, or (where their values are known on
-        this host, so not under `jax.jit`) ids beyond the vocabulary.
+        They are computed on the model's own mesh, whatever mesh is in force, and come as an array that ordinary JAX code
+        takes (`Layout.ordinary`). Within `jax.jit` and its like they keep the model's layout, and the mesh that is in force
+        must be the model's. Raises `NeojaxError` for tokens of another type or shape, more of them than n_ctx, or (where
+        their values are known on this host, so not under `jax.jit`) ids beyond the vocabulary.
         """
-        check_ids(tokens, self.config.n_vocab)
-        tokens = jnp.asarray(tokens, jnp.int32)
+        self.check_bound()
+        tokens = token_ids(tokens, self.config.n_vocab, "tokens")
         if tokens.ndim != 2 or tokens.shape[1] > self.config.n_ctx:
             raise NeojaxError(
                 f"tokens have shape {list(tokens.shape)}; expected [batch, sequence] with a sequence of at most "
                 f"n_ctx={self.config.n_ctx} tokens"
             )
-        graphdef, state = nnx.split(self)
-        return _jitted_logits(graphdef, state, tokens)
+        bare = copy.copy(self)  # what is compiled does not depend on the tokenizer, nor does it keep it alive
+        vars(bare).update(tokenizer=None, eos_token_id=None)
+        with self.layout.in_force() as is_free:
+            logits = _jitted_logits(*nnx.split(bare), jnp.asarray(tokens, jnp.int32))
+        return self.layout.ordinary(logits) if is_free else logits
+
+    def check_bound(self) -> None:
+        """Raises `NeojaxError` while the model is abstract."""
+        if isinstance(self.wte.get_value(), jax.ShapeDtypeStruct):
+            raise NeojaxError(
+                "the model has no weights yet; use what model.init(seed) or model.bind(params) gives"
+            )
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Final hidden states [batch, sequence, embd] -> float32 [batch, sequence, vocab], padding at -inf."""
@@ -297,19 +309,6 @@ class Transformer(nnx.Module):
         return jax.checkpoint(
             body, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll != 1 or self.repeats <= 1
         )
-
-
-def check_ids(tokens: Any, n_vocab: int, where: str = "") -> None:
-    """Raises `NeojaxError`, which begins with `where`, for an id outside [0, n_vocab), which a look-up on the device would silently move into it.
-
-    Tokens that are traced, or lie on other hosts too, are not looked at.
-    """
-    if isinstance(tokens, jax.core.Tracer) or not getattr(tokens, "is_fully_addressable", True):
-        return
-    ids = np.asarray(tokens)
-    if ids.size and (ids.min() < 0 or ids.max() >= n_vocab):
-        wrong = ids.min() if ids.min() < 0 else ids.max()
-        raise NeojaxError(f"{where}token {wrong} is not in the vocabulary, 0 to {n_vocab - 1}")
 
 
 @partial(jax.jit, static_argnums=0)

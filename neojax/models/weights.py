@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from neojax.errors import NeojaxError
+from neojax.arguments import wrong
 from neojax.models.transformer import Transformer
 from neojax.named import Quantized
 
@@ -58,8 +58,8 @@ def narrowed(model: Transformer, weights: str) -> Transformer:
 
 def check_weights(weights: str) -> None:
     """Raises `NeojaxError` for a type that weights cannot be kept in."""
-    if weights not in WEIGHTS:
-        raise NeojaxError(f"weights {weights!r}: expected {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")
+    if not isinstance(weights, str) or weights not in WEIGHTS:
+        raise wrong("weights", weights, f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")
 
 
 def quantize(value: jax.Array, summed: tuple[int, ...]) -> Quantized:

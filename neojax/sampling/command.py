@@ -114,16 +114,17 @@ def run(args: Namespace) -> None:
     prompts = read_prompts(args)
     mesh = mesh_of(args.source, args.overrides)
     from neojax.loading import load
-    from neojax.sampling.generate import check_settings, generate
+    from neojax.sampling.generate import generate
+    from neojax.sampling.requests import Sampling
 
     settings = {
         name: getattr(args, name)
         for name in (
             *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
-            *("seed", "num_samples", "stop"),
+            *("entmax", "seed", "num_samples", "stop"),
         )
     }
-    check_settings(**settings)  # before the weights are read
+    Sampling(**settings)  # before the weights are read
     model = load(args.source, mesh=mesh, weights=args.weights)
     if model.tokenizer is None:
         raise NeojaxError(
@@ -138,7 +139,6 @@ def run(args: Namespace) -> None:
             model,
             prompts,
             **settings,
-            entmax=args.entmax,
             stream=(lambda _, piece: print(piece, end="", flush=True)) if streaming else None,
             return_samples=True,
         )

@@ -5,7 +5,6 @@ cache is written a step, and only `start` tells rows apart. Random numbers depen
 of the sample and the number of the token, never on the batch, the chunk or the mesh.
 """
 
-import contextlib
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -69,10 +68,6 @@ class Decoder:
         """`array` on the mesh, laid out by the names of its dimensions; replicated without them."""
         return jax.device_put(array, self.layout.sharding(dims or [""] * array.ndim, array.shape))
 
-    def _mesh_in_force(self) -> contextlib.AbstractContextManager:
-        """For the compiled functions: without it, what they make of constants has no layout from JAX 0.11 on."""
-        return jax.set_mesh(self.layout.mesh)  # type: ignore[arg-type]
-
     def prefill(
         self,
         prompts: np.ndarray,
@@ -88,7 +83,7 @@ class Decoder:
         prompts: int32 [prompts, sequence] with `start` pads at the left; source: int32 [batch], the prompt of each
         row; slots: the length of the cache for each attention type. Returns tokens int32 [batch] and the rows.
         """
-        with self._mesh_in_force():
+        with self.layout.in_force():
             length, starts = prompts.shape[1], self.put(start, "batch")
 
             def tokens(first: int, last: int) -> jax.Array:
@@ -120,7 +115,7 @@ class Decoder:
         A row ends by itself after a token in `eos` or at its limit. Returns int32 [batch, steps], -1 after the end of
         a row, and the rows, whose buffers take the place of those given.
         """
-        with self._mesh_in_force():
+        with self.layout.in_force():
             tokens, rows = _decode(
                 *self._decode,
                 rows,
@@ -141,7 +136,7 @@ class Decoder:
 
     def take(self, rows: Rows, which: np.ndarray) -> Rows:
         """The rows number `which` int32 [new batch]."""
-        with self._mesh_in_force():
+        with self.layout.in_force():
             return _take_rows(rows, self.put(which, "batch"))
 
     def fetch(self, array: jax.Array) -> np.ndarray:

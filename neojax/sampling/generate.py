@@ -10,12 +10,13 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from neojax.arguments import flag, token_ids, wrong
 from neojax.data.tokenizer import usual_end
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
-from neojax.models.transformer import check_ids
 from neojax.sampling.decode import Decoder
 from neojax.sampling.logits import Controls
+from neojax.sampling.requests import Sampling, end_ids, listed
 from neojax.sampling.text import Continuation
 
 FinishReason = Literal["stop", "eos", "length"]
@@ -85,47 +86,41 @@ class Sampler:
 
     def generate(
         self,
-        prompts: str | Sequence[str] | Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int = 128,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
-        entmax: bool = False,
-        seed: int = 0,
-        num_samples: int = 1,
-        stop: str | Sequence[str] = (),
-        eos: int | Sequence[int] | None = None,
+        prompts: Sequence[str | list[int]],
+        sampling: Sampling,
+        eos: tuple[int, ...] | None = None,
         stream: Stream | None = None,
     ) -> list[Sample]:
-        """Continues every prompt `num_samples` times; see `generate`."""
-        stop = (stop,) if isinstance(stop, str) else tuple(stop)
-        check_settings(
-            max_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, num_samples, stop
-        )
-        if stop and self.tokenizer is None:
+        """Continues every prompt `sampling.num_samples` times; see `generate`."""
+        if sampling.stop and self.tokenizer is None:
             raise NeojaxError(
                 "stop strings need a tokenizer and this model has none; stop at token ids with eos"
             )
         if eos is None:
             eos = () if self.eos_token_id is None else (self.eos_token_id,)
-        eos = (eos,) if isinstance(eos, int) else tuple(eos)
         controls = Controls(
-            *(np.float32(temperature), np.int32(min(top_k, self.config.n_vocab)), np.float32(top_p)),
-            *(np.float32(min_p), np.float32(repetition_penalty), np.bool_(entmax)),
+            temperature=np.float32(sampling.temperature),
+            top_k=np.int32(min(sampling.top_k, self.config.n_vocab)),
+            top_p=np.float32(sampling.top_p),
+            min_p=np.float32(sampling.min_p),
+            repetition_penalty=np.float32(sampling.repetition_penalty),
+            entmax=np.bool_(sampling.entmax),
         )
-        given: list[str | list[int]] = (
-            [prompts] if isinstance(prompts, str) else [p if isinstance(p, str) else list(p) for p in prompts]
-        )
+        max_new_tokens, num_samples = sampling.max_new_tokens, sampling.num_samples
         rows: list[_Row] = []
-        for tokens in self._fit([self.encode(prompt) for prompt in given], max_new_tokens):
+        for tokens in self._fit([self.encode(prompt) for prompt in prompts], max_new_tokens):
             limit = min(max_new_tokens, max(1, self.config.n_ctx - len(tokens)))
             for sample in range(num_samples):
-                key = _row_key(seed, tokens, sample)
+                key = _row_key(sampling.seed, tokens, sample)
                 rows.append(
-                    _Row(len(rows), tokens, limit, key, Continuation(self.tokenizer, stop), stream=stream)
+                    _Row(
+                        len(rows),
+                        tokens,
+                        limit,
+                        key,
+                        Continuation(self.tokenizer, sampling.stop),
+                        stream=stream,
+                    )
                 )
         # Rows of like length together, so that little is padded.
         by_length = sorted(rows, key=lambda row: len(row.prompt))
@@ -133,7 +128,7 @@ class Sampler:
             self._run(by_length[first : first + BATCH], max_new_tokens, eos, controls)
         return [
             Sample(
-                given[row.index // num_samples],
+                prompts[row.index // num_samples],
                 None if self.tokenizer is None else row.continuation.text,
                 row.continuation.tokens,
                 row.finish_reason or "length",
@@ -141,18 +136,14 @@ class Sampler:
             for row in rows
         ]
 
-    def encode(self, prompt: str | Sequence[int]) -> list[int]:
+    def encode(self, prompt: str | list[int]) -> list[int]:
         """The tokens of a prompt; an empty one is the end-of-document token alone, before which all text begins."""
-        if isinstance(prompt, str):
-            if not prompt:
-                tokens = []
-            elif self.tokenizer is None:
+        tokens = prompt if isinstance(prompt, list) else []
+        if prompt and isinstance(prompt, str):
+            if self.tokenizer is None:
                 raise NeojaxError("the model has no tokenizer: give prompts as lists of token ids")
-            else:  # as documents are encoded for training
-                tokens = self.tokenizer.encode(prompt, add_special_tokens=False).ids
-        else:
-            tokens = [int(token) for token in prompt]
-            check_ids(tokens, self.config.n_vocab, "prompt: ")
+            # As documents are encoded for training.
+            tokens = self.tokenizer.encode(prompt, add_special_tokens=False).ids
         if tokens:
             return tokens
         end = self.eos_token_id
@@ -160,7 +151,11 @@ class Sampler:
             end = usual_end(self.tokenizer)
         if end is None:
             raise NeojaxError("the prompt is empty and the model has no end-of-document token to start from")
-        check_ids([end], self.config.n_vocab, "the prompt is empty, and end-of-document ")
+        token_ids(
+            end,
+            self.config.n_vocab,
+            "the prompt is empty, and the model's end-of-document token is its start",
+        )
         return [end]
 
     def _fit(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[tuple[int, ...]]:
@@ -246,7 +241,8 @@ def generate(
     stream: Stream | None = None,
     return_samples: bool = False,
 ) -> Any:
-    """Continues `prompts`: a text or a list of token ids (which needs no tokenizer), or a list of such.
+    """Continues `prompts`: a text or a list of token ids (which needs no tokenizer), or a list of such; ids may also be
+    arrays, of one dimension or, for prompts of one length, of two.
 
     The same seed gives the same text, whatever else is in the batch and whatever the mesh. A temperature of 0 takes the
     likeliest token; top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are off; the filters apply in that order
@@ -261,13 +257,11 @@ def generate(
     in the order of prompts, each `num_samples` times; with `return_samples` always a list of `Sample`. Raises
     `NeojaxError`.
     """
-    single = isinstance(prompts, str)
-    if not single and len(prompts) and not isinstance(prompts[0], str | Sequence):
-        single, prompts = True, [prompts]  # the token ids of one prompt
-    if not len(prompts) and not single:
-        raise NeojaxError("no prompt is given; give a text, a list of token ids, or a list of either")
-    samples = sampler_of(model).generate(
-        prompts,
+    if not isinstance(model, Transformer):
+        raise wrong("model", model, "a model, as neojax.load gives it")
+    model.check_bound()
+    given, single = listed(prompts, model.config.n_vocab)
+    sampling = Sampling(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_k=top_k,
@@ -278,9 +272,16 @@ def generate(
         seed=seed,
         num_samples=num_samples,
         stop=stop,
-        eos=eos,
-        stream=stream,
     )
+    ends = None if eos is None else end_ids(eos, model.config.n_vocab)
+    if stream is not None and not callable(stream):
+        raise wrong("stream", stream, "a function of the sample's index and a piece of text")
+    flag("return_samples", return_samples)
+    with model.layout.in_force() as is_free:
+        if not is_free:
+            raise NeojaxError("generate runs by itself: call it outside of jax.jit and its like")
+        sampler = sampler_of(model)
+    samples = sampler.generate(given, sampling, ends, stream)
     if return_samples:
         return samples
     texts = [sample.tokens if sample.text is None else sample.text for sample in samples]
@@ -322,36 +323,3 @@ def _row_key(seed: int, prompt: tuple[int, ...], sample: int) -> np.ndarray:
     """uint32 [2]: other prompts and other samples of a prompt draw other numbers."""
     content = zlib.crc32(np.asarray(prompt, np.int32).tobytes())
     return np.asarray(_fold(np.uint32(seed), np.uint32(content), np.uint32(sample)))
-
-
-def check_settings(
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    repetition_penalty: float,
-    seed: int,
-    num_samples: int,
-    stop: Sequence[str],
-) -> None:
-    """Raises `NeojaxError` for a setting outside its range."""
-    for name, value, good, expected in (
-        ("max_new_tokens", max_new_tokens, max_new_tokens >= 1, "at least 1"),
-        ("temperature", temperature, 0 <= temperature < float("inf"), "0 (greedy) or more"),
-        ("top_k", top_k, top_k >= 0, "0 (off) or a number of tokens"),
-        ("top_p", top_p, 0 < top_p <= 1, "above 0 and at most 1 (off)"),
-        ("min_p", min_p, 0 <= min_p <= 1, "0 (off) to 1"),
-        (
-            "repetition_penalty",
-            repetition_penalty,
-            0 < repetition_penalty < float("inf"),
-            "above 0; 1 is off",
-        ),
-        ("seed", seed, 0 <= seed < 2**32, "0 to 4294967295"),
-        ("num_samples", num_samples, num_samples >= 1, "at least 1"),
-    ):
-        if not good:
-            raise NeojaxError(f"{name} is {value}; expected {expected}")
-    if not all(stop):
-        raise NeojaxError("a stop string is empty; leave it out, or give the text to stop at")

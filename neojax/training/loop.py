@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from neojax.arguments import wrong
 from neojax.config import Config, SourceConfig
 from neojax.convert.gpt_neo_data import missing
 from neojax.data import tokenizer as tokenizers
 from neojax.data.fingerprint import fingerprint
 from neojax.data.loader import Windows, check_ids, train_batches, validation_batches
 from neojax.data.sources import TokenSource, end_of_document_id, open_source
-from neojax.devices import fake_cpu_devices
+from neojax.devices import fake_cpu_devices, shape_text
 from neojax.errors import NeojaxError
 from neojax.hosts import agreed, on_first, owned
 from neojax.kernels.choice import describe, of_layers
@@ -59,7 +60,7 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
     model = Transformer(
         config.model,
         layout,
-        dtype=compute_type(train.precision),
+        dtype=compute_type(train.precision, layout),
         reduce_dtype=train.reduce_dtype,
         remat=train.remat,
         unroll=train.unroll,
@@ -78,6 +79,8 @@ def train(config: Config, stop: Stop | None = None) -> None:
 
     Raises `NeojaxError` for what the user can mend.
     """
+    if not isinstance(config, Config):
+        raise wrong("config", config, "a neojax.config.Config, as neojax.config.load gives it")
     if stop is None:
         with Stop() as stop:
             return train(config, stop)
@@ -125,9 +128,8 @@ def train(config: Config, stop: Stop | None = None) -> None:
         else:
             state = init_state(model.init(config.train.seed), optimizer)
         parameters = sum(math.prod(p.shape) for p in state["params"].values())
-        shape = ", ".join(f"{axis}:{size}" for axis, size in layout.mesh.shape.items())
         progress.note(
-            f"{parameters:,} parameters on mesh {shape} ({layout.mesh.devices.flat[0].device_kind}), "
+            f"{parameters:,} parameters on mesh {shape_text(layout.mesh.shape)} ({layout.mesh.devices.flat[0].device_kind}), "
             f"compute in {model.dtype}, run directory {folder}"
         )
         chosen = of_layers(model.attention_kernel, config.model, layout, model.dtype)
