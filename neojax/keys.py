@@ -279,6 +279,11 @@ class TrainConfig:
         1e-3, "least RMS of a parameter that Adafactor's update is scaled by", least=0
     )
     clip_norm: float = _key(1.0, "largest global gradient norm; 0: no clipping", least=0)
+    max_bad_steps: int = _key(
+        10,
+        "a step whose loss or gradient is not finite is skipped; after so many in a row the run ends",
+        least=1,
+    )
     loss: str = _key(
         "cross_entropy", "entmax: sparse probabilities (alpha 1.3)", choices=("cross_entropy", "entmax")
     )

@@ -36,6 +36,7 @@ from neojax.training.checkpoint import Checkpoints
 from neojax.training.compiler import compiler_options
 from neojax.training.fit import check_fit
 from neojax.training.flops import flops_per_token, mfu
+from neojax.training.health import Health, not_finite
 from neojax.training.memory import check_memory
 from neojax.training.metrics import MetricsWriter, Progress, Stopwatch, Throughput
 from neojax.training.optimizer import Optimizer, make_optimizer
@@ -120,7 +121,9 @@ def train(config: Config, stop: Stop | None = None) -> None:
             )
             return
         on_first(lambda: runs.write(folder, config, tokenizer))
+        health = Health(config.train)
         if state is not None:
+            health = Health(config.train, checkpoints.restore_meta(start).get("health"))
             progress.note(f"resuming {folder} from step {start}")
         elif config.model.init_from:
             state = init_state(model.bind(load_params(config.model.init_from, model)), optimizer)
@@ -135,7 +138,7 @@ def train(config: Config, stop: Stop | None = None) -> None:
         chosen = of_layers(model.attention_kernel, config.model, layout, model.dtype)
         if chosen:
             progress.note(describe(chosen))
-        run = Run(config, model, optimizer, state, start, progress, meta, stop)
+        run = Run(config, model, optimizer, state, start, progress, meta, stop, health)
         run.go(checkpoints, lock)
 
 
@@ -152,9 +155,10 @@ class Run:
         progress: Progress,
         meta: dict[str, Any],
         stop: Stop,
+        health: Health,
     ):
         self.config, self.model, self.state, self.step, self.progress = config, model, state, step, progress
-        self.meta, self.stop = meta, stop
+        self.meta, self.stop, self.health = meta, stop, health
         self.train_step = make_train_step(model, optimizer, config.train)
         self.eval_step = make_eval_step(model, config.train)
         self.share = Share(model.layout, config.train.microbatch or config.train.batch_size)
@@ -187,6 +191,7 @@ class Run:
                             break
                         self.state, values = self.train_step(self.state, batch, jnp.int32(self.step))
                     self.step += 1
+                    self.health.add(self.step, values)
                     self.stop.protect(train.grace_seconds)
                     if profile.ends(self.step):
                         jax.block_until_ready(values)
@@ -198,7 +203,9 @@ class Run:
                     stops = self.is_stopping(logs)
                     saves = last or stops or self.step % train.checkpoint_every == 0
                     if logs or evaluates or saves or self.step == first + 1:
-                        self.check(values, checkpoints)  # waits for the step
+                        self.check(checkpoints)  # waits for the step
+                        # A checkpoint in the middle of bad steps could push out the last one that is known to be good.
+                        saves &= last or stops or not self.health.in_a_row
                         throughput.add((self.step - timed) * self.tokens_a_step)
                         timed = self.step
                     row = self.training_row(values, throughput.rate(), waiting.mean()) if logs else {}
@@ -215,7 +222,7 @@ class Run:
                             saved = self.step
                             self.save(checkpoints, lock)
                 if saved < self.step:  # stopped in wait for input
-                    self.check(values, checkpoints)
+                    self.check(checkpoints)
                     self.save(checkpoints, lock)
                 checkpoints.wait()
         finally:
@@ -227,10 +234,16 @@ class Run:
             self.progress.note(f"finished {train.steps} steps; sample with: python sample.py {train.run_dir}")
 
     def save(self, checkpoints: Checkpoints, lock: Lock) -> None:
-        """Starts to save the state, where the run directory is still this run's."""
+        """Starts to save the state, where the run directory is still this run's and all numbers are finite."""
         on_first(lock.check)
+        if bad := not_finite(self.state):
+            raise NeojaxError(
+                f"{bad[0]} holds infinities or NaN after step {self.step}, which is not saved; {good(checkpoints)}: "
+                f"{CURE}, and run again"
+            )
+        meta = {**self.meta, "health": self.health.saved()}
         self.written(checkpoints.wait)  # that the one before failed is no reason not to try
-        self.written(lambda: checkpoints.save(self.step, self.state, self.meta))
+        self.written(lambda: checkpoints.save(self.step, self.state, meta))
 
     def written(self, write: Callable[[], None]) -> None:
         """Calls `write`; with `train.on_save_error: continue`, what it cannot write is only said."""
@@ -264,17 +277,15 @@ class Run:
             if self.is_stopping(together=True):
                 raise Stopped
 
-    def check(self, values: dict[str, jax.Array], checkpoints: Checkpoints) -> None:
-        """Stops a run whose loss or gradients are no longer numbers before it can overwrite a good checkpoint."""
-        for name, what in (("loss", "loss"), ("grad_norm", "gradient norm")):
-            value = float(values[name])
-            if not math.isfinite(value):
-                good = checkpoints.latest()
-                raise NeojaxError(
-                    f"the {what} is {value} at step {self.step}; the last good checkpoint is "
-                    f"{'none' if good is None else f'step {good}'} in {checkpoints.path}: lower "
-                    "train.learning_rate or train.clip_norm, or raise train.warmup_steps, and run again"
-                )
+    def check(self, checkpoints: Checkpoints) -> None:
+        """Waits for the step, tells which were skipped, and ends a run in which too many in a row were."""
+        for line in self.health.take():
+            self.progress.note(line)
+        if self.health.is_hopeless():
+            raise NeojaxError(
+                f"{self.health.in_a_row} steps in a row had no finite loss and gradient and were skipped "
+                f"(train.max_bad_steps); {good(checkpoints)}: {CURE}, and run again"
+            )
 
     def training_row(
         self, values: dict[str, jax.Array], rate: float | None, input_seconds: float
@@ -290,6 +301,7 @@ class Run:
             "learning_rate": float(values["learning_rate"]),
             "tokens_per_second": rate,
             "input_seconds": input_seconds,
+            **self.health.row(),
         }
         if rate:
             row["model_flops_per_second"] = rate * flops_per_token(self.config.model)
@@ -320,6 +332,15 @@ class Run:
         if self.config.train.loss != "cross_entropy":
             return {}
         return {f"{name}perplexity": math.exp(min(loss, 700.0))}
+
+
+CURE = "lower train.learning_rate or train.clip_norm, or raise train.warmup_steps"
+
+
+def good(checkpoints: Checkpoints) -> str:
+    """Where to go on from, for a message."""
+    step = checkpoints.latest()
+    return f"the last good checkpoint is {'none' if step is None else f'step {step}'} in {checkpoints.path}"
 
 
 def named_sources(sources: tuple[SourceConfig, ...]) -> dict[str, SourceConfig]:

@@ -48,7 +48,7 @@ class MetricsWriter:
             self._board = Board(self._path.parent / "tensorboard", resume_step + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Logs `values` (numbers, arrays of one number, None) at `step`, on disk when it returns.
+        """Logs `values` (numbers, arrays of one number, lists of numbers, None) at `step`, on disk when it returns.
 
         Floats are written so that reading them gives the same double back; NaN and infinities as JSON's usual
         extension (NaN, Infinity), which Python and pandas read. Raises `SaveError` where it cannot be written; the next
@@ -117,7 +117,7 @@ def _drop_after(path: Path, step: int) -> None:
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or isinstance(value, bool | int | float | str | list):
         return value
     return value.item()
 

@@ -71,6 +71,11 @@ def make_optimizer(train: TrainConfig, dims: Dims, n_vocab: int | None = None) -
     return Optimizer(transform, train.clip_norm)
 
 
+def taken(opt_state: Any) -> jax.Array:
+    """The number of updates so far, which the schedule counts: int32 scalar."""
+    return opt_state[-1].count
+
+
 def scale_by_uncorrected_adam(
     b1: float, b2: float, eps: float, mu_dtype: str | None = None
 ) -> optax.GradientTransformation:

@@ -1,6 +1,7 @@
 """The training step and the evaluation step: each one jitted function over the whole mesh."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from neojax.errors import NeojaxError
 from neojax.models import Transformer
 from neojax.training.compiler import compiler_options, deterministic_options
 from neojax.training.mlm import hide
-from neojax.training.optimizer import Optimizer
+from neojax.training.optimizer import Optimizer, taken
 from neojax.training.schedule import learning_rate
 from neojax.training.share import Share
 
@@ -39,7 +40,8 @@ def make_train_step(
     """The jitted step (state, batch, step) -> (state, metrics); the state is donated.
 
     batch: `inputs` and `targets`, int32 [microbatches, batch, sequence]. Gradients are summed over microbatches and
-    divided by the number of scored tokens in all of them, so the step equals that of the whole batch. `step` (int32
+    divided by the number of scored tokens in all of them, so the step equals that of the whole batch. Where the loss or
+    the gradients' norm is not finite, the state comes back as it was, the place in the schedule included. `step` (int32
     scalar, 0 for the first) seeds dropout and masks. Metrics, float32 scalars: loss (nats per token), grad_norm,
     learning_rate. Raises `NeojaxError` for train.compiler_options that the compiler does not take.
     """
@@ -83,8 +85,11 @@ def make_train_step(
         scored = jnp.maximum(jnp.sum(batch["targets"] >= 0, dtype=jnp.float32), 1.0)
         grads, nll = gradients(state["params"], dict(batch), step)
         params, opt_state, norm = optimizer.update(grads, state["opt_state"], state["params"], scored)
-        metrics = {"loss": nll / scored, "grad_norm": norm, "learning_rate": rate(step)}
-        return {"params": params, "opt_state": opt_state}, metrics
+        loss, new = nll / scored, {"params": params, "opt_state": opt_state}
+        # Part of the update's loops over memory, which read the old state anyway.
+        is_good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        new = jax.tree.map(partial(jnp.where, is_good), new, state)
+        return new, {"loss": loss, "grad_norm": norm, "learning_rate": rate(taken(state["opt_state"]))}
 
     options = compiler_options(model.layout, train.compiler_options, train.deterministic)
     return jax.jit(train_step, donate_argnums=0, compiler_options=options)

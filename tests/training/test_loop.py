@@ -3,6 +3,7 @@
 import math
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -89,36 +90,80 @@ def test_another_model_or_optimizer_is_refused(override, words, run, settings):
     assert files_of(run) == before
 
 
-def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(run, settings):
-    diverging = ("train.learning_rate=1e38", "train.steps=40", "train.log_every=3")
-    refused(
-        settings(run, *diverging, "train.checkpoint_every=2"),
-        "loss is nan",
-        "checkpoint is step 2",
-        "learning_rate",
-    )
-    with Checkpoints(run) as checkpoints:
-        assert checkpoints.latest() >= 20
-    assert all(math.isfinite(row["loss"]) for row in read_metrics(run))
-
-
-def test_gradients_that_are_no_numbers_are_not_saved(run, settings, monkeypatch):
-    """The loss of a step is measured before its update, so a finite loss does not make the weights good."""
+def spoilt(monkeypatch, bad, spoil):
+    """Lets `spoil` (step function, state, batch, index) stand for the step at the indices `bad`."""
     original = loop.make_train_step
 
-    def overflowing(*args):
+    def make(*args):
         step = original(*args)
 
         def run(state, batch, index):
-            state, values = step(state, batch, index)
-            return state, {**values, "grad_norm": values["grad_norm"] * math.inf}
+            return spoil(step, state, batch, index) if int(index) in bad else step(state, batch, index)
 
         return run
 
-    monkeypatch.setattr(loop, "make_train_step", overflowing)
-    refused(settings(run, "train.steps=21"), "grad", "step 20")
+    monkeypatch.setattr(loop, "make_train_step", make)
+
+
+def skipped(step, state, batch, index):
+    """As the step does where its gradient is not finite."""
+    return state, {"loss": np.float32(2), "grad_norm": np.float32(math.inf), "learning_rate": np.float32(0)}
+
+
+def test_a_loss_that_stays_no_number_ends_the_run_with_its_last_good_checkpoint(run, settings):
+    diverging = ("train.learning_rate=1e37", "train.steps=60", "train.log_every=3")
+    refused(
+        settings(run, *diverging, "train.checkpoint_every=1000", "train.max_bad_steps=4"),
+        "4 steps in a row",
+        "checkpoint is step 20",
+        "learning_rate",
+    )
+    rows = read_metrics(run)
+    assert rows[-1]["step"] <= 27 and rows[-1]["skipped"] >= 1
     with Checkpoints(run) as checkpoints:
         assert checkpoints.latest() == 20
+
+
+def test_no_regular_checkpoint_is_written_among_skipped_steps(run, settings, monkeypatch):
+    spoilt(monkeypatch, range(20, 40), skipped)
+    changes = "train.steps=40", "train.checkpoint_every=2", "train.max_bad_steps=8"
+    refused(settings(run, *changes), "8 steps in a row", "step 20")
+    with Checkpoints(run) as checkpoints:
+        assert checkpoints.latest() == 20
+
+
+@pytest.mark.parametrize("part", ["params", "opt_state"])
+def test_no_checkpoint_holds_infinities(part, run, settings, monkeypatch):
+    """Weights and moments can overflow in an update whose loss and gradients were finite."""
+
+    def overflowing(step, state, batch, index):
+        state, values = step(state, batch, index)
+        return {**state, part: jax.tree.map(lambda x: x * 2.0**127 * 4, state[part])}, values
+
+    spoilt(monkeypatch, [20], overflowing)
+    refused(settings(run, "train.steps=21"), f"{part}/", "after step 21", "not saved", "step 20")
+    with Checkpoints(run) as checkpoints:
+        assert checkpoints.latest() == 20
+
+
+def test_skipped_steps_are_told_counted_and_the_same_in_a_resumed_run(
+    whole_run, settings, monkeypatch, tmp_path, capsys
+):
+    """Stopped among skipped steps, some of them not yet logged."""
+    bad, changes = [2, 3, 9, 10, 12], ("train.log_every=6", "train.eval_every=0", "train.checkpoint_every=4")
+    spoilt(monkeypatch, bad, skipped)
+    train(settings(tmp_path / "whole", *changes))
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert all(f"step {index + 1} was skipped" in said for index in bad)
+    train(settings(tmp_path / "parts", *changes, "train.steps=10"))
+    train(settings(tmp_path / "parts", *changes))
+    rows = {name: {r["step"]: r for r in read_metrics(tmp_path / name)} for name in ("whole", "parts")}
+    assert rows["whole"][6]["skipped_steps"] == [3, 4] and rows["whole"][20]["skipped"] == 5
+    kept = ("loss", "grad_norm", "learning_rate", "skipped", "skipped_steps", "loss_spikes")
+    last = [{k: rows[name][20].get(k) for k in kept} for name in rows]
+    assert last[0] == last[1]
+    assert rows["whole"][12]["skipped"] == rows["parts"][12]["skipped"] == 4
+    assert not [row for row in read_metrics(whole_run) if row["skipped"]]
 
 
 def test_what_is_wrong_is_refused_before_training(settings, data, tmp_path):

@@ -50,7 +50,10 @@ def setup(config=CONFIG, train=TRAIN, layout=LAYOUT):
 
 
 def stepped(microbatches, config=CONFIG, train=TRAIN, batch=None, layout=LAYOUT, step=3):
+    """The state and the metrics of `step` as the first, with the schedule there."""
     _, state, run = setup(config, train, layout)
+    counts = optax.tree.set(state["opt_state"], count=jnp.int32(step))
+    state["opt_state"] = jax.tree.map(jnp.copy, counts)  # two counts, two arrays to donate
     state, metrics = run(state, Share(layout, 8 // microbatches).place(batch or batch_of()), jnp.int32(step))
     return state, {name: float(value) for name, value in metrics.items()}
 
@@ -137,6 +140,41 @@ def test_a_batch_without_targets_changes_nothing_but_decay():
     _, start, _ = setup()
     for name, value in start["params"].items():
         np.testing.assert_array_equal(value, state["params"][name])
+
+
+@pytest.mark.parametrize("options", [{}, {"moment_dtype": "bfloat16"}], ids=str)
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_step_without_a_finite_loss_leaves_the_state_as_it_was(options, microbatches):
+    """Bit for bit, moments and schedule too; what comes after it is as if it had not been."""
+    config = dataclasses.replace(CONFIG, tie_word_embeddings=False)
+    train = dataclasses.replace(TRAIN, **options, warmup_steps=0)
+    model, state, run = setup(config, train)
+    first = state["params"]
+    table = np.asarray(first["wte"]).copy()
+    table[60] = np.nan  # the row of a token that only the bad batch has
+    batches = {name: batch_of() for name in ("good", "bad")}
+    for batch in batches.values():
+        batch["inputs"] %= 60
+    batches["bad"]["inputs"][-1, 0] = 60
+    batches = {n: Share(LAYOUT, 8 // microbatches).place(b) for n, b in batches.items()}
+    ends = []
+    for order in (["good", "bad", "bad", "good"], ["good", "good"]):
+        values = {
+            n: jax.device_put(table if n == "wte" else np.asarray(p), p.sharding) for n, p in first.items()
+        }
+        with jax.set_mesh(LAYOUT.mesh):
+            state = init_state(model.bind(values), make_optimizer(train, model.dims()))
+        for step, name in enumerate(order):
+            before = jax.tree.map(np.asarray, state)
+            state, metrics = run(state, batches[name], jnp.int32(step))
+            after = jax.tree.map(np.asarray, state)
+            same = jax.tree.leaves(jax.tree.map(lambda a, b: a.tobytes() == b.tobytes(), before, after))
+            assert np.isfinite(float(metrics["loss"])) == (name == "good")
+            assert all(same) if name == "bad" else not any(same[:1])
+        ends.append((after, float(metrics["learning_rate"])))
+    assert ends[0][1] == ends[1][1]
+    for a, b in zip(*(jax.tree.leaves(end) for end, _ in ends)):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_every_step_draws_its_own_dropout():
