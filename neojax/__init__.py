@@ -1,11 +1,18 @@
 """GPT-Neo in modern JAX: every tensor dimension has a name, and configuration says how a mesh splits it."""
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from neojax.errors import NeojaxError
 from neojax.version import __version__
 
-__all__ = ["NeojaxError", "__version__", "generate", "load", "train"]
+if TYPE_CHECKING:
+    from neojax import config
+    from neojax.loading import load
+    from neojax.sampling.generate import generate
+    from neojax.training.loop import train
+
+__all__ = ["NeojaxError", "__version__", "config", "generate", "load", "train"]
 
 _LAZY = {
     "generate": "neojax.sampling.generate",
@@ -16,8 +23,8 @@ _LAZY = {
 
 def __getattr__(name: str) -> Any:
     """Imports JAX only when something that needs it is asked for, so that the command line starts at once."""
+    if name == "config":
+        return import_module("neojax.config")
     if name not in _LAZY:
         raise AttributeError(f"module 'neojax' has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_LAZY[name]), name)
+    return getattr(import_module(_LAZY[name]), name)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
 
 from neojax.errors import NeojaxError
 from neojax.version import __version__
@@ -40,10 +41,19 @@ def entry(argv: Sequence[str] | None = None) -> int:
     step go into faulting them in. The C library reads this setting only when a process starts.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if sys.platform == "linux" and argv[:1] == ["train"] and TUNABLES not in os.environ:
+    if sys.platform == "linux" and argv[:1] == ["train"] and TUNABLES not in os.environ and _is_ours():
         os.environ[TUNABLES] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return main(argv)
+
+
+def _is_ours() -> bool:
+    """Whether the program that runs is one of neojax's own, not somebody's that calls it, which must not begin again."""
+    program = sys.modules["__main__"]
+    if spec := getattr(program, "__spec__", None):
+        return spec.name == "neojax.__main__"
+    file = Path(getattr(program, "__file__", None) or "")
+    return file.name == "neojax" or file.resolve() == Path(__file__).resolve().parents[1] / "train.py"
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "neojax") -> int:

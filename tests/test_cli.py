@@ -104,6 +104,25 @@ def test_a_bug_is_a_traceback():
         guarded(bug)
 
 
+def test_a_program_that_calls_the_command_as_a_library_runs_once(tmp_path):
+    program = (
+        "import sys; from neojax.cli import entry; print('begins'); sys.argv[1:] = ['train', 'absent.yml']\n"
+    )
+    (tmp_path / "train.py").write_text(
+        f"{program}assert entry() == entry(['train', 'absent.yml']) == 2; print('ends')"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    env.pop("GLIBC_TUNABLES", None)
+    done = subprocess.run([sys.executable, tmp_path / "train.py"], env=env, capture_output=True, text=True)
+    assert done.stdout == "begins\nends\n"
+
+
+def test_the_package_has_its_configuration_as_an_attribute_and_its_types():
+    code = "import neojax, sys; neojax.config.MeshConfig(); assert 'jax' not in sys.modules"
+    assert neojax("-c", code).returncode == 0
+    assert (ROOT / "neojax" / "py.typed").is_file()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of Linux's C library")
 @pytest.mark.parametrize(
     "command", [["train.py"], ["-m", "neojax", "train"]], ids=["train.py", "neojax train"]

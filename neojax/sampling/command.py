@@ -188,31 +188,34 @@ def as_json(sample: "Sample") -> str:
 
 def read_prompts(args: Namespace) -> list[str]:
     """The prompts that the arguments give; one empty prompt where they give none. Raises `NeojaxError`."""
+    from neojax.arguments import text  # it needs JAX
+
     if args.prompt_file is None:
-        return args.prompt or [""]
+        return [text("--prompt", prompt) for prompt in args.prompt or [""]]
     name = args.prompt_file
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+        given = data.decode("utf-8-sig")  # as documents are read for training
     except OSError as e:
         raise NeojaxError(f"cannot read --prompt-file {name}: {e.strerror or e}") from None
     except UnicodeDecodeError:
         raise NeojaxError(f"--prompt-file {name} is not UTF-8 text") from None
     if not name.endswith(".jsonl"):
-        return [text.removesuffix("\n")]  # the line end that editors add
+        return [given.removesuffix("\n").removesuffix("\r")]  # the line end that editors add
     prompts = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(given.split("\n"), start=1):
         if not line.strip():
             continue
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             entry = None
         prompt = entry.get("prompt") if isinstance(entry, dict) else entry
         if not isinstance(prompt, str):
             raise NeojaxError(
                 f'--prompt-file {name}, line {number}: expected {{"prompt": TEXT}} or a text in quotes'
             )
-        prompts.append(prompt)
+        prompts.append(text(f"--prompt-file {name}, line {number}", prompt))
     if not prompts:
         raise NeojaxError(f"--prompt-file {name} has no prompts; expected one a line")
     return prompts

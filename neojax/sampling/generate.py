@@ -169,7 +169,15 @@ class Sampler:
                 f"prompt and continuation share a context of {n_ctx}",
                 stacklevel=4,
             )
-        return [tuple(tokens[-room:]) for tokens in prompts]
+        fitted = [tuple(tokens[-room:]) for tokens in prompts]
+        left = max(1, n_ctx - max(map(len, fitted)))
+        if left < max_new_tokens:
+            warnings.warn(
+                f"max_new_tokens is {max_new_tokens}, but prompt and continuation share a context of {n_ctx}: after the "
+                f"longest prompt at most {left} follow",
+                stacklevel=4,
+            )
+        return fitted
 
     def _run(self, rows: list[_Row], max_new_tokens: int, eos: Sequence[int], controls: Controls) -> None:
         """Prefills and decodes one batch, leaving its rows finished."""

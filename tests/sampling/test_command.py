@@ -101,16 +101,18 @@ def test_samples_of_several_prompts_are_told_apart(run, capsys):
         ("one.txt", "the cat\nsat\n", ["the cat\nsat"]),
         ("many.jsonl", '{"prompt": "the"}\n\n"a \\u00e9"\n', ["the", "a \u00e9"]),
         ("-", "on the mat\n", ["on the mat"]),
+        ("lines.jsonl", '"a\u2028b\u0085"\r\n{"prompt": "c"}\r\n', ["a\u2028b\u0085", "c"]),
+        ("windows.txt", "\ufeffthe cat\r\nsat\r\n", ["the cat\r\nsat"]),
     ],
 )
 def test_prompts_come_from_a_file_or_standard_input(run, capsys, tmp_path, monkeypatch, name, text, prompts):
     path = tmp_path / name
-    path.write_text(text, encoding="utf-8")
-    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    path.write_bytes(text.encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     out = sample(
         capsys, run, "--prompt-file", "-" if name == "-" else str(path), "--json", "--max-new-tokens", "2"
     )
-    assert [json.loads(line)["prompt"] for line in out.splitlines()] == prompts
+    assert [json.loads(line)["prompt"] for line in out.split("\n")[:-1]] == prompts
 
 
 def test_a_mesh_gives_the_same_text(run, capsys):
@@ -150,13 +152,27 @@ def test_a_prompt_that_is_too_long_is_said_once_on_stderr(run, capsys):
         (["RUN", "mesh.shpae=data:1"], "mesh.shape"),
         (["RUN", "mesh.cpu_devices=4", "mesh.shape=data:3"], "mesh"),
         (["RUN", "--sed", "x"], "x"),
+        (["RUN", "--prompt", "a\udcff"], "--prompt is not text that UTF-8 can hold: its character 2"),
+        (["RUN", "--stop", "\udcff"], "stop string 1 is not text that UTF-8 can hold"),
+        (["RUN", "--prompt-file", "FILE"], "is not UTF-8 text"),
+        (["RUN", "--prompt-file", "-"], "--prompt-file - is not UTF-8 text"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line(run, capsys, arguments, words):
-    assert words in fails(capsys, *[run if word == "RUN" else word for word in arguments])
+def test_what_the_user_can_mend_is_one_line(run, capsys, tmp_path, monkeypatch, arguments, words):
+    file = tmp_path / "bytes.txt"
+    file.write_bytes(b"the \xff")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the \xff")))
+    places = {"RUN": run, "FILE": str(file)}
+    assert words in fails(capsys, *[places.get(word, word) for word in arguments])
 
 
-@pytest.mark.parametrize("line", ["{", '{"text": "a"}', "3"])
+def test_more_tokens_than_the_context_holds_are_said_once_on_stderr(run, capsys):
+    assert main(["sample", run, "--prompt", "the", "--prompt", "a", "--json", "--max-new-tokens", "500"]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("warning: max_new_tokens is 500, but") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", ["{", '{"text": "a"}', "3", '"\\ud800"', "[" * 100_000])
 def test_a_bad_line_of_prompts_is_named(run, capsys, tmp_path, line):
     (tmp_path / "p.jsonl").write_text(f'"fine"\n{line}\n')
     assert "line 2" in fails(capsys, run, "--prompt-file", str(tmp_path / "p.jsonl"))
