@@ -80,6 +80,36 @@ def test_sigkill_while_saving_and_while_training(settings, whole_run, tmp_path):
     assert_same_run(run, whole_run)
 
 
+def test_the_promise_holds_with_the_compilers_optimisations(settings, tmp_path):
+    """All other tests compile without them. Two processes, each of which compiles for itself, as a user's do."""
+    code = "import sys; from neojax.cli import main; sys.exit(any([main(['train', file]) for file in sys.argv[1:]]))"
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_FLAGS", "JAX_COMPILATION"))}
+    precisions = ("float32", "bfloat16")
+    one = ("model.n_layer=1", "model.attention_types=[local]", "data.validation=")
+    steps = ("train.steps=6", "train.checkpoint_every=3", "train.microbatch=0")
+
+    def trained(kind):
+        """The runs, trained to their end in a new process."""
+        files = [tmp_path / f"{kind}-{precision}.yml" for precision in precisions]
+        for file, precision in zip(files, precisions):
+            config = settings(file.with_suffix(""), *one, *steps, f"train.precision={precision}")
+            file.write_text(configuration.dump(config))
+        result = subprocess.run(
+            [sys.executable, "-c", code, *files], env=environment, capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        return [exact(file.with_suffix("")) for file in files]
+
+    whole = trained("whole")
+    for precision in precisions:  # as one that ended somewhere between steps 3 and 6
+        run = shutil.copytree(tmp_path / f"whole-{precision}", tmp_path / f"stopped-{precision}")
+        shutil.rmtree(run / "checkpoints" / "6")
+        lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+        (run / "metrics.jsonl").write_text("".join(lines[:4]))
+    assert trained("stopped") == whole
+    assert [list(run) for run in whole] == [list(range(1, 7))] * 2 and whole[0] != whole[1]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
     number, settings, whole_run, tmp_path, monkeypatch, capsys
