@@ -1,0 +1,90 @@
+"""Two processes that share a run: each sums what it wrote, each verifies a share, and what one finds both know."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import google_crc32c
+
+HOST = """
+import glob, json, sys
+import jax, jax.numpy as jnp, numpy as np
+jax.config.update("jax_platforms", "cpu")
+index, run = int(sys.argv[1]), sys.argv[3]
+jax.distributed.initialize("localhost:" + sys.argv[2], 2, index)
+from jax.sharding import NamedSharding, PartitionSpec
+from neojax.errors import NeojaxError
+from neojax.hosts import on_first
+from neojax.training import integrity
+from neojax.training.checkpoint import Checkpoints
+
+summed = []
+real = integrity.checksum
+integrity.checksum = lambda path, sync=False: (summed.append((str(path), sync)), real(path, sync))[1]
+mesh = jax.make_mesh((2,), ("data",))
+split = NamedSharding(mesh, PartitionSpec("data"))
+state = {k: {"a": jax.jit(lambda: jnp.arange(8.0), out_shardings=split)()} for k in ("params", "opt_state")}
+like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+said = {}
+with jax.set_mesh(mesh), Checkpoints(run, keep=2) as checkpoints:
+    for step in (1, 2, 3):
+        checkpoints.save(step, state, {})
+    checkpoints.wait()
+    said["steps"] = checkpoints.steps()
+    said["summed"] = [path for path, sync in summed if sync and "/3.saving/" in path]
+    summed.clear()
+    got = checkpoints.restore(3, like)
+    said["mine"] = np.asarray(got["params"]["a"].addressable_shards[0].data).tolist()
+    said["verified"] = sorted({path for path, _ in summed if "/meta/" not in path})
+
+    def flip():
+        file = glob.glob(run + "/checkpoints/3/params/ocdbt.process_1/d/*")[0]
+        content = bytearray(open(file, "rb").read())
+        content[len(content) // 2] ^= 4
+        open(file, "wb").write(content)
+
+    on_first(flip)
+    try:
+        checkpoints.restore(3, like)
+    except NeojaxError as e:
+        said["error"] = str(e)
+    checkpoints.set_aside(3)
+    checkpoints.restore(checkpoints.latest(), like)
+    checkpoints.save(3, state, {})
+    checkpoints.wait()
+    said["after"] = checkpoints.steps()
+print(json.dumps(said))
+"""
+
+
+def test_two_processes_sum_verify_and_agree(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOST, str(index), port, str(tmp_path)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for index in (0, 1)
+    ]  # fmt: skip
+    results = [host.communicate(timeout=240) for host in hosts]
+    assert [host.returncode for host in hosts] == [0, 0], results
+    first, second = (json.loads(out.splitlines()[-1]) for out, _ in results)
+    assert first["steps"] == second["steps"] == [2, 3]
+    assert first["mine"] == [0, 1, 2, 3] and second["mine"] == [4, 5, 6, 7]
+    assert second["summed"] and all("process_1" in path for path in second["summed"])
+    assert first["summed"] and not any("process_1" in path for path in first["summed"])
+    both = set(first["verified"]) & set(second["verified"])
+    assert first["verified"] and second["verified"] and not {p for p in both if p.count("/params/")}
+    assert first["error"] == second["error"] and "checkpoints/3 is damaged" in first["error"]
+    assert "params/ocdbt.process_1/d/" in first["error"] and "\n" not in first["error"]
+    assert first["after"] == second["after"] == [2, 3]
+    listed = json.loads((tmp_path / "checkpoints" / "3" / "files.json").read_text())["files"]
+    for name, entry in listed.items():
+        content = (tmp_path / "checkpoints" / "3" / name).read_bytes()
+        assert (len(content), f"{google_crc32c.value(content):08x}") == (entry["bytes"], entry["crc32c"])
+    assert not any("sums" in name for name in listed)
