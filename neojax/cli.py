@@ -1,4 +1,4 @@
-"""The command line: `neojax train|sample|prepare|convert|launch|inspect`. JAX is imported by the command that needs it."""
+"""The command line: `neojax train|sample|prepare|convert|launch|data|inspect`. JAX is imported by the command that needs it."""
 
 import argparse
 import contextlib
@@ -18,6 +18,7 @@ COMMANDS = {
     "prepare": ("neojax.data.prepare", "turn text into token stores to train on"),
     "convert": ("neojax.convert.command", "bring models from and to other formats"),
     "launch": ("neojax.launch", "start several processes of one job on this machine"),
+    "data": ("neojax.data.command", "show what a run is trained on"),
     "inspect": ("neojax.inspection", "show every parameter, its layout and size, and the model's FLOPs"),
 }
 

@@ -7,7 +7,8 @@ remembered between batches.
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -41,8 +42,13 @@ class Windows:
         return -(-(self._source.n_tokens - shared) // self._stride)
 
     def __getitem__(self, i) -> np.ndarray:
-        start = int(i) * self._stride
-        return self._source.read(start, start + self._size)
+        source, start, stop = self.place(int(i))
+        return source.read(start, stop)
+
+    def place(self, i: int) -> "Place":
+        """The tokens of window `i`, those that there are."""
+        start = i * self._stride
+        return Place(self._source, start, min(start + self._size, self._source.n_tokens))
 
     def __repr__(self) -> str:
         return f"Windows({self._source}, n_ctx={self._size - 1})"
@@ -57,6 +63,57 @@ def _stack(windows: Sequence[np.ndarray], n_rows: int, n_ctx: int) -> Batch:
         inputs[row, :n] = window[:-1]
         targets[row, :n] = window[1:]
     return {"inputs": inputs, "targets": targets}
+
+
+class Place(NamedTuple):
+    """Where a row of a batch comes from: tokens [start, stop) of `source`, all but the last of them its inputs."""
+
+    source: TokenSource
+    start: int
+    stop: int
+
+
+class _Places:
+    """The places of windows, in their order."""
+
+    def __init__(self, windows: Windows):
+        self._windows = windows
+
+    def __len__(self) -> int:
+        return len(self._windows)
+
+    def __getitem__(self, i) -> Place:
+        return self._windows.place(int(i))
+
+    def __repr__(self) -> str:
+        return f"Places of {self._windows}"
+
+
+def train_places(data: DataConfig, n_ctx: int, batch_size: int, seed: int, step: int) -> list[Place]:
+    """Where the rows of the batch come from that `train_batches` yields first for `start_step` = `step`."""
+    stream = _stream(data, n_ctx, seed, _Places)
+    return [stream[step * batch_size + row] for row in range(batch_size)]
+
+
+def _stream(data: DataConfig, n_ctx: int, seed: int, of: Callable[[Windows], Any]) -> grain.MapDataset:
+    """The endless training mixture, of what `of` makes of the windows of each source: as many, in the same order."""
+    if not data.train:
+        raise NeojaxError("data.train is empty; name at least one token store or TFRecord file")
+    mixture, weights = [], []
+    for i, source in enumerate(data.train):
+        if source.weight > 0:
+            windows = Windows(open_source(source.path, "train"), n_ctx)
+            # Grain shuffles epoch e with seed + e, so seeds that differ by little would share whole epochs.
+            source_seed = int(np.random.SeedSequence((seed, i)).generate_state(1)[0])
+            mixture.append(grain.MapDataset.source(of(windows)).shuffle(seed=source_seed).repeat())
+            weights.append(source.weight)
+    if not mixture:
+        raise NeojaxError("data.train: every source has weight 0; give one a positive weight")
+    if len(mixture) > 1:
+        # Grain scales the smallest weight to 100 and cuts off the rest of the fraction; round instead.
+        proportions = [round(100 * w / min(weights)) for w in weights]
+        return grain.MapDataset.mix(mixture, proportions)
+    return mixture[0]
 
 
 def train_batches(
@@ -74,25 +131,8 @@ def train_batches(
     each int32 [len(rows), n_ctx]. A row depends only on (data, seed, step, its number), never on who reads it. A target
     is -1 where there is no token to score. Raises `NeojaxError`.
     """
-    if not data.train:
-        raise NeojaxError("data.train is empty; name at least one token store or TFRecord file")
+    stream = _stream(data, n_ctx, seed, lambda windows: windows)
     rows = range(batch_size) if rows is None else rows
-    mixture, weights = [], []
-    for i, source in enumerate(data.train):
-        if source.weight > 0:
-            windows = Windows(open_source(source.path, "train"), n_ctx)
-            # Grain shuffles epoch e with seed + e, so seeds that differ by little would share whole epochs.
-            source_seed = int(np.random.SeedSequence((seed, i)).generate_state(1)[0])
-            mixture.append(grain.MapDataset.source(windows).shuffle(seed=source_seed).repeat())
-            weights.append(source.weight)
-    if not mixture:
-        raise NeojaxError("data.train: every source has weight 0; give one a positive weight")
-    if len(mixture) > 1:
-        # Grain scales the smallest weight to 100 and cuts off the rest of the fraction; round instead.
-        proportions = [round(100 * w / min(weights)) for w in weights]
-        stream = grain.MapDataset.mix(mixture, proportions)
-    else:
-        stream = mixture[0]
 
     def batch(step: int) -> Batch:
         return _stack([stream[step * batch_size + row] for row in rows], len(rows), n_ctx)

@@ -35,6 +35,11 @@ class TokenSource(Protocol):
     def folder(self) -> Path:
         """Where its files lie, and perhaps their tokenizer."""
 
+    @property
+    def starts(self) -> np.ndarray:
+        """int64 [documents + 1]: where every document (or example, where it was cut into these) begins in the stream,
+        and where the last ends."""
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Token ids [start, stop) of the stream, clipped to it."""
 

@@ -133,6 +133,11 @@ class TokenStore:
         """Where its files lie."""
         return self.prefix.parent
 
+    @property
+    def starts(self) -> np.ndarray:
+        """int64 [documents + 1]: where every document begins in the stream, and where the last ends."""
+        return self._starts[self._bounds]
+
     def documents(self, i: int) -> np.ndarray:
         """Token ids [length] of document `i`, its end-of-document token included."""
         if not -self.n_documents <= i < self.n_documents:

@@ -80,6 +80,11 @@ class TFRecords:
         """Where the files lie."""
         return self.files[0].parent
 
+    @property
+    def starts(self) -> np.ndarray:
+        """int64 [examples + 1]: where every example begins in the stream, and where the last ends."""
+        return self._starts
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Token ids [start, stop) of the stream, clipped to it."""
         start, stop = max(start, 0), min(stop, self.n_tokens)

@@ -1,0 +1,89 @@
+"""`neojax data show RUN --step N`: the documents that a step of a run is trained on."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neojax import config as configuration
+from neojax.config import Config
+from neojax.data import tokenizer as tokenizers
+from neojax.data.loader import Place, train_places
+from neojax.errors import NeojaxError
+
+TOKENIZER = "tokenizer.json"
+
+
+def show(path: str, step: int, as_json: bool = False) -> None:
+    """Prints every row of the batch of `step` of the run directory or configuration at `path`."""
+    folder = Path(path)
+    config = (configuration.of_run if folder.is_dir() else configuration.load)(folder)
+    if step < 1:
+        raise NeojaxError(f"--step {step}: the first step of a run is 1")
+    tokenizer = tokenizer_of(config, folder)
+    for row in rows(config, step):
+        for document in row["documents"]:
+            if tokenizer is not None:
+                document["text"] = tokenizer.decode(document["tokens"], skip_special_tokens=False)
+        print(json.dumps(row, ensure_ascii=False) if as_json else as_text(row))
+
+
+def rows(config: Config, step: int) -> Iterator[dict[str, Any]]:
+    """The rows of the global batch of `step` (the first is 1): step, microbatch, row in it, source, and documents:
+    number in the source (of the example, where it was cut into these), the place in it of the first token shown, its
+    length, and the token ids of the row that are its own, the last target included."""
+    train = config.train
+    each = train.microbatch or train.batch_size
+    places = train_places(config.data, config.model.n_ctx, train.batch_size, train.seed, step - 1)
+    for i, place in enumerate(places):
+        yield {
+            "step": step,
+            "microbatch": i // each,
+            "row": i % each,
+            "source": str(place.source),
+            "documents": list(documents(place)),
+        }
+
+
+def documents(place: Place) -> Iterator[dict[str, Any]]:
+    """The documents, or parts of them, that stand in a row."""
+    source, start, stop = place
+    bounds = source.starts
+    first = int(np.searchsorted(bounds, start, side="right")) - 1
+    tokens = source.read(start, stop)
+    for number in range(first, len(bounds) - 1):
+        begin, end = int(bounds[number]), int(bounds[number + 1])
+        if begin >= stop:
+            return
+        own = tokens[max(begin, start) - start : min(end, stop) - start]
+        if len(own):
+            yield {
+                "document": number,
+                "offset": max(start - begin, 0),
+                "length": end - begin,
+                "tokens": own.tolist(),
+            }
+
+
+def as_text(row: dict[str, Any]) -> str:
+    """A row for reading: a line that says which, then each document under a line of its own."""
+    lines = [f"=== step {row['step']}, microbatch {row['microbatch']}, row {row['row']}: {row['source']}"]
+    for document in row["documents"]:
+        first = document["offset"]
+        last = first + len(document["tokens"])
+        lines.append(
+            f"--- document {document['document']}, tokens {first} to {last - 1} of {document['length']}"
+        )
+        lines.append(document["text"] if "text" in document else " ".join(map(str, document["tokens"])))
+    return "\n".join(lines)
+
+
+def tokenizer_of(config: Config, folder: Path) -> Any:
+    """The tokenizer of the run in `folder`, else that of its data, else None."""
+    paths = [folder / TOKENIZER]
+    paths += [Path(config.data.tokenizer)] if config.data.tokenizer else []
+    paths += [Path(source.path) / TOKENIZER for source in config.data.train[:1]]
+    found = next((path for path in paths if path.is_file()), None)
+    return None if found is None else tokenizers.load(found)
