@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 KEPT = Path(__file__).parent / "original.npz"
@@ -47,6 +48,9 @@ RESUMED = {
     | ADAFACTOR
     | {"weight_decay": None, "gradient_clipping": 0.5},
 }
+# Logits in bfloat16 and in float32, of the same weights, which bfloat16 holds. (The angles of rotary positions, which
+# gpt-neo rounded too, are another story.)
+ROUNDED = {"bfloat16": {"attention_types": [[["global", "local"], 1]], "n_embd": 64} | ADAFACTOR}
 STEPS, START = 6, 30
 
 
@@ -80,6 +84,11 @@ def weights(config: dict) -> dict[str, np.ndarray]:
         return noise * (0.05 if name in ("wte", "wpe") else shape[0] ** -0.5)
 
     return {f"gpt2/{name}": value(name, shape).astype("f4") for name, shape in shapes.items()}
+
+
+def rounded_weights(config: dict) -> dict[str, np.ndarray]:
+    """`weights`, in bfloat16."""
+    return {name: value.astype(ml_dtypes.bfloat16) for name, value in weights(config).items()}
 
 
 def slots(config: dict, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

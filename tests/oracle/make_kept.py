@@ -26,12 +26,24 @@ def resumed(config: dict) -> dict[str, np.ndarray]:
     return {"losses": np.float32(losses)}
 
 
+def rounded(config: dict) -> dict[str, np.ndarray]:
+    """Logits in bfloat16 and in float32."""
+    (tokens,) = cases.batches(config, 1)
+    found = {}
+    for precision in ("bfloat16", "float32"):
+        model = Original({**config, "precision": precision}, config["batch"], cases.rounded_weights(config))
+        found[precision] = model.logits(tokens[:, :-1])
+    return found
+
+
 def everything() -> dict[str, np.ndarray]:
     found = {}
     for name in cases.VALUES:
         found |= {f"{name}/{key}": v for key, v in values(cases.config_of(name, cases.VALUES)).items()}
     for name in cases.BIDIRECTIONAL:
         found[f"{name}/logits"] = values(cases.config_of(name, cases.BIDIRECTIONAL))["logits"]
+    for name in cases.ROUNDED:
+        found |= {f"{name}/{key}": v for key, v in rounded(cases.config_of(name, cases.ROUNDED)).items()}
     for name in cases.RESUMED:
         found |= {f"{name}/{key}": v for key, v in resumed(cases.config_of(name, cases.RESUMED)).items()}
     return found

@@ -81,6 +81,23 @@ def test_logits_of_bidirectional_models_are_those_of_the_original(tmp_path, kept
     np.testing.assert_allclose(logits(loaded, tokens), kept[name]["logits"], atol=1e-5)
 
 
+@pytest.mark.parametrize("name", cases.ROUNDED)
+def test_in_bfloat16_logits_differ_by_what_the_two_roundings_add_up_to(tmp_path, kept, name):
+    """Ours are no farther from float32 than the original's, and what is between them is chance."""
+    config, theirs = cases.config_of(name, cases.ROUNDED), kept[name]
+    (tokens,) = cases.batches(config, 1)
+    exact = checkpoint(tmp_path, config, cases.rounded_weights(config))
+    np.testing.assert_allclose(logits(exact, tokens), theirs["float32"], atol=1e-5)
+    ours = logits(mesh_tf.load(tmp_path, dtype=jnp.bfloat16), tokens).astype("f4")
+
+    def far(a, b):
+        return np.sqrt(np.mean((a - b) ** 2))
+
+    own, other = far(ours, theirs["float32"]), far(theirs["bfloat16"], theirs["float32"])
+    assert 1e-3 < own < 1.1 * other
+    assert far(ours, theirs["bfloat16"]) < 1.2 * np.hypot(own, other)
+
+
 @pytest.mark.parametrize("name", cases.RESUMED)
 def test_losses_of_resumed_steps_are_those_of_the_original(tmp_path, kept, name):
     config, expected = cases.config_of(name, cases.RESUMED), kept[name]["losses"]
