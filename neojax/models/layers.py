@@ -157,10 +157,11 @@ class Attention(nnx.Module):
         before = seen(slot_times(cache, now[0] - 1))
         ring = Keys(cache[0], cache[1], "batch heads head_dim slots", "batch heads slots head_dim", before)
         y = weigh(q, ring, tokens(k, v, seen(now)), *learned(memory))
-        if (
-            len(now) == 1
-        ):  # what is written depends on what was read, so that XLA writes in place and copies no ring
-            k, v = k + 0 * y, v + 0 * y
+        if len(now) == 1:
+            # What is written depends on what was read, so that XLA writes in place and copies no ring; the CPU's compiler
+            # drops an optimization barrier before it decides on copies. A y that is not finite adds nothing, either.
+            nothing = jnp.where(jnp.isfinite(y), 0 * y, 0)
+            k, v = k + nothing, v + nothing
         return y, append(cache, k, v, now)
 
     def accumulate(self, q, k, v, where, cache):

@@ -189,3 +189,18 @@ def test_bfloat16_decoding_keeps_the_float32_weights_of_norms():
     types = {leaf.ndim: leaf.dtype for leaf in jax.tree.leaves(weights)}
     assert types[1] == jnp.float32 and types[2] == types[3] == jnp.bfloat16
     assert len(generate(model, [[1, 2]], max_new_tokens=4)[0]) == 4
+
+
+def test_an_infinite_output_puts_nothing_into_the_cache():
+    """A value that overflowed stays where it is: what is written for the next token is finite, not a NaN."""
+    model = make(tiny(n_layer=1, attention_types=("global",)))
+    tokens = np.array([[1, 2, 3]], np.int32)
+
+    @jax.jit
+    def caches(model):
+        _, ((keys, values),) = model.hidden(tokens, Window(slots={"global": 8}))
+        broken = keys, values.at[:, :, 1].set(jnp.inf)
+        return model.hidden(tokens[:, :1], Window(time=jnp.int32(3)), (broken,))[1]
+
+    ((keys, values),) = caches(model)
+    assert np.isfinite(keys[..., 3]).all() and np.isfinite(values[:, :, 3]).all()
