@@ -51,7 +51,7 @@ def _may_begin(folder: Path, restart: bool, note: Note) -> None:
                 "checkpoints back, or begin anew with another train.run_dir, or here with train.restart=true, which "
                 "keeps the old metrics"
             )
-        kept = _keep_aside(folder)
+        kept = _keep_aside(folder) if found or logged else None
         runs.write_text(folder / NEWEST, json.dumps({"step": None}) + "\n")
     except OSError as e:
         raise NeojaxError(f"{folder}: {e.strerror or e}: {e.filename or folder}") from None

@@ -9,6 +9,7 @@ from neojax.errors import NeojaxError
 from neojax.training.checkpoint import Checkpoints
 from neojax.training.loop import train
 from neojax.training.metrics import MetricsWriter, read_metrics
+from neojax.training.resume import may_begin
 
 SMALL = ("model.n_layer=1", "model.attention_types=[global]", "data.validation=", "train.checkpoint_every=3")
 
@@ -110,6 +111,14 @@ def test_a_run_that_ended_before_its_first_checkpoint_begins_anew_and_says_so(
     assert steps_of(run) == list(range(1, 7))
     for number in (1, 2):
         assert steps_of(run, f"metrics.{number}.jsonl") == list(range(1, ended + 1))
+
+
+def test_starts_that_logged_nothing_leave_nothing_behind(settings, tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    said = []
+    for _ in range(2):
+        may_begin(settings(tmp_path), said.append)
+    assert sorted(os.listdir(tmp_path)) == ["metrics.jsonl", "newest.json"] and not said
 
 
 def damage(run, step):
