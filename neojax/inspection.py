@@ -2,11 +2,16 @@
 
 import math
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from neojax import config as configuration
 from neojax.config import Config
 from neojax.errors import NeojaxError
+
+if TYPE_CHECKING:
+    from neojax.mesh import Layout
 
 MOMENT_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -21,6 +26,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--verify",
         action="store_true",
         help="read every checkpoint of a run, and compare it with its checksums",
+    )
+    parser.add_argument(
+        "--topology",
+        metavar="T",
+        help="lay the mesh on a TPU slice that is not here, such as v5e:16x16, and show every host's chips and rows",
     )
     parser.add_argument("--keys", action="store_true", help="list every configuration key instead")
 
@@ -38,7 +48,24 @@ def run(args: Namespace) -> None:
         return
     read = configuration.of_run if path.is_dir() else configuration.load
     config = read(path, args.overrides)
-    print_model(config)
+    if args.topology:
+        on_slice(config, args.topology)
+    else:
+        print_model(config)
+
+
+def on_slice(config: Config, topology: str) -> None:
+    """The model, and the mesh as it lies on `topology`. Raises `NeojaxError` where the layout does not fit there."""
+    import jax
+
+    from neojax.mesh import make_layout
+    from neojax.slice_view import print_slice
+    from neojax.topology import tpu_devices
+
+    jax.config.update("jax_platforms", "cpu")  # nothing runs
+    layout = make_layout(replace(config.mesh, cpu_devices=0), tpu_devices(topology))
+    print_model(config, layout)
+    print_slice(config, layout)
 
 
 def verify(run_dir: Path) -> None:
@@ -85,8 +112,11 @@ def print_keys() -> None:
         print(f"{name}: {kind} = {default!r}\n    {doc}")
 
 
-def print_model(config: Config) -> None:
-    """Every parameter: dimension names, shape, layout, bytes per device; then totals and model FLOPs."""
+def print_model(config: Config, layout: "Layout | None" = None) -> None:
+    """Every parameter: dimension names, shape, layout, bytes per device; then totals and model FLOPs.
+
+    layout: default that of the configuration, over devices that need not be here.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -95,7 +125,7 @@ def print_model(config: Config) -> None:
     from neojax.models import Transformer
     from neojax.training.flops import flops_per_token
 
-    layout = abstract_layout(config.mesh)
+    layout = layout or abstract_layout(config.mesh)
     model = Transformer(config.model, layout)
     dims, stored = model.dims(), model.stored()
     table = Table(box=None, pad_edge=False, header_style="bold")

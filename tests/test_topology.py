@@ -1,0 +1,69 @@
+"""Meshes on TPU slices that are not here, with the devices that libtpu describes: every shipped configuration on each."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from neojax import config as configuration
+from neojax.cli import main
+from neojax.mesh import make_layout, parse_shape
+from neojax.slice_view import ranges
+from neojax.topology import tpu_devices
+from neojax.training.share import Share
+
+CONFIGS = Path(__file__).resolve().parent.parent / "meshconfigs"
+SLICES = {
+    "v4": ["2x2x1", "2x2x2", "2x2x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"],
+    "v5e": ["2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"],
+    "v5p": ["2x2x1", "2x2x2", "2x2x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"],
+    "v6e": ["2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"],
+}
+
+
+def test_runs_of_numbers():
+    assert ranges([]) == "" and ranges([3]) == "3" and ranges(np.array([0, 1, 2, 5, 7, 8])) == "0-2, 5, 7-8"
+
+
+@pytest.mark.parametrize("topology", [f"{chip}:{size}" for chip, sizes in SLICES.items() for size in sizes])
+def test_every_row_is_read_by_the_hosts_that_hold_it_and_no_other(topology):
+    pytest.importorskip("libtpu")
+    devices = tpu_devices(topology)
+    hosts = sorted({d.process_index for d in devices})
+    for path in sorted(CONFIGS.glob("*.yml")):
+        mesh = replace(configuration.load(path).mesh, cpu_devices=0)
+        if -1 not in parse_shape(mesh.shape).values():
+            continue  # made for a certain number of devices
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of axes of the torus that are split
+            layout = make_layout(mesh, devices)
+        assert sorted(d.id for d in layout.mesh.devices.flat) == sorted(d.id for d in devices)
+        batch = 2 * layout.split("batch")
+        where = layout.sharding(("batch",)).devices_indices_map((batch,))
+        readers = np.zeros(batch, int)
+        for host in hosts:
+            own = [d for d in devices if d.process_index == host]
+            held = Share(layout, batch, own).held
+            assert set(held) == {row for d in own for row in range(batch)[where[d][0]]}, (path, host)
+            readers[held] += 1
+        holders = [
+            len({d.process_index for d in devices if row in range(batch)[where[d][0]]})
+            for row in range(batch)
+        ]
+        assert list(readers) == holders and min(holders) > 0
+
+
+def test_inspect_draws_the_mesh_on_the_slice(capsys):
+    pytest.importorskip("libtpu")
+    config = str(CONFIGS / "1.3B.yml")
+    assert main(["inspect", config, "--topology", "v5e:4x4", "mesh.shape=data:4,model:4"]) == 0
+    drawn = capsys.readouterr().out.partition("number along data model\n")[2]
+    cells = [line.split() for line in drawn.splitlines()[:4]]
+    assert sorted(cell for row in cells for cell in row) == sorted(
+        f"{i},{j}" for i in range(4) for j in range(4)
+    )
+    assert len([line for line in drawn.splitlines() if line.startswith("host ")]) == 4
+    assert main(["inspect", config, "--topology", "v9:4x4"]) == 2
+    assert "v9:4x4" in capsys.readouterr().err
