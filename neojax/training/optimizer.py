@@ -34,15 +34,31 @@ class Optimizer:
         return self.transform.init(params)
 
     def update(
-        self, grads: Params, opt_state: Any, params: Params, count: jax.Array | float = 1.0
+        self,
+        grads: Params,
+        opt_state: Any,
+        params: Params,
+        count: jax.Array | float = 1.0,
+        loss: jax.Array | float = 0.0,
     ) -> tuple[Params, Any, jax.Array]:
         """One step with the gradients `grads` / `count`: (new parameters, new state, their float32 global norm before
-        clipping). The division is done on the way, without a pass over memory of its own."""
+        clipping). The division is done on the way, without a pass over memory of its own. Where the norm or `loss` is not
+        finite, parameters and state come back as they were: by a branch, since a choice between old and new numbers has
+        XLA hold both."""
         norm = optax.tree.norm(grads) / count
         scale = (jnp.minimum(1.0, self.clip_norm / norm) if self.clip_norm else 1.0) / count
-        grads = {name: g * scale for name, g in grads.items()}
-        updates, opt_state = self.transform.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, norm
+
+        def step(grads: Params, opt_state: Any, params: Params) -> tuple[Params, Any]:
+            grads = {name: g * scale for name, g in grads.items()}
+            updates, opt_state = self.transform.update(grads, opt_state, params)
+            return optax.apply_updates(params, updates), opt_state
+
+        def skip(grads: Params, opt_state: Any, params: Params) -> tuple[Params, Any]:
+            return params, opt_state
+
+        is_good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        params, opt_state = jax.lax.cond(is_good, step, skip, grads, opt_state, params)
+        return params, opt_state, norm
 
 
 def make_optimizer(train: TrainConfig, dims: Dims, n_vocab: int | None = None) -> Optimizer:

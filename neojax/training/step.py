@@ -1,7 +1,6 @@
 """The training step and the evaluation step: each one jitted function over the whole mesh."""
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -84,12 +83,10 @@ def make_train_step(
             batch = hide(batch, jax.random.fold_in(key, MASKS), train, model.config.n_vocab, model.layout)
         scored = jnp.maximum(jnp.sum(batch["targets"] >= 0, dtype=jnp.float32), 1.0)
         grads, nll = gradients(state["params"], dict(batch), step)
-        params, opt_state, norm = optimizer.update(grads, state["opt_state"], state["params"], scored)
-        loss, new = nll / scored, {"params": params, "opt_state": opt_state}
-        # Part of the update's loops over memory, which read the old state anyway.
-        is_good = jnp.isfinite(loss) & jnp.isfinite(norm)
-        new = jax.tree.map(partial(jnp.where, is_good), new, state)
-        return new, {"loss": loss, "grad_norm": norm, "learning_rate": rate(taken(state["opt_state"]))}
+        loss = nll / scored
+        params, opt_state, norm = optimizer.update(grads, state["opt_state"], state["params"], scored, loss)
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate(taken(state["opt_state"]))}
+        return {"params": params, "opt_state": opt_state}, metrics
 
     options = compiler_options(model.layout, train.compiler_options, train.deterministic)
     return jax.jit(train_step, donate_argnums=0, compiler_options=options)
