@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from neojax.launch import environments
 from neojax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -76,6 +77,24 @@ def test_what_one_process_cannot_do_ends_all_with_its_line(config, tmp_path):
     assert done.returncode == 2
     lines = [line.removeprefix("[1] ") for line in done.stderr.splitlines() if "error: " in line]
     assert len(lines) == 2 and lines[0] == lines[1] and "absent" in lines[0] and "process 0 of 2" in lines[0]
+
+
+def test_a_host_with_other_settings_is_named(config, tmp_path):
+    """As a host with an old copy of the configuration has them."""
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "neojax", "train", str(config), f"train.run_dir={tmp_path}/run", *own],
+            env=environment | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+        )
+        for environment, own in zip(
+            environments(2, on_cpu=True), [["mesh.cpu_devices=4"], ["mesh.cpu_devices=4", "train.learning_rate=0.5"]]
+        )
+    ]  # fmt: skip
+    for process in started:
+        *_, line = process.communicate(timeout=300)[1].splitlines()
+        assert process.returncode == 2
+        assert "train.learning_rate (0.01 -> 0.5)" in line and "process 1 of 2" in line
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

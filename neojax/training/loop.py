@@ -32,6 +32,7 @@ from neojax.models import Transformer
 from neojax.models.transformer import check_remat, compute_type
 from neojax.processes import alone, join
 from neojax.training import run_dir as runs
+from neojax.training.alike import check_alike
 from neojax.training.checkpoint import Checkpoints
 from neojax.training.compiler import compiler_options
 from neojax.training.fit import check_fit
@@ -106,6 +107,7 @@ def train(config: Config, stop: Stop | None = None) -> None:
         for split, opened in (("train", sources), ("validation", held_out))
     }
     meta = runs.meta(config, tokenizer, eos_token_id, data)
+    check_alike(meta, layout)
     progress = Progress(config.train.steps)
     with owned(folder) as lock, ExitStack() as stack:
         stack.enter_context(jax.set_mesh(layout.mesh))  # type: ignore[arg-type]
