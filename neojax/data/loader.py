@@ -163,7 +163,8 @@ def validation_batches(
 
 
 def check_ids(sources: Iterable[TokenSource], n_vocab: int) -> None:
-    """Raises `NeojaxError` where a source holds an id that is not in [0, n_vocab). Reads each token store once."""
+    """Raises `NeojaxError` where a source holds an id that is not in [0, n_vocab). Reads a
+    token store that nobody has read before."""
     for source in sources:
         smallest, largest = source.extremes
         if smallest < 0:

@@ -132,17 +132,21 @@ def prepare(
 
 def _fill(out: Path, staging: Path, write: Callable[[], None]) -> None:
     """Moves into `out` what `write` writes into the folder `staging`, when it is complete."""
+    from neojax.data import record_index
+
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir()
         write()
         # Last out, first in: while any part is replaced, the folder does not count as prepared.
         names = [f"{split}{suffix}" for suffix in (".idx", ".bin") for split in ("train", "validation")]
-        names = ["prepared.json", *names, "tokenizer.json"]
+        kept = [record_index.beside(Path(name)).name for name in names if name.endswith(".bin")]
+        names = ["prepared.json", *names, *kept, "tokenizer.json"]
         for name in names:
             (out / name).unlink(missing_ok=True)
         for name in reversed(names):
-            os.replace(staging / name, out / name)
+            if name not in kept or (staging / name).exists():
+                os.replace(staging / name, out / name)
     except OSError as e:
         raise NeojaxError(f"--out {out}: {e.strerror or e}: {e.filename or 'while writing'}") from None
     finally:

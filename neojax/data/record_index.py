@@ -1,4 +1,5 @@
-"""Index of a TFRecord file: where each record begins and how many tokens it holds, kept so that it is made once.
+"""What is found by reading a file of tokens through, kept so that it is read once: the range of its ids, and of a
+TFRecord file where each record begins and how many tokens it holds.
 
 It lies beside the file (`.NAME.index`), or where that cannot be written, in the user's cache folder. It is made anew
 where the file's size or time of change differ from those it was made of, or where it is damaged itself.
@@ -28,6 +29,12 @@ class Index:
     counts: np.ndarray
     smallest: int
     largest: int
+
+
+def of_ids(smallest: int, largest: int) -> Index:
+    """The index of a file without records, of which only the range of ids is to be kept."""
+    none = np.zeros(0, np.int64)
+    return Index(none, none, smallest, largest)
 
 
 def load(file: Path, stat: os.stat_result) -> Index | None:
@@ -63,8 +70,13 @@ def save(file: Path, stat: os.stat_result, index: Index) -> None:
             return
 
 
+def beside(file: Path) -> Path:
+    """Where the index of `file` is kept if its folder can be written."""
+    return file.with_name(f".{file.name}.index")
+
+
 def _places(file: Path) -> Iterator[Path]:
-    yield file.with_name(f".{file.name}.index")
+    yield beside(file)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     name = hashlib.blake2b(os.fsencode(file.resolve()), digest_size=16).hexdigest()
     yield cache / "neojax" / f"{name}.index"

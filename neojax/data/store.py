@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from neojax.data import record_index
 from neojax.errors import NeojaxError
 
 MAGIC = b"MMIDIDX\x00\x00"
@@ -169,15 +170,21 @@ class TokenStore:
 
     @cached_property
     def extremes(self) -> tuple[int, int]:
-        """Smallest and largest token id; (0, -1) where there is none. Reads the whole store, once."""
-        found = [(int(c.min()), int(c.max())) for c in self.chunks()]
-        if not found:
-            return 0, -1
-        return min(low for low, _ in found), max(high for _, high in found)
+        """Smallest and largest token id; (0, -1) where there is none. Reads the whole store where nobody has before:
+        what is found is kept beside it (`neojax.data.record_index`)."""
+        file = _beside(self.prefix, ".bin")
+        stat = file.stat()
+        kept = record_index.load(file, stat)
+        if kept is None:
+            found = [_extremes(chunk) for chunk in self.chunks()]
+            smallest = min((low for low, _ in found), default=0)
+            kept = record_index.of_ids(smallest, max((high for _, high in found), default=-1))
+            record_index.save(file, stat, kept)
+        return kept.smallest, kept.largest
 
-    def largest_id(self) -> int:
-        """The largest token id, -1 where there is none. Reads the whole store, once."""
-        return self.extremes[1]
+
+def _extremes(tokens: np.ndarray) -> tuple[int, int]:
+    return int(tokens.min()), int(tokens.max())
 
 
 class StoreWriter:
@@ -191,13 +198,14 @@ class StoreWriter:
         self.dtype = token_dtype(n_vocab)
         self._sizes: list[np.ndarray] = []
         self._open = 0
+        self._smallest, self._largest = 0, -1
         self._partial = {s: _beside(self.prefix, s + ".partial") for s in (".bin", ".idx")}
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
         self._bin = open(self._partial[".bin"], "wb")  # noqa: SIM115 - closed by close or discard
 
     def append(self, tokens: np.ndarray) -> None:
         """Adds tokens [length] to the document being written."""
-        self._bin.write(np.ascontiguousarray(tokens, self.dtype).data)
+        self._write(tokens)
         self._open += len(tokens)
 
     def end_document(self) -> None:
@@ -207,8 +215,16 @@ class StoreWriter:
 
     def add(self, tokens: np.ndarray, sizes: np.ndarray) -> None:
         """Adds whole documents: their tokens [sum(sizes)] and sizes [n]."""
-        self._bin.write(np.ascontiguousarray(tokens, self.dtype).data)
+        self._write(tokens)
         self._sizes.append(np.asarray(sizes, "<i4"))
+
+    def _write(self, tokens: np.ndarray) -> None:
+        stored = np.ascontiguousarray(tokens, self.dtype)
+        self._bin.write(stored.data)
+        if len(stored):
+            low, high = _extremes(stored)
+            self._smallest = low if self._largest < 0 else min(low, self._smallest)
+            self._largest = max(high, self._largest)
 
     def close(self) -> None:
         """Completes both files and gives them their names, `.idx` last: a store without it is unfinished."""
@@ -227,6 +243,8 @@ class StoreWriter:
         _beside(self.prefix, ".idx").unlink(missing_ok=True)
         for suffix in (".bin", ".idx"):
             os.replace(self._partial[suffix], _beside(self.prefix, suffix))
+        file = _beside(self.prefix, ".bin")
+        record_index.save(file, file.stat(), record_index.of_ids(self._smallest, self._largest))
 
     @staticmethod
     def _sync(f) -> None:

@@ -94,9 +94,12 @@ def train(config: Config, stop: Stop | None = None) -> None:
     fake_cpu_devices(config.mesh.cpu_devices)
     join(config.mesh)
     config = replace(config, mesh=alone(config.mesh))
-    sources, held_out = agreed(
-        lambda: check_data(config)
-    )  # before anything else: wrong paths are the commonest error
+    if jax.process_count() > 1:
+        on_first(
+            lambda: check_data(config)
+        )  # reads what nobody has read before, and keeps what it finds for all
+    # Before anything else: wrong paths are the commonest error.
+    sources, held_out = agreed(lambda: check_data(config))
     layout = make_layout(config.mesh)
     model, optimizer = agreed(lambda: build(config, layout))
     folder = Path(config.train.run_dir)

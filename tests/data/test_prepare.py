@@ -92,7 +92,7 @@ def test_the_result_depends_on_neither_workers_nor_task_sizes(tmp_path, byte_tok
     monkeypatch.setattr(module, "_TASK", 2000)
     monkeypatch.setattr(module, "_LONG", 5000)  # cuts b.txt into pieces
     prepare(inputs, tmp_path / "2", train_tokenizer=400, workers=3, validation=0.1)
-    files = sorted(p.name for p in (tmp_path / "1").iterdir())
+    files = sorted(p.name for p in (tmp_path / "1").iterdir() if not p.name.startswith("."))
     assert files == sorted(
         ["train.bin", "train.idx", "validation.bin", "validation.idx", "tokenizer.json", "prepared.json"]
     )

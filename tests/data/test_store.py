@@ -1,9 +1,13 @@
 import json
+import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from neojax.data import record_index
+from neojax.data.loader import check_ids
 from neojax.data.store import HEADER, StoreWriter, TokenStore, resolve, token_dtype
 from neojax.errors import NeojaxError
 
@@ -20,7 +24,7 @@ def write_index(path, sizes, pointers, bounds, code=4, version=1, magic=b"MMIDID
 def test_a_real_gpt_neox_pair_is_read_as_it_is(shared_data):
     store = TokenStore(shared_data / "megatron" / "meg-gpt2-openwebtext_text_document")
     assert (store.n_documents, store.n_tokens, store.dtype) == (1000, 1_361_845, np.uint16)
-    assert store.largest_id() == 4999
+    assert max(int(chunk.max()) for chunk in store.chunks()) == 4999
     assert all(store.documents(i)[-1] == 4999 for i in range(1000))
     whole = np.concatenate([store.documents(i) for i in range(1000)])
     np.testing.assert_array_equal(whole, store.read(0, store.n_tokens))
@@ -57,7 +61,7 @@ def test_what_is_written_is_read_back(tmp_path, n_vocab, dtype):
 def test_an_empty_store_is_a_store(tmp_path):
     StoreWriter(tmp_path / "s", 10).close()
     store = TokenStore(tmp_path / "s")
-    assert (store.n_documents, store.n_tokens, store.largest_id()) == (0, 0, -1)
+    assert (store.n_documents, store.n_tokens, store.extremes[1]) == (0, 0, -1)
 
 
 def test_the_index_has_the_documented_bytes(tmp_path):
@@ -156,3 +160,35 @@ def test_resolve_takes_prefixes_and_prepared_folders(make_store, tmp_path):
     (tmp_path / "e" / "unfinished").mkdir(parents=True)
     with pytest.raises(NeojaxError, match="unfinished"):
         resolve(tmp_path / "e", "train")
+
+
+def test_the_range_of_ids_is_read_once_and_kept(make_store, monkeypatch):
+    """What the writer or the first reader found is looked up; tokens that changed are read again."""
+    path = make_store("a", [30, 20])
+    kept = record_index.beside(Path(f"{path}.bin"))
+    reads = []
+    chunks = TokenStore.chunks
+    monkeypatch.setattr(TokenStore, "chunks", lambda self: reads.append(1) or chunks(self))
+    assert TokenStore(path).extremes == (0, 49) and not reads
+    kept.unlink()
+    assert TokenStore(path).extremes == (0, 49) and len(reads) == 1
+    assert TokenStore(path).extremes == (0, 49) and len(reads) == 1
+    kept.write_bytes(kept.read_bytes()[:-1])  # damaged
+    assert TokenStore(path).extremes == (0, 49) and len(reads) == 2
+    tokens = np.fromfile(f"{path}.bin", TokenStore(path).dtype)
+    tokens[7] = 60
+    tokens.tofile(f"{path}.bin")
+    assert TokenStore(path).extremes == (0, 60) and len(reads) == 3
+
+
+def test_a_store_of_600_gigabytes_opens_at_once(tmp_path):
+    """Its tokens are a hole in the file, so that reading them all would take minutes but no disk."""
+    size = 300_000_000_000
+    documents = np.full(size // 150_000_000, 150_000_000, np.int32)
+    with StoreWriter(tmp_path / "big", 61) as writer:
+        writer.add(np.zeros(0, np.uint16), documents)
+        writer._smallest, writer._largest = 0, 0
+        os.truncate(writer._partial[".bin"], 2 * size)
+    store = TokenStore(tmp_path / "big")
+    check_ids([store], 61)
+    assert store.n_tokens == size and store.read(size - 3, size).tolist() == [0, 0, 0]
