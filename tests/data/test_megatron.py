@@ -1,5 +1,7 @@
 """Data that people hold already trains as it is: a Megatron pair, and gpt-neo's TFRecords beside it."""
 
+import shutil
+
 import tfrecord_writer as writer
 
 from neojax import config as configuration
@@ -24,7 +26,11 @@ def run(tmp_path, sources, name, steps):
 
 
 def test_a_mixture_of_both_trains_and_resumes_bit_for_bit(tmp_path, shared_data):
-    prefix = shared_data / "megatron" / "meg-gpt2-openwebtext_text_document"
+    prefix = tmp_path / "megatron"  # a copy, since what is found in it is kept beside it
+    for suffix in (".bin", ".idx"):
+        shutil.copy(
+            shared_data / "megatron" / f"meg-gpt2-openwebtext_text_document{suffix}", f"{prefix}{suffix}"
+        )
     tokens = TokenStore(prefix).read(0, 400 * (N_CTX + 1)).reshape(400, -1)
     writer.write(tmp_path / "text_0_400.tfrecords", tokens)
     sources = [{"path": str(prefix), "weight": 2}, {"path": str(tmp_path / "*.tfrecords"), "weight": 1}]
