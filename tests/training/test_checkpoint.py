@@ -383,6 +383,7 @@ def test_checkpoints_from_before_checksums_still_open_and_their_damage_is_one_li
     folder = run / "checkpoints" / "20"
     sizes = {n: (folder / n).stat().st_size for n in integrity.listing(folder).files}
     del sizes["commit_success.txt"]
+    sizes["_CHECKPOINT_METADATA"] -= 15  # Orbax wrote the time of its commit into it after the list was made
     (folder / "files.json").write_text(json.dumps(sizes, indent=0))
     like = abstract(make_on(8, seed=20))
     with Checkpoints(run) as checkpoints:
