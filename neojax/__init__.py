@@ -8,15 +8,17 @@ from neojax.version import __version__
 
 if TYPE_CHECKING:
     from neojax import config
+    from neojax.evaluate.score import score
     from neojax.loading import load
     from neojax.sampling.generate import generate
     from neojax.training.loop import train
 
-__all__ = ["NeojaxError", "__version__", "config", "generate", "load", "train"]
+__all__ = ["NeojaxError", "__version__", "config", "generate", "load", "score", "train"]
 
 _LAZY = {
     "generate": "neojax.sampling.generate",
     "load": "neojax.loading",
+    "score": "neojax.evaluate.score",
     "train": "neojax.training.loop",
 }
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import jax
+import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from neojax.config import MeshConfig
@@ -208,6 +209,16 @@ class Layout:
             return
         with entered:
             yield True
+
+    def put(self, array: np.ndarray, *dims: str) -> jax.Array:
+        """`array`, the same on every host, on the mesh, laid out by the names of its dimensions; whole without them."""
+        return jax.device_put(array, self.sharding(dims or [""] * array.ndim, array.shape))
+
+    def fetch(self, array: jax.Array) -> np.ndarray:
+        """`array` on the host, also where parts of it are on other hosts."""
+        if not array.is_fully_addressable:
+            array = jax.device_put(array, NamedSharding(self.mesh, PartitionSpec()))
+        return np.asarray(array)
 
     def ordinary(self, array: jax.Array) -> jax.Array:
         """`array`, of this mesh, as code that knows of no mesh takes it: split as it was, over axes that the compiler

@@ -42,6 +42,24 @@ def perturbed(params, seed: int = 0):
     return changed
 
 
+def noisy(config, layout=None, seed=0):
+    """A model with the same noisy weights whatever the layout; rows that pad the vocabulary are noise as well."""
+    from neojax.models import Transformer
+
+    plain = Transformer(config).init(seed)
+    weights = perturbed(plain.params(), seed)
+    if layout is None:
+        return plain.bind(weights)
+    model = Transformer(config, layout)
+    noise = np.random.default_rng(9)
+    values = {}
+    for name, spec in model.stored().items():
+        value = noise.normal(size=spec.shape).astype(np.float32)
+        value[tuple(map(slice, weights[name].shape))] = weights[name]
+        values[name] = jax.device_put(value, spec.sharding)
+    return model.bind(values)
+
+
 def write_data(folder, n_tokens: int = 4000, n_vocab: int = N_VOCAB):
     """A folder as `neojax prepare` leaves it: a learnable sequence of ids in train and validation stores."""
     from neojax.data.store import StoreWriter

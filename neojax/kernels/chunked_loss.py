@@ -1,4 +1,5 @@
-"""Cross-entropy without the logits: tokens in chunks, gradients made in the forward pass.
+"""Cross-entropy, and the log-probability of every token, without the logits: tokens in chunks, gradients made in the
+forward pass.
 
 The logits of a chunk are used for its loss and at once for its gradients, then forgotten, so that memory does not grow
 with vocabulary x sequence, and nothing is computed twice. Everything runs under `shard_map`: a device works on its own
@@ -6,6 +7,7 @@ tokens and its own part of the vocabulary and of embd, and only sums of tokens' 
 the table, which is summed once.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,6 +33,18 @@ class _Split(NamedTuple):
     platform: str
 
 
+class _Statistics(NamedTuple):
+    """Of a chunk: `logits` [tokens, own vocab], their `ids`, where they `hit` the target; over the whole vocabulary the
+    largest logit `top`, the log-partition `log_z` and the logit `picked` of the target, [tokens]."""
+
+    logits: jax.Array
+    ids: jax.Array
+    hit: jax.Array
+    top: jax.Array
+    log_z: jax.Array
+    picked: jax.Array
+
+
 def chunked_cross_entropy(
     hidden: jax.Array,
     table: named.Param | jax.Array,
@@ -44,12 +58,31 @@ def chunked_cross_entropy(
     hidden [batch, sequence, embd], table [vocab, embd] (rows past `n_vocab` are padding), targets int32
     [batch, sequence] (-1: not scored).
     """
+    used, summed = named.trained(table, "vocab embd", hidden.dtype)
+    split = _split(used, n_vocab, z_loss)
+    dims = ("batch sequence embd", "vocab embd", "vocab embd", "batch sequence")
+    arrays = (hidden, jax.lax.stop_gradient(used), summed, targets)
+    return _on_each_device(partial(_own_part, split), dims, arrays, (jax.P(), jax.P(), jax.P()))
+
+
+def chunked_token_scores(
+    hidden: jax.Array, table: named.Param | jax.Array, targets: jax.Array, n_vocab: int
+) -> tuple[jax.Array, jax.Array]:
+    """(log-probability of every target in nats, float32; whether it is the likeliest token, of equally likely ones the
+    first), both [batch, sequence]; operands as in `chunked_cross_entropy`. Where a target is -1 they mean nothing."""
+    used = named.use(table, "vocab embd", hidden.dtype)
+    split = _split(used, n_vocab)
+    dims = ("batch sequence embd", "vocab embd", "batch sequence")
+    spec = named.sharding("batch sequence").spec
+    return _on_each_device(partial(_own_scores, split), dims, (hidden, used, targets), (spec, spec))
+
+
+def _split(table: jax.Array, n_vocab: int, z_loss: float = 0.0) -> _Split:
+    """How the layout in force splits a product of hidden states with `table`."""
     layout = named.current_layout()
     layout.spec(("batch", "sequence", "vocab"), what="logits")  # raises for an axis that splits two of them
-    shards = layout.split("vocab")
-    used, summed = named.trained(table, "vocab embd", hidden.dtype)
-    rows = CHUNK_BYTES // (4 * used.shape[0] // shards)
-    split = _Split(
+    rows = CHUNK_BYTES // (4 * table.shape[0] // layout.split("vocab"))
+    return _Split(
         n_vocab,
         z_loss,
         (*layout.axes("batch"), *layout.axes("sequence")),
@@ -58,15 +91,30 @@ def chunked_cross_entropy(
         max(rows // 128 * 128, 128),
         layout.platform,
     )
-    dims = ("batch sequence embd", "vocab embd", "vocab embd", "batch sequence")
-    arrays = (hidden, jax.lax.stop_gradient(used), summed, targets)
+
+
+def _on_each_device(
+    work: Callable[..., Any], dims: Sequence[str], arrays: Sequence[jax.Array], out: tuple[jax.P, ...]
+) -> Any:
+    """`work` on every device's own part of `arrays`, whose dimensions are `dims`."""
     parts = [named.lay(x, d) for x, d in zip(arrays, dims)]
-    return jax.shard_map(
-        partial(_own_part, split),
-        mesh=layout.mesh,
-        in_specs=tuple(named.sharding(d).spec for d in dims),
-        out_specs=(jax.P(), jax.P(), jax.P()),
-    )(*parts)
+    specs = tuple(named.sharding(d).spec for d in dims)
+    return jax.shard_map(work, mesh=named.current_layout().mesh, in_specs=specs, out_specs=out)(*parts)
+
+
+def _own_scores(split: _Split, hidden: jax.Array, table: jax.Array, targets: jax.Array):
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    table = vary(table, split.tokens)
+    pieces = _pieces(split, flat, targets.reshape(-1))
+
+    def step(piece):
+        own = _statistics(split, table, *piece)
+        first = jnp.min(jnp.where(own.logits == own.top[:, None], own.ids, split.n_vocab), axis=-1)
+        first = jax.lax.pmin(first, split.vocab) if split.vocab else first
+        return own.picked - own.log_z, first == piece[1]
+
+    found = jax.lax.map(step, pieces)
+    return tuple(x.reshape(-1)[: len(flat)].reshape(targets.shape) for x in found)
 
 
 def _own_part(split: _Split, hidden: jax.Array, table: jax.Array, summed: jax.Array, targets: jax.Array):
@@ -105,13 +153,8 @@ _sums.defvjp(_forward, _backward)
 def _scan(split: _Split, hidden: jax.Array, table: jax.Array, targets: jax.Array, gradients: bool):
     """((objective, nats, scored), (d_hidden, d_table)) of one device's tokens, hidden [tokens, embd]."""
     tokens = hidden.shape[0]
-    chunk = min(split.chunk, tokens)
-    chunks = -(-tokens // chunk)
-    pad = chunks * chunk - tokens
-    pieces = (
-        jnp.pad(hidden, ((0, pad), (0, 0))).reshape(chunks, chunk, -1),
-        jnp.pad(targets, (0, pad), constant_values=-1).reshape(chunks, chunk),
-    )
+    pieces = _pieces(split, hidden, targets)
+    chunks = len(pieces[0])
     step = partial(_chunk, split, table, gradients=gradients)
     everywhere = (*split.tokens, *split.vocab, *split.embd)
     sums = tuple(vary(jnp.zeros(()), split.tokens) for _ in range(3))
@@ -123,27 +166,26 @@ def _scan(split: _Split, hidden: jax.Array, table: jax.Array, targets: jax.Array
     sums, d_table = carry
     if not gradients:
         return sums, None
-    return sums, (d_hidden.reshape(chunks * chunk, -1)[:tokens], d_table)
+    return sums, (d_hidden.reshape(-1, hidden.shape[1])[:tokens], d_table)
+
+
+def _pieces(split: _Split, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """hidden [chunks, chunk, embd] and targets [chunks, chunk] of one device's tokens; the last chunk is padded."""
+    tokens = hidden.shape[0]
+    chunk = min(split.chunk, tokens)
+    chunks = -(-tokens // chunk)
+    pad = chunks * chunk - tokens
+    return (
+        jnp.pad(hidden, ((0, pad), (0, 0))).reshape(chunks, chunk, -1),
+        jnp.pad(targets, (0, pad), constant_values=-1).reshape(chunks, chunk),
+    )
 
 
 def _chunk(split: _Split, table: jax.Array, carry: Any, piece: Any, gradients: bool):
     """Adds one chunk of tokens to the sums; its hidden states' gradient is the output."""
     (objective, nats, count), d_table = carry
     hidden, targets = piece
-    own = table.shape[0]
-    first = jax.lax.axis_index(split.vocab) * own if split.vocab else 0
-    ids = first + jnp.arange(own)
-    multiply = partial(product, dtype=jnp.float32, platform=split.platform)
-    logits = multiply("te,ve->tv", hidden, table)
-    logits = _sum(logits, split.embd)
-    if own * _size(split.vocab) > split.n_vocab:
-        logits = jnp.where(ids < split.n_vocab, logits, -jnp.inf)
-    hit = ids == targets[:, None]
-    top = jnp.max(logits, axis=-1)
-    top = jax.lax.pmax(top, split.vocab) if split.vocab else top
-    mass = _sum(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1), split.vocab)
-    log_z = top + jnp.log(mass)
-    picked = _sum(jnp.sum(jnp.where(hit, logits, 0.0), axis=-1), split.vocab)
+    logits, _, hit, _, log_z, picked = _statistics(split, table, hidden, targets)
     scored = targets >= 0
     nll = jnp.sum(jnp.where(scored, log_z - picked, 0.0))
     penalty = split.z_loss * jnp.sum(jnp.where(scored, log_z**2, 0.0))
@@ -153,9 +195,28 @@ def _chunk(split: _Split, table: jax.Array, carry: Any, piece: Any, gradients: b
     slope = jnp.where(scored, 1 + 2 * split.z_loss * log_z, 0.0)
     d_logits = jnp.exp(logits - log_z[:, None]) * slope[:, None] - jnp.where(hit & scored[:, None], 1.0, 0.0)
     d_logits = d_logits.astype(hidden.dtype)
+    multiply = partial(product, dtype=jnp.float32, platform=split.platform)
     d_hidden = multiply("tv,ve->te", d_logits, table)
     d_table += multiply("tv,te->ve", d_logits, hidden)
     return (sums, d_table), _sum(d_hidden, split.vocab).astype(hidden.dtype)
+
+
+def _statistics(split: _Split, table: jax.Array, hidden: jax.Array, targets: jax.Array) -> _Statistics:
+    """What a chunk of tokens, hidden [tokens, embd], gives on this device's part of the vocabulary."""
+    own = table.shape[0]
+    first = jax.lax.axis_index(split.vocab) * own if split.vocab else 0
+    ids = first + jnp.arange(own)
+    logits = product("te,ve->tv", hidden, table, dtype=jnp.float32, platform=split.platform)
+    logits = _sum(logits, split.embd)
+    if own * _size(split.vocab) > split.n_vocab:
+        logits = jnp.where(ids < split.n_vocab, logits, -jnp.inf)
+    hit = ids == targets[:, None]
+    top = jnp.max(logits, axis=-1)
+    top = jax.lax.pmax(top, split.vocab) if split.vocab else top
+    mass = _sum(jnp.sum(jnp.exp(logits - top[:, None]), axis=-1), split.vocab)
+    log_z = top + jnp.log(mass)
+    picked = _sum(jnp.sum(jnp.where(hit, logits, 0.0), axis=-1), split.vocab)
+    return _Statistics(logits, ids, hit, top, log_z, picked)
 
 
 def _sum(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:

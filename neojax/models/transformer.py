@@ -15,6 +15,7 @@ from neojax.arguments import token_ids
 from neojax.config import ModelConfig
 from neojax.errors import NeojaxError
 from neojax.kernels import loss
+from neojax.kernels.chunked_loss import chunked_token_scores
 from neojax.mesh import Layout, single_device
 from neojax.models.layers import Block, Cache, Window, residual_dropout
 from neojax.models.norms import LayerNorm
@@ -194,11 +195,16 @@ class Transformer(nnx.Module):
                 f"tokens have shape {list(tokens.shape)}; expected [batch, sequence] with a sequence of at most "
                 f"n_ctx={self.config.n_ctx} tokens"
             )
-        bare = copy.copy(self)  # what is compiled does not depend on the tokenizer, nor does it keep it alive
-        vars(bare).update(tokenizer=None, eos_token_id=None)
         with self.layout.in_force() as is_free:
-            logits = _jitted_logits(*nnx.split(bare), jnp.asarray(tokens, jnp.int32))
+            logits = _jitted_logits(*self.halves(), jnp.asarray(tokens, jnp.int32))
         return self.layout.ordinary(logits) if is_free else logits
+
+    def halves(self) -> tuple[Any, Any]:
+        """The model as (graphdef, state) for a compiled function, which does not depend on the tokenizer, nor does it keep
+        it alive."""
+        bare = copy.copy(self)
+        vars(bare).update(tokenizer=None, eos_token_id=None)
+        return nnx.split(bare)
 
     def check_bound(self) -> None:
         """Raises `NeojaxError` while the model is abstract."""
@@ -229,6 +235,15 @@ class Transformer(nnx.Module):
         with named.use_layout(self.layout, self.reduce_dtype):
             return loss.cross_entropy(hidden, self.output_table, targets, self.config.n_vocab, z_loss, entmax)
 
+    def token_scores(self, inputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(log-probability of every target in nats, float32; whether it is the likeliest token), [batch, sequence].
+
+        inputs, targets: int32 [batch, sequence]; where a target is -1 the results mean nothing.
+        """
+        hidden, _ = self.hidden(inputs)
+        with named.use_layout(self.layout, self.reduce_dtype):
+            return chunked_token_scores(hidden, self.output_table, targets, self.config.n_vocab)
+
     def hidden(
         self,
         tokens: jax.Array,
@@ -246,7 +261,7 @@ class Transformer(nnx.Module):
         if where.slots is not None and not self.config.causal:
             raise NeojaxError(
                 "model.causal is false: a model trained on masked tokens sees both sides of a token and cannot "
-                "continue a text; score whole texts with it instead"
+                "continue a text; use its logits, model(tokens)"
             )
         keys = [None, None] if dropout_key is None else list(jax.random.split(dropout_key))
         with named.use_layout(self.layout, self.reduce_dtype):

@@ -64,10 +64,6 @@ class Decoder:
         self._prefill = nnx.split(stacked.bind(model.params()))
         self._decode = nnx.split(single.bind(_decoding_params(model, single, whole)))
 
-    def put(self, array: np.ndarray, *dims: str) -> jax.Array:
-        """`array` on the mesh, laid out by the names of its dimensions; replicated without them."""
-        return jax.device_put(array, self.layout.sharding(dims or [""] * array.ndim, array.shape))
-
     def prefill(
         self,
         prompts: np.ndarray,
@@ -84,28 +80,28 @@ class Decoder:
         row; slots: the length of the cache for each attention type. Returns tokens int32 [batch] and the rows.
         """
         with self.layout.in_force():
-            length, starts = prompts.shape[1], self.put(start, "batch")
+            length, starts = prompts.shape[1], self.layout.put(start, "batch")
 
             def tokens(first: int, last: int) -> jax.Array:
-                return self.put(prompts[:, first:last], "batch", "sequence")
+                return self.layout.put(prompts[:, first:last], "batch", "sequence")
 
             first = length - (length - 1) // CHUNK * CHUNK
             hidden, caches = _read(*self._prefill, tokens(0, first), starts, tuple(sorted(slots.items())))
             for time in range(first, length, CHUNK):
-                now = self.put(np.array(time, np.int32))
+                now = self.layout.put(np.array(time, np.int32))
                 hidden, caches = _read_on(*self._prefill, tokens(time, time + CHUNK), starts, now, caches)
             rows = _begin(
                 *self._prefill,
                 hidden,
                 caches,
                 starts,
-                self.put(self._present(prompts, start), "batch", ""),
-                self.put(source, "batch"),
-                self.put(limit, "batch"),
-                self.put(key, "batch", ""),
+                self.layout.put(self._present(prompts, start), "batch", ""),
+                self.layout.put(source, "batch"),
+                self.layout.put(limit, "batch"),
+                self.layout.put(key, "batch", ""),
                 controls,
             )
-        return self.fetch(rows.token), rows
+        return self.layout.fetch(rows.token), rows
 
     def decode(
         self, rows: Rows, time: int, done: np.ndarray, eos: np.ndarray, controls: Controls, steps: int
@@ -119,13 +115,13 @@ class Decoder:
             tokens, rows = _decode(
                 *self._decode,
                 rows,
-                self.put(np.array(time, np.int32)),
-                self.put(done, "batch"),
+                self.layout.put(np.array(time, np.int32)),
+                self.layout.put(done, "batch"),
                 eos,
                 controls,
                 steps,
             )
-        return self.fetch(tokens), rows
+        return self.layout.fetch(tokens), rows
 
     def _present(self, prompts: np.ndarray, start: np.ndarray) -> np.ndarray:
         """bool [prompts, vocab]: the tokens of each prompt."""
@@ -137,13 +133,7 @@ class Decoder:
     def take(self, rows: Rows, which: np.ndarray) -> Rows:
         """The rows number `which` int32 [new batch]."""
         with self.layout.in_force():
-            return _take_rows(rows, self.put(which, "batch"))
-
-    def fetch(self, array: jax.Array) -> np.ndarray:
-        """`array` on the host, also where parts of it are on other hosts."""
-        if not array.is_fully_addressable:
-            array = jax.device_put(array, jax.sharding.NamedSharding(self.layout.mesh, jax.P()))
-        return np.asarray(array)
+            return _take_rows(rows, self.layout.put(which, "batch"))
 
 
 def _decoding_params(model: Transformer, single: Transformer, layout: Layout) -> dict[str, jax.Array]:

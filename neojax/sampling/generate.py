@@ -10,13 +10,13 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from neojax.arguments import flag, token_ids, wrong
-from neojax.data.tokenizer import usual_end
+from neojax.arguments import flag, wrong
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
+from neojax.sampling.batching import bucket, power_of_two, rounded
 from neojax.sampling.decode import Decoder
 from neojax.sampling.logits import Controls
-from neojax.sampling.requests import Sampling, end_ids, listed
+from neojax.sampling.requests import Sampling, encode, end_ids, listed, start_token, usable
 from neojax.sampling.text import Continuation
 
 FinishReason = Literal["stop", "eos", "length"]
@@ -73,25 +73,21 @@ class Sampler:
     compiled serves every prompt length of a bucket and all settings of the filters."""
 
     def __init__(self, model: Transformer):
-        if not model.config.causal:
-            raise NeojaxError(
-                "model.causal is false: a model trained on masked tokens sees both sides of a token and cannot "
-                "continue a text; score whole texts with it instead"
-            )
         self.config = model.config
         self.tokenizer = model.tokenizer
         self.eos_token_id = model.eos_token_id
         self._decoder = Decoder(model)
-        self._least = self._decoder.layout.split("batch")
+        self._parts = self._decoder.layout.split("batch")
 
     def generate(
         self,
         prompts: Sequence[str | list[int]],
+        encoded: Sequence[list[int]],
         sampling: Sampling,
         eos: tuple[int, ...] | None = None,
         stream: Stream | None = None,
     ) -> list[Sample]:
-        """Continues every prompt `sampling.num_samples` times; see `generate`."""
+        """Continues every prompt, `encoded` as tokens, `sampling.num_samples` times; see `generate`."""
         if sampling.stop and self.tokenizer is None:
             raise NeojaxError(
                 "stop strings need a tokenizer and this model has none; stop at token ids with eos"
@@ -108,7 +104,7 @@ class Sampler:
         )
         max_new_tokens, num_samples = sampling.max_new_tokens, sampling.num_samples
         rows: list[_Row] = []
-        for tokens in self._fit([self.encode(prompt) for prompt in prompts], max_new_tokens):
+        for tokens in self._fit(encoded, max_new_tokens):
             limit = min(max_new_tokens, max(1, self.config.n_ctx - len(tokens)))
             for sample in range(num_samples):
                 key = _row_key(sampling.seed, tokens, sample)
@@ -135,28 +131,6 @@ class Sampler:
             )
             for row in rows
         ]
-
-    def encode(self, prompt: str | list[int]) -> list[int]:
-        """The tokens of a prompt; an empty one is the end-of-document token alone, before which all text begins."""
-        tokens = prompt if isinstance(prompt, list) else []
-        if prompt and isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise NeojaxError("the model has no tokenizer: give prompts as lists of token ids")
-            # As documents are encoded for training.
-            tokens = self.tokenizer.encode(prompt, add_special_tokens=False).ids
-        if tokens:
-            return tokens
-        end = self.eos_token_id
-        if end is None and self.tokenizer is not None:
-            end = usual_end(self.tokenizer)
-        if end is None:
-            raise NeojaxError("the prompt is empty and the model has no end-of-document token to start from")
-        token_ids(
-            end,
-            self.config.n_vocab,
-            "the prompt is empty, and the model's end-of-document token is its start",
-        )
-        return [end]
 
     def _fit(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[tuple[int, ...]]:
         """The last tokens of prompts that leave room: for `max_new_tokens`, or half the context if that is less."""
@@ -186,7 +160,7 @@ class Sampler:
         length = min(n_ctx, bucket(max(map(len, prompts))))
         padded, start = self._pad(prompts, length)
         total = min(n_ctx, power_of_two(length + max_new_tokens))
-        live: list[_Row | None] = [*rows, *[None] * (self._round(len(rows)) - len(rows))]
+        live: list[_Row | None] = [*rows, *[None] * (rounded(len(rows), self._parts) - len(rows))]
 
         def column(value: Callable[[_Row], Any]) -> np.ndarray:  # padding rows are like the first
             return np.array([value(row or rows[0]) for row in live])
@@ -209,7 +183,7 @@ class Sampler:
             going = [place for place, row in enumerate(live) if row is not None]
             if not going:
                 return
-            if (smaller := self._round(len(going))) < len(live):  # finished rows should cost nothing
+            if (smaller := rounded(len(going), self._parts)) < len(live):  # finished rows should cost nothing
                 kept = going + [going[0]] * (smaller - len(going))
                 state = self._decoder.take(state, np.array(kept, np.int32))
                 live = [live[place] for place in going] + [None] * (smaller - len(going))
@@ -218,17 +192,13 @@ class Sampler:
             time += CHUNK
 
     def _pad(self, prompts: list[tuple[int, ...]], length: int) -> tuple[np.ndarray, np.ndarray]:
-        count = self._round(len(prompts))
+        count = rounded(len(prompts), self._parts)
         start = np.full(count, length - 1, np.int32)
         tokens = np.zeros((count, length), np.int32)
         for i, prompt in enumerate(prompts):
             start[i] = length - len(prompt)
             tokens[i, start[i] :] = prompt
         return tokens, start
-
-    def _round(self, rows: int) -> int:
-        """The batch that `rows` rows run in: a power of two in every part of the split batch."""
-        return self._least * power_of_two(-(-rows // self._least))
 
 
 def generate(
@@ -265,9 +235,7 @@ def generate(
     in the order of prompts, each `num_samples` times; with `return_samples` always a list of `Sample`. Raises
     `NeojaxError`.
     """
-    if not isinstance(model, Transformer):
-        raise wrong("model", model, "a model, as neojax.load gives it")
-    model.check_bound()
+    usable(model, "continue a text")
     given, single = listed(prompts, model.config.n_vocab)
     sampling = Sampling(
         max_new_tokens=max_new_tokens,
@@ -289,7 +257,8 @@ def generate(
         if not is_free:
             raise NeojaxError("generate runs by itself: call it outside of jax.jit and its like")
         sampler = sampler_of(model)
-    samples = sampler.generate(given, sampling, ends, stream)
+    encoded = [encode(model, prompt) or [start_token(model, "the prompt is empty")] for prompt in given]
+    samples = sampler.generate(given, encoded, sampling, ends, stream)
     if return_samples:
         return samples
     texts = [sample.tokens if sample.text is None else sample.text for sample in samples]
@@ -308,17 +277,6 @@ def sampler_of(model: Transformer) -> Sampler:
         _samplers[model] = weights, sampler
     sampler.tokenizer, sampler.eos_token_id = model.tokenizer, model.eos_token_id
     return sampler
-
-
-def bucket(length: int) -> int:
-    """A prompt length rounded up, by at most a quarter, to one of few: a compiled prefill serves all of a bucket."""
-    step = max(16, power_of_two(length) // 8)
-    return -(-length // step) * step
-
-
-def power_of_two(n: int) -> int:
-    """The least power of two that is at least `n`."""
-    return 1 << (n - 1).bit_length()
 
 
 @jax.jit

@@ -1,4 +1,4 @@
-"""What is asked of a sampler: prompts and settings, checked before anything runs."""
+"""What is asked of a sampler or a scorer: texts and settings, checked and encoded before anything runs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from neojax.arguments import IDS, flag, real, text, token_ids, whole, wrong
+from neojax.data.tokenizer import usual_end
 from neojax.errors import NeojaxError
+from neojax.models import Transformer
 
-_PROMPTS = "a text, a list of token ids, or a list of either"
+_TEXTS = "a text, a list of token ids, or a list of either"
 
 # The settings that are numbers: how each is read, what is good, and how that is said.
 _NUMBERS: dict[str, tuple[Callable[..., float], Callable[[float], bool], str]] = {
@@ -52,28 +54,41 @@ class Sampling:
         object.__setattr__(self, "stop", stop)
 
 
-def listed(prompts: Any, n_vocab: int) -> tuple[list[str | list[int]], bool]:
-    """Prompts one by one, each a text or a list of ids, and whether it was a single one that is not in a list.
+def usable(model: Any, use: str) -> Transformer:
+    """`model`, if it is one with weights that sees only what stands before a token. Raises `NeojaxError`."""
+    if not isinstance(model, Transformer):
+        raise wrong("model", model, "a model, as neojax.load gives it")
+    model.check_bound()
+    if not model.config.causal:
+        raise NeojaxError(
+            f"model.causal is false: a model trained on masked tokens sees both sides of a token and cannot {use}; "
+            "use its logits, model(tokens)"
+        )
+    return model
+
+
+def listed(given: Any, n_vocab: int, what: str = "prompt") -> tuple[list[str | list[int]], bool]:
+    """Texts one by one, each a text or a list of ids, and whether it was a single one that is not in a list.
 
     Takes a text, token ids (a list, or an array of one dimension), or a list of either (or an array of two dimensions).
-    Raises `NeojaxError` for anything else, for no prompts, and for ids outside the vocabulary.
+    `what` is what the text is. Raises `NeojaxError` for anything else, for no texts, and for ids outside the vocabulary.
     """
-    if isinstance(prompts, str):
-        return [text("the prompt", prompts)], True
-    if hasattr(prompts, "__array__"):
-        prompts = np.asarray(prompts)
-        if not prompts.ndim:
-            raise wrong("prompts", prompts, _PROMPTS)
-    elif not isinstance(prompts, list | tuple | range):
-        raise wrong("prompts", prompts, _PROMPTS)
-    if not len(prompts):
-        raise NeojaxError(f"no prompt is given; give {_PROMPTS}")
-    if not any(isinstance(one, Sequence) or getattr(one, "shape", ()) for one in prompts):
-        return [_ids(prompts, n_vocab, "the prompt")], True
-    names = [f"prompt {number}" for number in range(1, len(prompts) + 1)]
+    if isinstance(given, str):
+        return [text(f"the {what}", given)], True
+    if hasattr(given, "__array__"):
+        given = np.asarray(given)
+        if not given.ndim:
+            raise wrong(f"{what}s", given, _TEXTS)
+    elif not isinstance(given, list | tuple | range):
+        raise wrong(f"{what}s", given, _TEXTS)
+    if not len(given):
+        raise NeojaxError(f"no {what} is given; give {_TEXTS}")
+    if not any(isinstance(one, Sequence) or getattr(one, "shape", ()) for one in given):
+        return [_ids(given, n_vocab, f"the {what}")], True
+    names = [f"{what} {number}" for number in range(1, len(given) + 1)]
     return [
         text(name, str(one)) if isinstance(one, str) else _ids(one, n_vocab, name)
-        for name, one in zip(names, prompts)
+        for name, one in zip(names, given)
     ], False
 
 
@@ -82,6 +97,32 @@ def _ids(prompt: Any, n_vocab: int, name: str) -> list[int]:
     if ids.ndim != 1:
         raise wrong(name, prompt, f"a text, or a list of {IDS}")
     return ids.tolist()
+
+
+def encode(model: Transformer, given: str | list[int], what: str = "prompt") -> list[int]:
+    """The tokens of a text, encoded as documents are for training."""
+    if isinstance(given, list) or not given:
+        return list(given)  # type: ignore[arg-type]
+    return tokenizer_of(model, what).encode(given, add_special_tokens=False).ids
+
+
+def tokenizer_of(model: Transformer, what: str) -> Any:
+    """The model's tokenizer. Raises `NeojaxError` where it has none."""
+    if model.tokenizer is None:
+        raise NeojaxError(f"the model has no tokenizer: give {what}s as lists of token ids")
+    return model.tokenizer
+
+
+def start_token(model: Transformer, cause: str, mend: str = "") -> int:
+    """The end-of-document token, after which all text begins. Raises `NeojaxError` where the model has none: `cause` says
+    why it is needed, `mend` what to do without."""
+    end = model.eos_token_id
+    if end is None and model.tokenizer is not None:
+        end = usual_end(model.tokenizer)
+    if end is None:
+        raise NeojaxError(f"{cause} and the model has no end-of-document token to start from{mend}")
+    token_ids(end, model.config.n_vocab, f"{cause}, and the model's end-of-document token is its start")
+    return end
 
 
 def end_ids(eos: Any, n_vocab: int) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import layout_of, perturbed, tiny
+from helpers import layout_of, noisy, tiny
 from jax import numpy as jnp
 
 from neojax.models import Transformer
@@ -25,25 +25,9 @@ LAYOUTS = {
 }
 
 
-def make(config, layout=None, seed=0):
-    """A model with the same noisy weights whatever the layout; rows that pad the vocabulary are noise as well."""
-    plain = Transformer(config).init(seed)
-    weights = perturbed(plain.params(), seed)
-    if layout is None:
-        return plain.bind(weights)
-    model = Transformer(config, layout)
-    noise = np.random.default_rng(9)
-    values = {}
-    for name, spec in model.stored().items():
-        value = noise.normal(size=spec.shape).astype(np.float32)
-        value[tuple(map(slice, weights[name].shape))] = weights[name]
-        values[name] = jax.device_put(value, spec.sharding)
-    return model.bind(values)
-
-
 @pytest.fixture(scope="module")
 def model():
-    return make(tiny())
+    return noisy(tiny())
 
 
 def greedy_without_cache(model, prompt, count):
@@ -84,7 +68,7 @@ OPTIONS = {
 @pytest.mark.parametrize("options", OPTIONS)
 def test_cached_logits_are_those_of_the_whole_pass_past_the_window_with_padding(options):
     config = tiny(n_layer=2, **OPTIONS[options])
-    model = make(config)
+    model = noisy(config)
     decoder = Decoder(model)
     single = nnx.merge(*decoder._decode)
     lengths, first = [3, 9, 1], 9
@@ -93,7 +77,7 @@ def test_cached_logits_are_those_of_the_whole_pass_past_the_window_with_padding(
     prompts = np.zeros((3, first), np.int32)
     for row, length in enumerate(lengths):
         prompts[row, first - length :] = tokens[row, :length]
-    put = decoder.put
+    put = decoder.layout.put
     start = put(np.array([first - n for n in lengths], np.int32), "batch")
     slots = {"global": 24, "local": 7}  # the local ring is shorter than the prompt and turns more than once
 
@@ -122,7 +106,7 @@ def test_cached_logits_are_those_of_the_whole_pass_past_the_window_with_padding(
 
 @pytest.mark.parametrize("options", OPTIONS)
 def test_a_prompt_read_in_chunks_is_one_read_at_once(options, monkeypatch):
-    model = make(tiny(n_layer=2, **OPTIONS[options]))
+    model = noisy(tiny(n_layer=2, **OPTIONS[options]))
     rng = np.random.default_rng(1)
     prompts = [rng.integers(0, 61, n).tolist() for n in (16, 11, 2)]  # the last begins in the last chunk
     texts = []
@@ -164,8 +148,8 @@ def test_the_cache_is_written_in_place(model):
         np.ones((4, 8), np.int32), four, np.arange(4, dtype=np.int32), four + 9, np.zeros((4, 2), np.uint32),
         controls, {"global": 16, "local": 7},
     )  # fmt: skip
-    done = decoder.put(np.zeros(4, bool), "batch")
-    time = decoder.put(np.array(8, np.int32))
+    done = decoder.layout.put(np.zeros(4, bool), "batch")
+    time = decoder.layout.put(np.array(8, np.int32))
     call = decode._decode.lower(*decoder._decode, rows, time, done, np.array([-1], np.int32), controls, 4)
     held = sum(x.nbytes for x in jax.tree.leaves(rows))
     assert call.compile().memory_analysis().alias_size_in_bytes == held
@@ -173,7 +157,7 @@ def test_the_cache_is_written_in_place(model):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_text_on_a_mesh_is_that_of_one_device(model, name):
-    meshed = make(tiny(), layout_of(*LAYOUTS[name]))
+    meshed = noisy(tiny(), layout_of(*LAYOUTS[name]))
     for settings in (
         {"temperature": 0},
         {"seed": 3, "top_p": 0.9, "repetition_penalty": 1.3, "num_samples": 2},
@@ -193,7 +177,7 @@ def test_bfloat16_decoding_keeps_the_float32_weights_of_norms():
 
 def test_an_infinite_output_puts_nothing_into_the_cache():
     """A value that overflowed stays where it is: what is written for the next token is finite, not a NaN."""
-    model = make(tiny(n_layer=1, attention_types=("global",)))
+    model = noisy(tiny(n_layer=1, attention_types=("global",)))
     tokens = np.array([[1, 2, 3]], np.int32)
 
     @jax.jit

@@ -9,6 +9,7 @@ from tokenizers import processors
 import neojax
 from neojax.data.tokenizer import train
 from neojax.errors import NeojaxError
+from neojax.mesh import Layout
 from neojax.models import Transformer
 from neojax.sampling import decode
 from neojax.sampling import generate as module
@@ -125,8 +126,8 @@ def test_prompts_of_one_bucket_and_other_settings_compile_nothing_new(model, mon
 
 def test_tokens_come_to_the_host_once_for_several_and_are_streamed_then(model, monkeypatch):
     events = []
-    original = decode.Decoder.fetch
-    monkeypatch.setattr(decode.Decoder, "fetch", lambda *a: events.append("fetch") or original(*a))
+    original = Layout.fetch
+    monkeypatch.setattr(Layout, "fetch", lambda *a: events.append("fetch") or original(*a))
     settings = {"max_new_tokens": 21, "temperature": 0, "eos": ()}
     generate(model, "the", stream=lambda *_: events.append("text"), **settings)
     # A token from the prompt, then 8 + 8 + 4, each followed by its text.

@@ -1,0 +1,162 @@
+"""The log-probability of every token of texts, in batches of like length and without whole logits."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from neojax.errors import NeojaxError
+from neojax.models import Transformer
+from neojax.sampling.batching import bucket, power_of_two, rounded
+from neojax.sampling.requests import encode, listed, start_token, tokenizer_of, usable
+
+BATCH = 64  # rows scored at once at most, in every part of a split batch,
+TOKENS = 1 << 14  # and their tokens at most, so that activations stay bounded
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """What a model thinks of one text: for each of its `tokens` int32 [n], `logprobs` float32 [n], the natural logarithm
+    of its probability after all that stands before it, and `is_greedy` bool [n], whether it is the likeliest there (of
+    equally likely ones the first). `text` and `context` are what was given."""
+
+    text: str | list[int]
+    context: str | list[int]
+    tokens: np.ndarray
+    logprobs: np.ndarray
+    is_greedy: np.ndarray
+
+    @property
+    def logprob(self) -> float:
+        """The log-probability of the whole text after its context in nats, summed in float64; 0 for an empty text."""
+        return float(np.sum(self.logprobs, dtype=np.float64))
+
+
+class _Window(NamedTuple):
+    """Tokens that are read together: `tokens`, of which the last `scored` are scored; those of text number `text`."""
+
+    text: int
+    tokens: list[int]
+    scored: int
+
+
+def score(model: Transformer, texts: Any, contexts: Any = "") -> Any:
+    """The log-probabilities of the tokens of `texts`: a text or a list of token ids (which needs no tokenizer), or a list
+    of such; arrays of ids, too.
+
+    contexts: what stands before the texts and is not scored, in the same forms: one for every text, or one for all (and
+    a text may be one for all contexts). Without one, the model's end-of-document token stands before a text, as between
+    documents in training. A text is encoded together with the text before it; a token across the border is scored.
+
+    The model sees n_ctx tokens at most. A text is scored in pieces of n_ctx tokens, each after as many tokens before it
+    as there is room for: one before a whole piece, more before the last. So every token is scored once, a text that fits
+    is scored after all of its context or (with a warning) the end of it, and the pieces are the disjoint windows of
+    lm-evaluation-harness, for rolling likelihoods as for continuations. On a mesh that splits the batch, its parts work
+    side by side; neither they nor the other texts change a score beyond rounding.
+
+    Returns a `Score` for one text, else a list of them in the order of `texts`. Raises `NeojaxError`, also for a model
+    trained on masked tokens, which has no such probabilities.
+    """
+    usable(model, "score a text token by token")
+    given, single = listed(texts, model.config.n_vocab, "text")
+    before, same = listed(contexts, model.config.n_vocab, "context")
+    many = max(len(given), len(before))
+    if not all(len(some) == many or alone for some, alone in ((given, single), (before, same))):
+        raise NeojaxError(
+            f"there are {len(given)} texts and {len(before)} contexts; give one context for every text, or one for all"
+        )
+    given, before = given * many if single else given, before * many if same else before
+    pairs = [_pair(model, i + 1, *pair) for i, pair in enumerate(zip(before, given))]
+    windows = _windows(pairs, model.config.n_ctx)
+    with model.layout.in_force() as is_free:
+        if not is_free:
+            raise NeojaxError("score runs by itself: call it outside of jax.jit and its like")
+        found = _run(model, windows)
+    scores = []
+    for i, (text, context, (_, tokens)) in enumerate(zip(given, before, pairs)):
+        logprobs, greedy = map(np.concatenate, zip(_NONE, *found.get(i, ())))
+        scores.append(Score(text, context, np.array(tokens, np.int32), logprobs, greedy))
+    return scores[0] if single and same else scores
+
+
+_NONE = np.zeros(0, np.float32), np.zeros(0, bool)
+
+
+def _pair(
+    model: Transformer, number: int, context: str | list[int], text: str | list[int]
+) -> tuple[list[int], list[int]]:
+    """The tokens of a context, at least one, and of the text after it."""
+    if isinstance(context, str) and isinstance(text, str) and context and text:
+        both = tokenizer_of(model, "text").encode(context + text, add_special_tokens=False)
+        border = sum(end <= len(context) for _, end in both.offsets)
+        before, tokens = both.ids[:border], both.ids[border:]
+    else:
+        before, tokens = encode(model, context, "context"), encode(model, text, "text")
+    if not before:
+        mend = "; give contexts, such as the first token of a text, and texts without it"
+        before = [start_token(model, f"nothing stands before text {number}", mend)]
+    return before, tokens
+
+
+def _windows(pairs: Sequence[tuple[list[int], list[int]]], n_ctx: int) -> list[_Window]:
+    """The windows of contexts and texts, in order; see `score`."""
+    windows, cut = [], []
+    for number, (context, tokens) in enumerate(pairs):
+        whole = context + tokens
+        for first in range(0, len(tokens), n_ctx):
+            scored = min(n_ctx, len(tokens) - first)
+            end = len(context) + first + scored
+            start = max(0, end - n_ctx - 1)
+            if start and not first:
+                cut.append(number)
+            windows.append(_Window(number, whole[start:end], scored))
+    if cut:
+        others = f" ({len(cut) - 1} more are too long as well)" if len(cut) > 1 else ""
+        context, tokens = pairs[cut[0]]
+        warnings.warn(
+            f"context {cut[0] + 1} has {len(context)} tokens{others}; its last {max(1, n_ctx + 1 - len(tokens))} are used, "
+            f"since context and text share {n_ctx} positions",
+            stacklevel=3,
+        )
+    return windows
+
+
+def _run(model: Transformer, windows: Sequence[_Window]) -> dict[int, list[tuple[np.ndarray, np.ndarray]]]:
+    """Text number -> (log-probabilities, whether greedy) of its windows in order."""
+    layout, n_ctx = model.layout, model.config.n_ctx
+    parts, graphdef_and_state = layout.split("batch"), model.halves()
+    even = math.lcm(layout.split("sequence"), layout.split("memory_length"))
+    found: list[tuple[np.ndarray, np.ndarray]] = [_NONE] * len(windows)
+    # Rows of like length together, so that little is padded; the longest first, which need most memory.
+    order = sorted(range(len(windows)), key=lambda i: -len(windows[i].tokens))
+    while order:
+        longest = bucket(len(windows[order[0]].tokens) - 1)
+        length = min(n_ctx, -(-longest // even) * even)
+        most = parts * min(BATCH, power_of_two(max(1, TOKENS // length) + 1) // 2)
+        batch, order = order[:most], order[most:]
+        inputs = np.zeros((rounded(len(batch), parts), length), np.int32)
+        targets = np.full_like(inputs, -1)
+        for row, i in enumerate(batch):
+            tokens, scored = windows[i].tokens, windows[i].scored
+            inputs[row, : len(tokens) - 1] = tokens[:-1]
+            targets[row, len(tokens) - 1 - scored : len(tokens) - 1] = tokens[len(tokens) - scored :]
+        placed = (layout.put(a, "batch", "sequence") for a in (inputs, targets))
+        logprobs, greedy = map(layout.fetch, _scores(*graphdef_and_state, *placed))
+        for row, i in enumerate(batch):
+            at = targets[row] >= 0
+            found[i] = logprobs[row, at], greedy[row, at]
+    by_text: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for window, part in zip(windows, found):
+        by_text.setdefault(window.text, []).append(part)
+    return by_text
+
+
+@partial(jax.jit, static_argnums=0)
+def _scores(graphdef: Any, state: Any, inputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return nnx.merge(graphdef, state).token_scores(inputs, targets)
