@@ -93,16 +93,24 @@ class MetricsWriter:
 
 
 def read_metrics(run_dir: str | Path, name: str = METRICS) -> list[dict[str, Any]]:
-    """The lines of RUN/metrics.jsonl, or another file like it. A last line that a killed run left unfinished is left out."""
+    """The lines of RUN/metrics.jsonl, or another file like it: objects with the `step` that they are of.
+
+    A last line that a killed run left unfinished is left out. Raises `NeojaxError` for any other that is none.
+    """
     path = Path(run_dir) / name
     rows = []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().splitlines()
     for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
+            row = json.loads(line)
+            if not (isinstance(row, dict) and type(row.get("step")) is int):
+                raise ValueError
+            rows.append(row)
+        except (ValueError, RecursionError):
             if number < len(lines):
-                raise NeojaxError(f"{path}: line {number} is not JSON; mend or delete that line") from None
+                raise NeojaxError(
+                    f"{path}: line {number} is not JSON with a step; mend or delete that line"
+                ) from None
     return rows
 
 

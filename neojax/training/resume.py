@@ -36,14 +36,14 @@ def _may_begin(folder: Path, restart: bool, note: Note) -> None:
             if (folder / METRICS).exists()
             else 0
         )
+        has_newest = (folder / NEWEST).exists()
         found = None
-        if (step := newest_saved(folder)) is not None:
-            found = f"saved a checkpoint at step {step}"
-        elif (
-            not (folder / NEWEST).exists()
-            and logged
-            and (not has_folder or logged >= _checkpoint_every(folder))
-        ):
+        try:
+            if (step := newest_saved(folder)) is not None:
+                found = f"saved a checkpoint at step {step}"
+        except ValueError:
+            found = f"a damaged {NEWEST}, which says the step of its last checkpoint"
+        if not has_newest and logged and (not has_folder or logged >= _checkpoint_every(folder)):
             found = f"metrics up to step {logged}"  # of an earlier version, which did not write NEWEST
         if found and not restart:
             raise NeojaxError(
@@ -60,13 +60,29 @@ def _may_begin(folder: Path, restart: bool, note: Note) -> None:
         note(
             f"{folder} begins anew from step 0 ({why}){f'; the metrics of before are {kept}' if kept else ''}"
         )
+    elif not has_newest and (folder / runs.CONFIG).exists():
+        note(f"{folder} has a {runs.CONFIG} but neither checkpoints nor metrics: it begins from step 0")
 
 
 def newest_saved(folder: Path) -> int | None:
-    """The step of the last checkpoint that was saved in a run directory, whether or not it is there still."""
+    """The step of the last checkpoint that was saved in a run directory, whether or not it is there still; None where
+    none was. Raises `ValueError` where what says so is damaged."""
     try:
-        return int(json.loads((folder / NEWEST).read_text())["step"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):  # TypeError: it is null, for none has been
+        content = json.loads((folder / NEWEST).read_bytes())
+    except FileNotFoundError:
+        return None
+    except RecursionError as e:
+        raise ValueError from e
+    step = content.get("step", "") if isinstance(content, dict) else ""
+    if step is not None and (type(step) is not int or step < 0):
+        raise ValueError
+    return step
+
+
+def _newest_or_none(folder: Path) -> int | None:
+    try:
+        return newest_saved(folder)
+    except ValueError:  # the checkpoints that are there say more
         return None
 
 
@@ -98,7 +114,7 @@ def go_on(
     `NeojaxError` where the checkpoint does not fit `config`, or is damaged.
     """
     folder = Path(config.train.run_dir)
-    wanted = agreed(lambda: newest_saved(folder))
+    wanted = agreed(lambda: _newest_or_none(folder))
     while (step := checkpoints.latest()) is not None:
         try:
             saved = checkpoints.restore_meta(step)

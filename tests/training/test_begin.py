@@ -76,6 +76,27 @@ def test_a_converted_model_whose_weights_are_lost_is_not_trained_from_scratch(ru
         again()
 
 
+@pytest.mark.parametrize(
+    "content", [b"{", b"", b"\xff\xfe", b"[6]", b"{}", b'{"step": 1e400}', b'{"step": "6"}', b"[" * 9999]
+)
+def test_a_damaged_word_of_the_last_checkpoint_does_not_pass_for_none(content, run, again):
+    (run / "newest.json").write_bytes(content)
+    (run / "metrics.jsonl").unlink()
+    (run / "checkpoints").rename(run / "elsewhere")
+    with pytest.raises(NeojaxError, match=r"has a damaged newest.json, .* but its checkpoints/ is gone"):
+        again()
+    (run / "elsewhere").rename(run / "checkpoints")
+    if content == b"{":
+        assert "resuming" in again()
+
+
+def test_a_folder_with_nothing_but_a_config_is_begun_with_a_word(settings, tmp_path):
+    (tmp_path / "config.yml").write_text("{}")
+    said = []
+    may_begin(settings(tmp_path), said.append)
+    assert len(said) == 1 and "begins from step 0" in said[0]
+
+
 def test_restart_changes_nothing_where_there_are_checkpoints(run, again):
     assert "resuming" in again("train.restart=true")
     assert steps_of(run) == list(range(1, 10)) and not (run / "metrics.1.jsonl").exists()

@@ -35,8 +35,23 @@ def test_resuming_leaves_each_step_once_even_after_a_torn_line(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"ste\n{"step": 3}\n')
+@pytest.mark.parametrize(
+    "broken",
+    [
+        b'{"ste',
+        b"5",
+        b"{}",
+        b"null",
+        b"[1]",
+        b'{"step": null}',
+        b'{"step": "2"}',
+        b'{"step": 1e400}',
+        b"\xff",
+        b"[" * 9999,
+    ],
+)
+def test_a_broken_line_in_the_middle_is_an_error(broken, tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + broken + b'\n{"step": 3}\n')
     with pytest.raises(NeojaxError, match="line 2"):
         MetricsWriter(tmp_path, tensorboard=False, resume_step=3)
 
