@@ -26,12 +26,13 @@ CHUNK = 512  # tokens of every prompt that are read in one pass: what a longer o
 class Rows(NamedTuple):
     """What a batch of rows carries from step to step; the first dimension of every array is batch.
 
-    `start`: the time of the row's first token; `token`: the newest one; `made`: tokens generated; `limit`: at how
-    many of them to end; `key`: uint32 [batch, 2]; `present`: bool [batch, vocab], the tokens of the row so far.
+    `start`: the time of the row's first token; `token`: the newest one; `logprob`: its log-probability, as the model
+    has it, before temperature and filters; `made`: tokens generated; `limit`: at how many of them to end; `key`: uint32 [batch, 2]; `present`: bool [batch, vocab], the tokens of the row so far.
     """
 
     start: jax.Array
     token: jax.Array
+    logprob: jax.Array
     made: jax.Array
     limit: jax.Array
     key: jax.Array
@@ -73,11 +74,11 @@ class Decoder:
         key: np.ndarray,
         controls: Controls,
         slots: Mapping[str, int],
-    ) -> tuple[np.ndarray, Rows]:
+    ) -> Rows:
         """Reads prompts, the first part in a pass of its own and the rest in chunks, and draws a token for every row.
 
         prompts: int32 [prompts, sequence] with `start` pads at the left; source: int32 [batch], the prompt of each
-        row; slots: the length of the cache for each attention type. Returns tokens int32 [batch] and the rows.
+        row; slots: the length of the cache for each attention type.
         """
         with self.layout.in_force():
             length, starts = prompts.shape[1], self.layout.put(start, "batch")
@@ -90,7 +91,7 @@ class Decoder:
             for time in range(first, length, CHUNK):
                 now = self.layout.put(np.array(time, np.int32))
                 hidden, caches = _read_on(*self._prefill, tokens(time, time + CHUNK), starts, now, caches)
-            rows = _begin(
+            return _begin(
                 *self._prefill,
                 hidden,
                 caches,
@@ -101,18 +102,17 @@ class Decoder:
                 self.layout.put(key, "batch", ""),
                 controls,
             )
-        return self.layout.fetch(rows.token), rows
 
     def decode(
         self, rows: Rows, time: int, done: np.ndarray, eos: np.ndarray, controls: Controls, steps: int
-    ) -> tuple[np.ndarray, Rows]:
+    ) -> tuple[jax.Array, jax.Array, Rows]:
         """Up to `steps` more tokens for every row that is not `done`; `time` is that of the rows' newest token.
 
         A row ends by itself after a token in `eos` or at its limit. Returns int32 [batch, steps], -1 after the end of
-        a row, and the rows, whose buffers take the place of those given.
+        a row, their log-probabilities, and the rows, whose buffers take the place of those given.
         """
         with self.layout.in_force():
-            tokens, rows = _decode(
+            return _decode(
                 *self._decode,
                 rows,
                 self.layout.put(np.array(time, np.int32)),
@@ -121,7 +121,6 @@ class Decoder:
                 controls,
                 steps,
             )
-        return self.layout.fetch(tokens), rows
 
     def _present(self, prompts: np.ndarray, start: np.ndarray) -> np.ndarray:
         """bool [prompts, vocab]: the tokens of each prompt."""
@@ -207,8 +206,8 @@ def _begin(
     logits = _last_logits(model, hidden)
     start, logits, present, caches = _gather((start, logits, present, caches), source)
     count = jnp.zeros_like(limit)
-    token, present = _draw(model.layout, logits, present, key, count, controls)
-    return Rows(start, token, count + 1, limit, key, present, caches)
+    token, logprob, present = _draw(model.layout, logits, present, key, count, controls)
+    return Rows(start, token, logprob, count + 1, limit, key, present, caches)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "steps"), donate_argnames="rows")
@@ -221,27 +220,31 @@ def _decode(
     eos: jax.Array,
     controls: Controls,
     steps: int,
-) -> tuple[jax.Array, Rows]:
+) -> tuple[jax.Array, jax.Array, Rows]:
     model = nnx.merge(graphdef, state)
 
     def unfinished(carry):
-        step, _, done, _ = carry
+        step, _, done, *_ = carry
         return (step < steps) & ~jnp.all(done)
 
     def forward(carry):
-        step, rows, done, out = carry
+        step, rows, done, out, logprobs = carry
         hidden, caches = model.hidden(rows.token[:, None], Window(rows.start, time + step), rows.caches)
         logits = _last_logits(model, hidden)
-        token, present = _draw(model.layout, logits, rows.present, rows.key, rows.made, controls)
+        token, logprob, present = _draw(model.layout, logits, rows.present, rows.key, rows.made, controls)
         made = jnp.where(done, rows.made, rows.made + 1)
-        out = jnp.where((jnp.arange(steps) == step) & ~done[:, None], token[:, None], out)
+        now = (jnp.arange(steps) == step) & ~done[:, None]
+        out, logprobs = jnp.where(now, token[:, None], out), jnp.where(now, logprob[:, None], logprobs)
         done = done | jnp.any(token[:, None] == eos, axis=-1) | (made >= rows.limit)
-        rows = rows._replace(token=token, made=made, present=present, caches=caches)
-        return step + 1, rows, done, out
+        rows = rows._replace(token=token, logprob=logprob, made=made, present=present, caches=caches)
+        return step + 1, rows, done, out, logprobs
 
-    out = jnp.full((done.shape[0], steps), -1, jnp.int32, out_sharding=model.layout.sharding(["batch", ""]))
-    _, rows, _, out = jax.lax.while_loop(unfinished, forward, (jnp.zeros_like(time), rows, done, out))
-    return out, rows
+    shape, wide = (done.shape[0], steps), model.layout.sharding(["batch", ""])
+    out = jnp.full(shape, -1, jnp.int32, out_sharding=wide)
+    logprobs = jnp.zeros(shape, jnp.float32, out_sharding=wide)
+    carry = jnp.zeros_like(time), rows, done, out, logprobs
+    _, rows, _, out, logprobs = jax.lax.while_loop(unfinished, forward, carry)
+    return out, logprobs, rows
 
 
 @jax.jit
@@ -267,13 +270,16 @@ def _draw(
     key: jax.Array,
     count: jax.Array,
     controls: Controls,
-) -> tuple[jax.Array, jax.Array]:
-    """The next token of every row, each device drawing for its own rows, and the marks with it."""
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The next token of every row, each device drawing for its own rows, its log-probability in the model, and the marks
+    with it."""
 
     def draw(logits, present, key, count, controls):
         keys = jax.random.wrap_key_data(key, impl="threefry2x32")
         token = next_token(logits, present, jax.vmap(jax.random.fold_in)(keys, count), controls)
-        return token, present.at[jnp.arange(token.shape[0]), token].set(True)
+        place = jnp.arange(token.shape[0]), token
+        logprob = logits[place] - jax.nn.logsumexp(logits, axis=-1)
+        return token, logprob, present.at[place].set(True)
 
     row = layout.spec(["batch"])
     wide = jax.P(*row, None)
@@ -281,6 +287,6 @@ def _draw(
         draw,
         mesh=layout.mesh,
         in_specs=(wide, wide, wide, row, jax.P()),
-        out_specs=(row, wide),
+        out_specs=(row, row, wide),
         check_vma=False,  # inside, loops start from constants, which vary over no axis
     )(logits, present, key, count, controls)

@@ -29,12 +29,14 @@ BATCH = 64  # rows decoded at once at most
 @dataclass
 class Sample:
     """One continuation. `text` and `tokens` are what follows the prompt, without the end-of-document token; the text
-    is cut before a stop string. `finish_reason` is stop, eos or length; `text` is None without a tokenizer."""
+    is cut before a stop string. `finish_reason` is stop, eos or length; `text` is None without a tokenizer. `logprobs` are
+    the log-probabilities of `tokens` where they were asked for, else None."""
 
     prompt: str | list[int]
     text: str | None
     tokens: list[int]
     finish_reason: FinishReason
+    logprobs: list[float] | None = None
 
 
 @dataclass
@@ -46,11 +48,13 @@ class _Row:
     limit: int
     key: np.ndarray
     continuation: Continuation
+    logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     stream: Stream | None = field(default=None, repr=False)
 
-    def push(self, tokens: Iterable[int], eos: Sequence[int]) -> None:
-        """Takes new tokens (-1: none) and notes whether they end the row."""
+    def push(self, tokens: Iterable[int], logprobs: Iterable[float], eos: Sequence[int]) -> None:
+        """Takes new tokens (-1: none) with their log-probabilities, if any, and notes whether they end the row."""
+        self.logprobs += logprobs
         taken: list[int] = []
         for token in tokens:
             if token < 0 or self.finish_reason:
@@ -86,6 +90,7 @@ class Sampler:
         sampling: Sampling,
         eos: tuple[int, ...] | None = None,
         stream: Stream | None = None,
+        logprobs: bool = False,
     ) -> list[Sample]:
         """Continues every prompt, `encoded` as tokens, `sampling.num_samples` times; see `generate`."""
         if sampling.stop and self.tokenizer is None:
@@ -121,13 +126,14 @@ class Sampler:
         # Rows of like length together, so that little is padded.
         by_length = sorted(rows, key=lambda row: len(row.prompt))
         for first in range(0, len(rows), BATCH):
-            self._run(by_length[first : first + BATCH], max_new_tokens, eos, controls)
+            self._run(by_length[first : first + BATCH], max_new_tokens, eos, controls, logprobs)
         return [
             Sample(
                 prompts[row.index // num_samples],
                 None if self.tokenizer is None else row.continuation.text,
                 row.continuation.tokens,
                 row.finish_reason or "length",
+                row.logprobs[: len(row.continuation.tokens)] if logprobs else None,
             )
             for row in rows
         ]
@@ -153,7 +159,9 @@ class Sampler:
             )
         return fitted
 
-    def _run(self, rows: list[_Row], max_new_tokens: int, eos: Sequence[int], controls: Controls) -> None:
+    def _run(
+        self, rows: list[_Row], max_new_tokens: int, eos: Sequence[int], controls: Controls, logprobs: bool
+    ) -> None:
         """Prefills and decodes one batch, leaving its rows finished."""
         prompts = list(dict.fromkeys(row.prompt for row in rows))
         n_ctx = self.config.n_ctx
@@ -165,7 +173,8 @@ class Sampler:
         def column(value: Callable[[_Row], Any]) -> np.ndarray:  # padding rows are like the first
             return np.array([value(row or rows[0]) for row in live])
 
-        first, state = self._decoder.prefill(
+        fetch = self._decoder.layout.fetch
+        state = self._decoder.prefill(
             *(padded, start),
             column(lambda row: prompts.index(row.prompt)).astype(np.int32),
             column(lambda row: row.limit).astype(np.int32),
@@ -174,11 +183,12 @@ class Sampler:
             slots={"global": total, "local": min(total, self.config.window_size)},
         )
         ends = np.array(eos or [-1], np.int32)
-        new, time = first[:, None], length
+        new, of_new, time = state.token[:, None], state.logprob[:, None], length
         while True:
-            for row, tokens in zip(live, new):
+            found = fetch(new), fetch(of_new) if logprobs else np.zeros((len(live), 0))
+            for row, tokens, their in zip(live, *found):
                 if row is not None:
-                    row.push(tokens, eos)
+                    row.push(tokens, map(float, their), eos)
             live = [None if row is None or row.finish_reason else row for row in live]
             going = [place for place, row in enumerate(live) if row is not None]
             if not going:
@@ -188,7 +198,7 @@ class Sampler:
                 state = self._decoder.take(state, np.array(kept, np.int32))
                 live = [live[place] for place in going] + [None] * (smaller - len(going))
             done = np.array([row is None for row in live])
-            new, state = self._decoder.decode(state, time, done, ends, controls, CHUNK)
+            new, of_new, state = self._decoder.decode(state, time, done, ends, controls, CHUNK)
             time += CHUNK
 
     def _pad(self, prompts: list[tuple[int, ...]], length: int) -> tuple[np.ndarray, np.ndarray]:
@@ -218,6 +228,7 @@ def generate(
     eos: int | Sequence[int] | None = None,
     stream: Stream | None = None,
     return_samples: bool = False,
+    return_logprobs: bool = False,
 ) -> Any:
     """Continues `prompts`: a text or a list of token ids (which needs no tokenizer), or a list of such; ids may also be
     arrays, of one dimension or, for prompts of one length, of two.
@@ -232,7 +243,9 @@ def generate(
     those of one prompt together.
 
     Returns the continuation (a str; token ids where there is no tokenizer) for one prompt and one sample, else a list
-    in the order of prompts, each `num_samples` times; with `return_samples` always a list of `Sample`. Raises
+    in the order of prompts, each `num_samples` times; with `return_samples` always a list of `Sample`. So it is with
+    `return_logprobs`, and a sample's `logprobs` are then those of its tokens, in nats as the model has them: of the logits
+    alone, whatever temperature, penalty and filters made of them, so that they are those of `neojax.score`. Raises
     `NeojaxError`.
     """
     usable(model, "continue a text")
@@ -252,14 +265,15 @@ def generate(
     ends = None if eos is None else end_ids(eos, model.config.n_vocab)
     if stream is not None and not callable(stream):
         raise wrong("stream", stream, "a function of the sample's index and a piece of text")
-    flag("return_samples", return_samples)
+    for name, value in (("return_samples", return_samples), ("return_logprobs", return_logprobs)):
+        flag(name, value)
     with model.layout.in_force() as is_free:
         if not is_free:
             raise NeojaxError("generate runs by itself: call it outside of jax.jit and its like")
         sampler = sampler_of(model)
     encoded = [encode(model, prompt) or [start_token(model, "the prompt is empty")] for prompt in given]
-    samples = sampler.generate(given, encoded, sampling, ends, stream)
-    if return_samples:
+    samples = sampler.generate(given, encoded, sampling, ends, stream, return_logprobs)
+    if return_samples or return_logprobs:
         return samples
     texts = [sample.tokens if sample.text is None else sample.text for sample in samples]
     return texts[0] if single and num_samples == 1 else texts

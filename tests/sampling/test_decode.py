@@ -122,7 +122,7 @@ def test_a_prompt_read_in_chunks_is_one_read_at_once(options, monkeypatch):
     row = np.arange(2, dtype=np.int32)
     for chunk in (512, 9, 4):
         monkeypatch.setattr(decode, "CHUNK", chunk)
-        _, rows = decoder.prefill(
+        rows = decoder.prefill(
             *(tokens, start, row, row + 9, np.zeros((2, 2), np.uint32), CONTROLS),
             slots={"global": 24, "local": 7},
         )
@@ -144,7 +144,7 @@ def test_the_cache_is_written_in_place(model):
         np.float32(1), np.int32(0), np.float32(1), np.float32(0), np.float32(1), np.bool_(False)
     )
     four = np.zeros(4, np.int32)
-    _, rows = decoder.prefill(
+    rows = decoder.prefill(
         np.ones((4, 8), np.int32), four, np.arange(4, dtype=np.int32), four + 9, np.zeros((4, 2), np.uint32),
         controls, {"global": 16, "local": 7},
     )  # fmt: skip

@@ -108,6 +108,20 @@ def test_a_prompt_longer_than_the_context_keeps_its_last_tokens(model):
     assert len(caught) == 1
 
 
+def test_log_probabilities_are_those_that_score_gives_the_tokens_drawn(model):
+    prompts = ["the cat", "on the mat and the dog"]
+    settings = {"max_new_tokens": 12, "seed": 4, "num_samples": 2, "stop": "ca", "repetition_penalty": 1.5}
+    samples = generate(model, prompts, temperature=0.7, top_k=9, return_logprobs=True, **settings)
+    assert [s.text for s in samples] == generate(model, prompts, temperature=0.7, top_k=9, **settings)
+    for sample in samples:
+        context = model.tokenizer.encode(sample.prompt).ids
+        scored = neojax.score(model, [sample.tokens], [context])[0]
+        assert len(sample.logprobs) == len(sample.tokens)
+        np.testing.assert_allclose(sample.logprobs, scored.logprobs, atol=1e-4)
+    (plain,) = generate(model, ["the"], max_new_tokens=2, return_samples=True)
+    assert plain.logprobs is None
+
+
 def compiled():
     """How often each compiled part has been compiled."""
     parts = decode._read, decode._read_on, decode._begin, decode._decode
