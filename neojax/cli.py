@@ -1,7 +1,6 @@
 """The command line: `neojax train|sample|prepare|convert|launch|data|inspect`. JAX is imported by the command that needs it."""
 
 import argparse
-import contextlib
 import errno
 import os
 import sys
@@ -10,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from neojax.errors import NeojaxError
+from neojax.output import drop_untaken
 from neojax.version import __version__
 
 COMMANDS = {
@@ -102,13 +102,5 @@ def guarded(run: Callable[[], None]) -> int:
         print(f"error: {what}: {e.strerror}", file=sys.stderr)
         return 2
     finally:
-        _drop_output()
+        drop_untaken()
     return 0
-
-
-def _drop_output() -> None:
-    """Drops what nobody takes of our output (a full disk, a reader that has left): closing stdout would complain again."""
-    with contextlib.suppress(OSError):
-        sys.stdout.flush()
-        return
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

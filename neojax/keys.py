@@ -322,7 +322,7 @@ class TrainConfig:
     checkpoint_every: int = _key(1000, "steps between checkpoints; one is always written at the end", least=1)
     grace_seconds: float = _key(
         120.0,
-        "seconds that a run which SIGTERM or Ctrl-C stops may take to save; then it ends as it is, its last whole "
+        "seconds that a run which SIGTERM, Ctrl-C or SIGHUP stops may take to save; then it ends as it is, its last whole "
         "checkpoint being the one to go on from",
         least=0,
     )

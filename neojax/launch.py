@@ -119,7 +119,9 @@ class Launched:
 
     def wait(self) -> int:
         """The exit status of the process that failed first, 0 where none did."""
-        passed = (signal.SIGINT, signal.SIGTERM)
+        passed = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+            passed.append(signal.SIGHUP)
         before = {s: signal.signal(s, lambda number, _: self.send(number)) for s in passed}
         try:
             return self._wait()

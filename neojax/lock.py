@@ -166,11 +166,12 @@ class Lock:
                 os.utime(fd)
 
     def _forget(self) -> None:
-        assert self._fd is not None
+        fd, self._fd = self._fd, None
+        if fd is None:
+            return
         self._ended.set()
         self._beating.join(1.0)  # it uses the descriptor, and may hang with a mount that does
-        os.close(self._fd)
-        self._fd = None
+        os.close(fd)
 
 
 def _flock(fd: int) -> bool | None:

@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 
 from neojax import config
+from neojax.output import drop_untaken
 from neojax.training.signals import Stop
 
 
@@ -23,3 +24,4 @@ def run(args: Namespace) -> None:
         from neojax.training.loop import train  # takes seconds, in which a signal finds its handler
 
         train(settings, stop)
+    drop_untaken()  # the run is whole without it

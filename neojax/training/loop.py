@@ -113,6 +113,7 @@ def train(config: Config, stop: Stop | None = None) -> None:
     check_alike(meta, layout)
     progress = Progress(config.train.steps)
     with owned(folder) as lock, ExitStack() as stack:
+        stop.before_end(lock.release)
         stack.enter_context(jax.set_mesh(layout.mesh))  # type: ignore[arg-type]
         may_begin(config, progress.note)
         checkpoints = stack.enter_context(

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import jax
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from neojax.errors import NeojaxError, SaveError
+from neojax.output import Dispensable
 from neojax.training.tensorboard import Board
 
 METRICS = "metrics.jsonl"
@@ -190,14 +191,15 @@ class Stopwatch:
 class Progress:
     """A progress bar for training with loss, tokens/s and time left; a line now and then where there is no terminal.
 
-    A context manager; only process 0 shows anything.
+    A context manager; only process 0 shows anything. No output that cannot be written ends a run.
     """
 
     def __init__(self, steps: int):
         self._steps, self._start, self._began = steps, 0, time.monotonic()
         self._last_line = -math.inf
         self._shown = jax.process_index() == 0
-        self._console = Console(file=sys.stdout)
+        self._out = cast(TextIO, Dispensable(sys.stdout))
+        self._console = Console(file=self._out)
         self._bar = None
         if self._shown and self._console.is_terminal:
             self._bar = Bar(
@@ -233,7 +235,7 @@ class Progress:
             self._last_line = time.monotonic()
             spent = self._last_line - self._began
             left = spent / max(step - self._start, 1) * (self._steps - step)
-            print(f"step {step}/{self._steps}  {status}  {_clock(left)} left", flush=True)
+            print(f"step {step}/{self._steps}  {status}  {_clock(left)} left", file=self._out, flush=True)
 
     def begin(self, start: int) -> None:
         """The run goes on from `start`."""

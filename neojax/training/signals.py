@@ -1,4 +1,4 @@
-"""A run that is asked to stop, by SIGTERM or Ctrl-C: it saves first, within a time; a second signal ends it at once.
+"""A run that is asked to stop, by SIGTERM, Ctrl-C or the end of its terminal (SIGHUP): it saves first, within a time; a second signal ends it at once.
 
 The first signal only leaves word; the loop looks for it where the state is whole: between steps, between the batches
 of an evaluation, and while it waits for input. Python runs a signal's handler on the main thread between two of its
@@ -7,6 +7,7 @@ word also goes through a pipe, which the interpreter's handler in C writes to, t
 Ending it does no harm at any moment: checkpoints and all else that a run writes appear whole, by a rename.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ class Stop:
         self._number = 0  # of the first signal
         self._grace: float | None = None  # seconds; None: there is nothing to save
         self._waits = self._gave_up = False
+        self._last_calls: list[Callable[[], object]] = []
         self._done: int | None = None  # the exit status, when all that is left is to end
 
     @property
@@ -52,6 +54,10 @@ class Stop:
     def protect(self, grace_seconds: float) -> None:
         """From now on there is something to save, which may take `grace_seconds`."""
         self._grace = grace_seconds
+
+    def before_end(self, call: Callable[[], object]) -> None:
+        """Has `call` called, in a thread of its own that is waited for a second, when a signal ends the process."""
+        self._last_calls.append(call)
 
     def waiting(self, call: Callable[..., T], *args: Any) -> T:
         """`call(*args)`, which only waits for something: given up when the run is asked to stop. Raises `Stopped` then."""
@@ -71,7 +77,8 @@ class Stop:
         self._caught = threading.current_thread() is threading.main_thread()
         if not self._caught:  # where Python delivers no signals
             return self
-        self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        caught = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]  # nohup
+        self._previous = {number: signal.signal(number, self._handle) for number in caught}
         if self._ends_process:
             self._read, self._write = os.pipe()
             os.set_blocking(self._write, False)
@@ -99,7 +106,7 @@ class Stop:
             os.close(self._read)
 
     def _handle(self, number: int, _: Any) -> None:
-        again = self.asked
+        again = self.asked and number != signal.SIGHUP
         self._number = self._number or number
         if not self._ends_process and (again or self._grace is None):
             raise KeyboardInterrupt
@@ -120,6 +127,10 @@ class Stop:
             for number in numbers:
                 if number not in SIGNALS:
                     continue
+                if (
+                    first and number == signal.SIGHUP
+                ):  # a shell passes it on, and then the terminal sends its own
+                    continue
                 if first:
                     self._end(number, f"ended at once by a second signal; {_GOES_ON}")
                 if self._grace is None:
@@ -131,8 +142,13 @@ class Stop:
         if self._done is not None:
             os._exit(self._done)
         _say(number, why)
+        for call in self._last_calls:
+            last = threading.Thread(target=call, daemon=True)
+            last.start()
+            last.join(1.0)
         if os.isatty(1):
-            os.write(1, b"\x1b[?25h")  # the cursor, which the progress bar hides
+            with contextlib.suppress(OSError):
+                os.write(1, b"\x1b[?25h")  # the cursor, which the progress bar hides
         os._exit(128 + number)
 
 
@@ -141,4 +157,5 @@ _GOES_ON = "the same command goes on from the last whole checkpoint"
 
 def _say(number: int, text: str) -> None:
     """One line on stderr, past Python's buffers, whose locks the main thread may hold."""
-    os.write(2, f"{signal.Signals(number).name}: {text}\n".encode())
+    with contextlib.suppress(OSError):  # who read it may have been ended by the same signal
+        os.write(2, f"{signal.Signals(number).name}: {text}\n".encode())

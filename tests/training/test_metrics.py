@@ -1,4 +1,7 @@
 import json
+import os
+import subprocess
+import sys
 import time
 
 import jax.numpy as jnp
@@ -108,6 +111,31 @@ def test_progress_prints_plain_lines_without_a_terminal(capsys, monkeypatch):
     assert lines[0] == "step 11/100  loss 2.0000  12,346 tokens/s  0:01:29 left"
     assert lines[-2].startswith("step 100/100") and lines[-1] == "a [bold] note"
     assert len(lines) == 5
+
+
+UNTAKEN = """
+import sys
+from neojax.training.metrics import Progress
+progress = Progress(2)
+for step in (1, 2):
+    progress.note("word")
+    progress.update(step, 1.0)
+print("went on", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("output", ["a full disk", "a reader that has left"])
+def test_a_run_goes_on_whose_output_nobody_takes(output):
+    if output == "a full disk":
+        if not os.path.exists("/dev/full"):
+            pytest.skip("needs /dev/full")
+        out = os.open("/dev/full", os.O_WRONLY)
+    else:
+        gone, out = os.pipe()
+        os.close(gone)
+    done = subprocess.run([sys.executable, "-c", UNTAKEN], stdout=out, stderr=subprocess.PIPE, text=True)
+    os.close(out)
+    assert done.stderr.startswith("went on")
 
 
 def test_metrics_file_is_json_lines(tmp_path):

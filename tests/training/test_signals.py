@@ -88,6 +88,52 @@ def test_a_second_signal_ends_the_process_at_once():
     assert err.startswith("SIGTERM: ended at once by a second signal") and err.count("\n") == 1
 
 
+def test_the_end_of_the_terminal_stops_a_run_but_not_under_nohup():
+    """Shells pass SIGHUP on and the terminal sends its own: the second is no wish to end at once."""
+    for nohup in (False, True):
+        process = started(
+            f"import signal; signal.signal(signal.SIGHUP, signal.SIG_{'IGN' if nohup else 'DFL'})" + STUCK, 50
+        )
+        process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        if not nohup:
+            assert process.stderr.readline().startswith("SIGHUP: stopping after saving")
+            process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGTERM)
+        if nohup:
+            assert process.stderr.readline().startswith("SIGTERM: stopping after saving")
+            process.send_signal(signal.SIGTERM)
+        status, _, err = ended(process)
+        assert status == 128 + signal.SIGTERM and err.startswith("SIGTERM: ended at once"), err
+
+
+def test_what_it_says_reaches_nobody_and_the_run_still_ends_in_time():
+    """`neojax train ... | tee log`: Ctrl-C ends tee too."""
+    process = started(STUCK, 0.3)
+    process.stdout.readline()
+    process.stdout.close()
+    process.stderr.close()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 128 + signal.SIGINT
+
+
+@BOTH
+def test_a_process_that_a_signal_ends_gives_back_its_lock(number, tmp_path):
+    lock = f"""
+from neojax.lock import Lock
+lock = Lock({str(tmp_path)!r})
+lock.take()
+"""
+    process = started(
+        lock + STUCK.replace("    if sys", "    stop.before_end(lock.release)\n    if sys"), "none"
+    )
+    process.stdout.readline()
+    assert os.listdir(tmp_path) == ["lock"]
+    process.send_signal(number)
+    assert ended(process)[0] == 128 + number
+    assert os.listdir(tmp_path) == []
+
+
 def test_waiting_is_given_up_at_any_instruction():
     """The signal falls somewhere into `waiting`, also where it begins and ends: Stopped, or what came just before."""
     come = given_up = 0
@@ -252,6 +298,7 @@ def test_the_command_ends_in_time_and_goes_on_as_if_it_had_not(
     ending, _, err = ended(process)
     assert ending == status, err
     assert words in err and "Traceback" not in err
+    assert not (run / "lock").exists()
     with Checkpoints(run) as checkpoints:
         latest = checkpoints.latest()
     assert (latest is None) == (saved is None)
