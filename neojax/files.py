@@ -13,6 +13,14 @@ from pathlib import Path
 from neojax.errors import NeojaxError
 
 
+def named(path: str | Path, what: str) -> Path:
+    """The path that a user gave for `what`. Raises `NeojaxError` for an empty text, which is mostly a variable of a shell
+    that was never set, and which `Path` takes for the folder one is in."""
+    if not str(path):
+        raise NeojaxError(f"{what} is an empty text; name a file or folder (. is the one you are in)")
+    return Path(path)
+
+
 def is_free(path: str | Path) -> bool:
     """Whether nothing would be lost by writing `path`: there is nothing, or an empty folder."""
     path = Path(path)

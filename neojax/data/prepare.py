@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neojax.errors import NeojaxError
-from neojax.files import ending_cleanly
+from neojax.files import ending_cleanly, named
 from neojax.lock import Lock
 from neojax.version import __version__
 
@@ -102,6 +102,7 @@ def prepare(
     each core). Raises `NeojaxError`; a finished `out` is only replaced with `force`.
     """
     from neojax.data.inputs import expand
+    from neojax.data.readers import Skip
 
     if (tokenizer is None) == (train_tokenizer is None):
         raise NeojaxError("give either --tokenizer tokenizer.json or --train-tokenizer VOCAB_SIZE")
@@ -109,11 +110,12 @@ def prepare(
         raise NeojaxError(f"--validation {validation}: expected a share of the documents, from 0 to below 1")
     if workers is not None and workers < 1:
         raise NeojaxError(f"--workers {workers}: expected at least 1")
-    out = Path(out)
+    out = named(out, "--out")
     if out.exists() and not out.is_dir():
         raise NeojaxError(f"--out {out} is a file; expected a folder")
     inside = out.resolve()
     files, skipped = expand(inputs)
+    skipped += [Skip(str(f), "lies in --out") for f in files if inside in f.resolve().parents]
     files = [f for f in files if inside not in f.resolve().parents]
     if not files:
         raise NeojaxError(f"every input lies in --out {out}; choose another folder")
@@ -292,7 +294,10 @@ class _Run:
             TimeRemainingColumn(),
         )
         console = Console(stderr=True)
-        with Progress(*columns, console=console, disable=not self.progress) as bar:
+        is_shown = (
+            self.progress and console.is_terminal
+        )  # a log has no use for it, and may lie on a full disk
+        with Progress(*columns, console=console, disable=not is_shown) as bar:
             shown = bar.add_task(title, total=sum(map(readers.size, self.files)))
             for file in self.files:
                 if is_tfrecord(file):  # not text

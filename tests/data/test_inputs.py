@@ -40,6 +40,57 @@ def test_links_are_followed_once_each_and_end(tmp_path):
     assert names(tmp_path / "in" / "zlink", tmp_path / "in")[0] == ["4.txt", "1.txt", "5.txt", "2.txt"]
 
 
+def test_a_glob_means_what_a_shell_would_make_of_it_and_ends_where_links_lead_around(tmp_path, monkeypatch):
+    write(tmp_path, "in/1.txt", "in/sub/2.txt", "in/sub/deep/3.txt", "in/[x]/4.txt")
+    (tmp_path / "in" / "nowhere").symlink_to("gone")
+    assert names(tmp_path / "in" / "*")[1] == {"nowhere": "is a link that leads nowhere"}
+    assert sorted(names(tmp_path / "in" / "*")[0]) == ["1.txt", "2.txt", "3.txt", "4.txt"]
+    # Two links upwards: there are 2^40 ways to the same files.
+    (tmp_path / "in" / "sub" / "up").symlink_to("..")
+    (tmp_path / "in" / "sub" / "deep" / "up").symlink_to("..")
+    (tmp_path / "in" / "[x]" / "up").symlink_to("..")
+    found = ["1.txt", "4.txt", "2.txt", "3.txt"]
+    assert names(tmp_path / "in" / "**" / "*.txt")[0] == found
+    assert names(tmp_path / "**" / "in" / "**" / "[1-3].txt")[0] == ["1.txt", "2.txt", "3.txt"]
+    assert sorted(names(tmp_path / "in" / "**")[0]) == sorted(found)
+    monkeypatch.chdir(tmp_path / "in")
+    assert names("**/*.txt")[0] == found
+    with pytest.raises(NeojaxError, match=r"in/\*\*/\*.md' holds no files"):
+        expand([tmp_path / "in" / "**" / "*.md"])
+
+
+def test_what_a_glob_cannot_look_into_is_told(tmp_path, monkeypatch):
+    write(tmp_path, "in/1.txt", "in/locked/2.txt")
+    own = os.listdir
+
+    def listdir(path):
+        if os.path.basename(path) == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return own(path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    for pattern in ("**/*.txt", "**", "*"):
+        assert names(tmp_path / "in" / pattern) == (
+            ["1.txt"],
+            {"locked": "cannot be read: Permission denied"},
+        )
+
+
+@pytest.mark.parametrize("bad", ["", "a\0b", "x" * 300])
+def test_an_input_that_is_no_name_is_one_line(tmp_path, bad, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, "1.txt")  # the folder one is in is not what an unset variable means
+    with pytest.raises(NeojaxError, match="input"):
+        expand([bad])
+
+
+def test_inputs_that_lie_in_the_output_are_told(tmp_path, byte_tokenizer):
+    write(tmp_path, "in/1.txt", "in/out/2.txt")
+    counts = prepare([tmp_path / "in"], tmp_path / "in" / "out", tokenizer=byte_tokenizer, validation=0)
+    assert counts.documents == 1 and counts.skipped == {"lies in --out": 1}
+    assert counts.first_skipped == {"lies in --out": str(tmp_path / "in" / "out" / "2.txt")}
+
+
 def test_a_file_counts_once_by_whatever_name_it_is_given(tmp_path, monkeypatch):
     write(tmp_path, "in/1.txt", "in/2.txt")
     (tmp_path / "link").symlink_to("in")
