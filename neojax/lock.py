@@ -70,6 +70,9 @@ class Lock:
                 self._try()
         except OSError as e:
             raise NeojaxError(f"{self.folder}: cannot write there: {e.strerror or e}") from None
+        finally:
+            if self._fd is None:
+                self._unmake()
         self._ended = threading.Event()
         self._beating = threading.Thread(target=self._beat, args=(self._fd, self._ended), daemon=True)
         self._beating.start()
@@ -89,6 +92,10 @@ class Lock:
             if self._is_there(self._fd):
                 self._path.unlink()
         self._forget()
+        self._unmake()
+
+    def _unmake(self) -> None:
+        """Removes the folder, if it was made for the lock and is empty."""
         if self._made:
             with contextlib.suppress(OSError):
                 self.folder.rmdir()
@@ -96,6 +103,7 @@ class Lock:
     def _try(self) -> None:
         """One try; leaves `_fd` None where the file was replaced meanwhile."""
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+        is_locked: bool | None = None
         try:
             is_locked = _flock(fd)
             if is_locked is None:
@@ -121,6 +129,9 @@ class Lock:
                 if not self._is_there(fd) or _owner(fd) != self._me:
                     raise self._taken(fd)
         except BaseException:
+            with contextlib.suppress(OSError):  # unsigned, as on a full disk
+                if is_locked and not os.fstat(fd).st_size and self._is_there(fd):
+                    self._path.unlink()
             os.close(fd)
             raise
         self._fd = fd

@@ -209,3 +209,14 @@ def test_what_is_no_lock_is_overwritten(tmp_path, said):
     (tmp_path / "lock").write_text("hello")
     with Lock(tmp_path, "trained", said.append):
         assert "an unknown host" in said[0]
+
+
+def test_a_full_disk_leaves_no_lock_behind_and_no_folder(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "there").mkdir()
+    monkeypatch.setattr(os, "pwrite", full)
+    assert "No space left on device" in refused(tmp_path / "new")
+    assert "No space left on device" in refused(tmp_path / "there")
+    assert [p.name for p in tmp_path.rglob("*")] == ["there"]
