@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 
 from neojax.errors import NeojaxError
-from neojax.output import drop_untaken
+from neojax.output import complain, drop_untaken, hold_streams
 from neojax.version import __version__
 
 COMMANDS = {
@@ -84,14 +84,15 @@ def _run(prog: str, argv: Sequence[str] | None) -> None:
 
 def guarded(run: Callable[[], None]) -> int:
     """Calls `run`, turning what the user can mend into one line on stderr and an exit status."""
+    hold_streams()
     try:
         run()
         sys.stdout.flush()
     except NeojaxError as e:
-        print(f"error: {e}", file=sys.stderr)
+        complain(f"error: {e}")
         return 2
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        complain("interrupted")
         return 130
     except BrokenPipeError:
         return 141
@@ -99,7 +100,7 @@ def guarded(run: Callable[[], None]) -> int:
         if e.filename is None and e.errno not in UNWRITABLE:
             raise
         what = "cannot write the output" if e.filename is None else e.filename
-        print(f"error: {what}: {e.strerror}", file=sys.stderr)
+        complain(f"error: {what}: {e.strerror}")
         return 2
     finally:
         drop_untaken()

@@ -1,4 +1,4 @@
-"""What is printed where nobody may take it: a reader that has left, a terminal that is gone, a disk that is full."""
+"""What is printed where nobody may take it: a reader that has left, a stream that is closed, a disk that is full."""
 
 import contextlib
 import os
@@ -31,3 +31,20 @@ def drop_untaken() -> None:
         sys.stdout.flush()
         return
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def hold_streams() -> None:
+    """Gives streams that the process was started without (`>&-`) a place that takes all: else the next file that is opened
+    would get a stream's number, and whatever a library writes there would go into it."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(fd)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - as long as the process
+
+
+def complain(text: str) -> None:
+    """A line on stderr; where nobody can read it, as on a full disk, the exit status says it alone."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)

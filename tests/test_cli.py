@@ -94,6 +94,31 @@ def test_leaving_early_is_no_traceback(error, status):
     assert result.returncode == status and "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("streams", ["0<&-", "1>&-", "2>&-", "<&- >&- 2>&-"])
+def test_what_is_written_with_a_stream_closed_is_whole_and_no_traceback(streams, config):
+    """The number of a closed stream is nobody's: not that of a file which is written, with a library's messages in it."""
+    code = (
+        "import os, sys; from neojax.cli import guarded\n"
+        f"def f():\n with open({str(config.parent / 'file')!r}, 'wb') as f:\n"
+        "  [os.write(fd, b'message') for fd in (1, 2)]; print('out'); print('err', file=sys.stderr); f.write(b'data')\n"
+        "raise SystemExit(guarded(f))"
+    )
+    command = f'exec "$0" -c "$1" {streams}'
+    result = subprocess.run(
+        ["sh", "-c", command, sys.executable, code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.returncode == 0 and "Traceback" not in result.stderr
+    assert (config.parent / "file").read_bytes() == b"data"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_an_error_that_cannot_be_told_keeps_its_status():
+    code = "from neojax.cli import guarded\nfrom neojax.errors import NeojaxError\ndef f(): raise NeojaxError('x')\n"
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", f"{code}raise SystemExit(guarded(f))"]
+        assert subprocess.run(command, cwd=ROOT, stderr=full).returncode == 2
+
+
 def test_a_bug_is_a_traceback():
     """Only what the user can mend is made into a line."""
 
