@@ -45,7 +45,7 @@ class Bundle(TensorFiles):
 
     def __init__(self, prefix: Path):
         self.prefix = prefix
-        self._index = prefix.with_name(prefix.name + ".index")
+        self._index = _index(prefix)
         self._checked: set[str] = set()
         try:
             table = dict(_table(self._index.read_bytes()))
@@ -103,7 +103,7 @@ def find(path: Path) -> Path | None:
         path = path.with_name(path.name.removesuffix(".index"))
     elif match := re.fullmatch(r"(.+)\.data-\d{5}-of-\d{5}", path.name):
         path = path.with_name(match[1])
-    if path.with_name(path.name + ".index").is_file():
+    if _index(path).is_file():
         return path
     if not path.is_dir():
         return None
@@ -114,11 +114,16 @@ def find(path: Path) -> Path | None:
         )
         # A folder that was copied: only the name of the recorded path still holds.
         newest = path / Path(named[1]).name if named else None
-        if newest and newest.with_name(newest.name + ".index").is_file():
+        if newest and _index(newest).is_file():
             return newest
     found = [p.with_name(p.name.removesuffix(".index")) for p in path.glob("*.index") if p.name[0] != "."]
     steps = [p for p in found if re.search(r"-\d+$", p.name)]
     return max(steps, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
+
+
+def _index(prefix: Path) -> Path:
+    """The index of a checkpoint; a prefix may have no name, as `.` and `/` have none."""
+    return prefix.parent / f"{prefix.name}.index"
 
 
 def _table(data: bytes) -> Iterator[tuple[bytes, bytes]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from neojax.convert import bundle, gpt_neo
 from neojax.convert.hf_config import is_hf_dir
 from neojax.errors import NeojaxError
-from neojax.files import ending_cleanly, is_free
+from neojax.files import ending_cleanly, is_free, named
 from neojax.lock import Lock
 from neojax.training.run_dir import is_run_dir, write_text
 
@@ -44,7 +44,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Converts, or raises `NeojaxError` and leaves nothing behind."""
-    source, dest = Path(args.source), Path(args.dest)
+    source, dest = named(args.source, "SOURCE"), named(args.dest, "DEST")
     prefix = bundle.find(source)
     is_config = prefix is None and gpt_neo.is_config(source)
     if args.config and prefix is None:

@@ -202,3 +202,17 @@ def test_output_on_a_full_disk_is_one_line():
         )
     assert result.returncode == 2
     assert result.stderr == "error: cannot write the output: No space left on device\n"
+
+
+def test_a_source_is_converted_from_within_and_an_empty_name_is_one_line(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(folder)
+    assert convert(".", "../run") == 0
+    assert (tmp_path / "run" / "config.yml").is_file()
+    capsys.readouterr()
+    for words, name in ((["", "../other"], "SOURCE"), ([".", ""], "DEST")):
+        assert convert(*words) == 2
+        assert capsys.readouterr().err.startswith(f"error: {name} is an empty text")
+    assert convert("/", "../other") == 2
+    assert capsys.readouterr().err.count("\n") == 1
