@@ -41,6 +41,11 @@ def convert_data(keys: Keys, out: Conversion) -> None:
         lambda: (keys.count("eval_steps", 0) and validation) or None,
         "eval_path of the dataset",
     )
+    if out.is_given("data.train") and not out.is_given(
+        "data.tokenizer"
+    ):  # other data, of which the ids mean other text
+        out.ignored += [f"tokenizer_path {tokenizer} (data.train is given)"] if tokenizer else []
+        return
     out.put("data.tokenizer", lambda: tokenizer, "tokenizer_path of the dataset")
 
 

@@ -108,3 +108,14 @@ def test_a_value_of_any_wrong_type_is_one_line_or_none(tmp_path, key, capsys):
         except NeojaxError as e:
             assert len(str(e).splitlines()) == 1, (value, str(e))
         assert len(capsys.readouterr().err.splitlines()) <= 1, value
+
+
+def test_the_tokenizer_of_a_dataset_is_not_that_of_other_data(tmp_path, capsys):
+    (tmp_path / "dataset_configs").mkdir()
+    dataset = {"path": "a/*.tfrecords", "tokenizer_path": "own.json", "tokenizer_is_pretrained": False}
+    (tmp_path / "dataset_configs" / "mine.json").write_text(json.dumps(dataset))
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps({**PATTERNS, "datasets": [["mine", 25, "documents_random", 1.0]]}))
+    assert gpt_neo.load(path)["data"]["tokenizer"] == "own.json"
+    assert "tokenizer" not in gpt_neo.load(path, {"data": {"train": "prepared"}}).get("data", {})
+    assert "tokenizer_path own.json (data.train is given)" in capsys.readouterr().err
