@@ -30,6 +30,12 @@ class TensorFiles:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.file: dict[str, Path] = {}
         for file in files:
+            try:
+                open(
+                    file, "rb"
+                ).close()  # the formats' readers take a file that they may not read for a damaged one
+            except OSError as e:
+                raise NeojaxError(f"cannot read {file}: {e.strerror}") from None
             for name, shape in self.scan(file).items():
                 if places.get(name, file.name) == file.name:
                     self.shapes[name], self.file[name] = shape, file

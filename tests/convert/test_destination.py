@@ -12,7 +12,7 @@ from helpers import tiny
 from old_configs import PATTERNS
 
 from neojax import cli
-from neojax.convert import hf
+from neojax.convert import hf, tensor_files
 from neojax.data import tokenizer as tokenizers
 from neojax.errors import NeojaxError
 from neojax.files import new_file, new_folder
@@ -216,3 +216,15 @@ def test_a_source_is_converted_from_within_and_an_empty_name_is_one_line(
         assert capsys.readouterr().err.startswith(f"error: {name} is an empty text")
     assert convert("/", "../other") == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", tensor_files.FILES)
+def test_weights_that_may_not_be_read_are_not_called_damaged(folder, name, tmp_path, monkeypatch, capsys):
+    (folder / "model.safetensors").rename(folder / name)
+
+    def denied(file, *_):
+        raise PermissionError(13, "Permission denied", str(file))
+
+    monkeypatch.setattr(tensor_files, "open", denied, raising=False)
+    assert convert(folder, tmp_path / "run") == 2
+    assert capsys.readouterr().err == f"error: cannot read {folder / name}: Permission denied\n"
