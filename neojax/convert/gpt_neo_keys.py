@@ -58,7 +58,9 @@ class Keys:
         number = self.as_number(key, value, expected)
         if number != int(number) or number < least:
             raise self.wrong(key, expected, value)
-        return int(number)
+        # As it is written: a float has 53 bits, and a seed may have 63.
+        is_exact = isinstance(value, int) or (isinstance(value, str) and value.strip().isdecimal())
+        return int(value) if is_exact else int(number)
 
     def flag(self, key: str) -> bool:
         value = self.get(key)

@@ -119,3 +119,8 @@ def test_the_tokenizer_of_a_dataset_is_not_that_of_other_data(tmp_path, capsys):
     assert gpt_neo.load(path)["data"]["tokenizer"] == "own.json"
     assert "tokenizer" not in gpt_neo.load(path, {"data": {"train": "prepared"}}).get("data", {})
     assert "tokenizer_path own.json (data.train is given)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", [2**53 + 1, 2**63 - 1, str(2**62 + 1)])
+def test_whole_numbers_are_those_that_are_written(tmp_path, seed):
+    assert gpt_neo.load(write(tmp_path, {**PATTERNS, "seed": seed}))["train"]["seed"] == int(seed)
