@@ -16,13 +16,13 @@ import jax
 
 from neojax.config import MeshConfig
 from neojax.errors import NeojaxError
+from neojax.peers import HEARTBEAT_SECONDS, told_of_peers
 
 NAMES = {
     "coordinator_address": ("coordinator", "JAX_COORDINATOR_ADDRESS"),
     "num_processes": ("num_processes", "JAX_NUM_PROCESSES"),
     "process_id": ("process_id", "JAX_PROCESS_ID"),
 }
-HEARTBEAT_SECONDS = 30  # without a sign from a process it counts as dead, and the others end
 JOIN_SECONDS = 300
 
 
@@ -39,9 +39,13 @@ def join(mesh: MeshConfig) -> None:
         return
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from whoever handles it
     try:
-        jax.distributed.initialize(
-            **found, initialization_timeout=JOIN_SECONDS, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
-        )
+        with told_of_peers():
+            jax.distributed.initialize(
+                **found,
+                initialization_timeout=JOIN_SECONDS,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=HEARTBEAT_SECONDS,
+            )
     except (ValueError, RuntimeError) as e:
         if mesh.distributed is None and not found and "should be defined" in str(e):
             return  # a TPU machine by itself, with nobody to ask

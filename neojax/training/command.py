@@ -21,7 +21,9 @@ def run(args: Namespace) -> None:
     """Trains, or goes on with, the run that the configuration describes."""
     with Stop(ends_process=True) as stop:
         settings = config.load(args.config, args.overrides)
-        from neojax.training.loop import train  # takes seconds, in which a signal finds its handler
+        from neojax.peers import ends_without_peers  # JAX takes seconds, in which a signal finds its handler
+        from neojax.training.loop import train
 
-        train(settings, stop)
+        with ends_without_peers():
+            train(settings, stop)
     drop_untaken()  # the run is whole without it
