@@ -11,8 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
 
 from neojax.arguments import wrong
 from neojax.config import Config, SourceConfig
@@ -53,6 +51,7 @@ from neojax.training.step import (
     make_eval_step,
     make_train_step,
 )
+from neojax.training.together import Together
 
 
 def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
@@ -165,6 +164,7 @@ class Run:
     ):
         self.config, self.model, self.state, self.step, self.progress = config, model, state, step, progress
         self.meta, self.stop, self.health = meta, stop, health
+        self.together = Together()
         self.train_step = make_train_step(model, optimizer, config.train)
         self.eval_step = make_eval_step(model, config.train)
         self.share = Share(model.layout, config.train.microbatch or config.train.batch_size)
@@ -187,7 +187,7 @@ class Run:
         first = timed = saved = self.step
         stops = False
         try:
-            with self.progress:
+            with self.progress, self.together:
                 while self.step < train.steps and not stops:
                     with profile.step(self.step + 1):
                         try:
@@ -206,7 +206,7 @@ class Run:
                     last = self.step == train.steps
                     logs = last or self.step % train.log_every == 0
                     evaluates = last or (train.eval_every > 0 and self.step % train.eval_every == 0)
-                    stops = self.is_stopping(logs)
+                    stops = self.is_stopping()
                     saves = last or stops or self.step % train.checkpoint_every == 0
                     if logs or evaluates or saves or self.step == first + 1:
                         self.check(checkpoints)  # waits for the step
@@ -260,12 +260,9 @@ class Run:
                 raise
             self.progress.note(f"WARNING: {e} (train.on_save_error=continue: training goes on)")
 
-    def is_stopping(self, together: bool) -> bool:
-        """Whether the run stops here because it was asked to. Its processes agree where they all wait, which `together`
-        says that they do; between, they go on."""
-        if jax.process_count() == 1:
-            return self.stop.asked
-        return together and bool(multihost_utils.process_allgather(np.array(self.stop.asked)).any())
+    def is_stopping(self) -> bool:
+        """Whether the run stops at this point because it, or a peer, was asked to."""
+        return self.together.reached(self.stop.asked)
 
     def next_of(self, batches: Iterator) -> Any:
         """The next batch, None behind the last. Raises `Stopped` where the run is asked to stop before it comes.
@@ -280,7 +277,7 @@ class Run:
         """`batches`, one by one. Raises `Stopped` where the run is to stop before the next."""
         while (batch := self.next_of(batches)) is not None:
             yield batch
-            if self.is_stopping(together=True):
+            if self.is_stopping():
                 raise Stopped
 
     def check(self, checkpoints: Checkpoints) -> None:

@@ -50,10 +50,10 @@ def at_steps(monkeypatch, actions):
     """Does `actions[step]` when step `step` is done."""
     original = Run.is_stopping
 
-    def acting(self, together):
+    def acting(self):
         if self.step in actions:
             actions[self.step]()
-        return original(self, together)
+        return original(self)
 
     monkeypatch.setattr(Run, "is_stopping", acting)
 
