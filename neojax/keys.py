@@ -326,6 +326,12 @@ class TrainConfig:
         "checkpoint being the one to go on from",
         least=0,
     )
+    stall_seconds: float | None = _key(
+        None,
+        "seconds after which a step that has not ended ends its process, with status 75 and every thread's stack in "
+        "RUN/logs; null: 50 times the median step, at least 120; 0: never",
+        least=0,
+    )
     keep: int = _key(3, "newest checkpoints to keep", least=1)
     restart: bool = _key(
         False,

@@ -52,6 +52,7 @@ from neojax.training.step import (
     make_train_step,
 )
 from neojax.training.together import Together
+from neojax.training.watchdog import Watchdog
 
 
 def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
@@ -186,16 +187,18 @@ class Run:
         profile = Profile(train.run_dir, train.profile_steps)
         first = timed = saved = self.step
         stops = False
+        watchdog = Watchdog(train.run_dir, train.stall_seconds)
         try:
-            with self.progress, self.together:
+            with self.progress, self.together, watchdog:
                 while self.step < train.steps and not stops:
-                    with profile.step(self.step + 1):
+                    with profile.step(self.step + 1), watchdog.step(self.step + 1) as ran:
                         try:
                             with waiting, jax.profiler.TraceAnnotation("input"):
                                 batch = self.share.place(self.next_of(batches))
                         except Stopped:
                             break
                         self.state, values = self.train_step(self.state, batch, jnp.int32(self.step))
+                        ran(values["loss"])
                     self.step += 1
                     self.health.add(self.step, values)
                     self.stop.protect(train.grace_seconds)
