@@ -65,7 +65,7 @@ class Lock:
             self._made = not self.folder.exists()
             if not self._made and not self.folder.is_dir():
                 raise NeojaxError(f"{self.folder} is a file; name a folder")
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._target().mkdir(parents=True, exist_ok=True)
             while self._fd is None:
                 self._try()
         except OSError as e:
@@ -98,7 +98,11 @@ class Lock:
         """Removes the folder, if it was made for the lock and is empty."""
         if self._made:
             with contextlib.suppress(OSError):
-                self.folder.rmdir()
+                self._target().rmdir()
+
+    def _target(self) -> Path:
+        """The folder itself where a link leads to it, which need not exist yet."""
+        return Path(os.path.realpath(self.folder))
 
     def _try(self) -> None:
         """One try; leaves `_fd` None where the file was replaced meanwhile."""

@@ -220,3 +220,11 @@ def test_a_full_disk_leaves_no_lock_behind_and_no_folder(tmp_path, monkeypatch):
     assert "No space left on device" in refused(tmp_path / "new")
     assert "No space left on device" in refused(tmp_path / "there")
     assert [p.name for p in tmp_path.rglob("*")] == ["there"]
+
+
+def test_a_link_to_a_folder_that_is_not_there_yet_is_followed(tmp_path):
+    (tmp_path / "link").symlink_to("away/new")
+    with Lock(tmp_path / "link"):
+        assert (tmp_path / "away" / "new" / lock.NAME).is_file()
+    assert [p.name for p in tmp_path.iterdir() if p.name != "away"] == ["link"]
+    assert not (tmp_path / "away" / "new").exists()
