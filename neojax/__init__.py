@@ -11,11 +11,13 @@ if TYPE_CHECKING:
     from neojax.evaluate.score import score
     from neojax.loading import load
     from neojax.sampling.generate import generate
+    from neojax.sampling.requests import Sampling
     from neojax.training.loop import train
 
-__all__ = ["NeojaxError", "__version__", "config", "generate", "load", "score", "train"]
+__all__ = ["NeojaxError", "Sampling", "__version__", "config", "generate", "load", "score", "train"]
 
 _LAZY = {
+    "Sampling": "neojax.sampling.requests",
     "generate": "neojax.sampling.generate",
     "load": "neojax.loading",
     "score": "neojax.evaluate.score",

@@ -197,6 +197,16 @@ def slot_times(cache: KeyValues, last: jax.Array) -> jax.Array:
     return last - (last - jnp.arange(slots)) % slots
 
 
+def delayed(cache: KeyValues, by: jax.Array) -> KeyValues:
+    """The ring as it is where every token came `by` later."""
+    slots = cache[1].shape[2]
+    place = (jnp.arange(slots) - by) % slots
+    return (
+        cache[0].at[..., place].get(out_sharding=jax.typeof(cache[0]).sharding),
+        cache[1].at[:, :, place].get(out_sharding=jax.typeof(cache[1]).sharding),
+    )
+
+
 def append(cache: KeyValues, k: jax.Array, v: jax.Array, now: jax.Array) -> KeyValues:
     """The ring with more tokens, of times `now`; k and v are [batch, sequence, heads, head_dim]."""
     k, v = as_cached(k, v)

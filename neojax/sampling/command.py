@@ -8,6 +8,7 @@ import sys
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,16 +116,11 @@ def run(args: Namespace) -> None:
     mesh = mesh_of(args.source, args.overrides)
     from neojax.loading import load
     from neojax.sampling.generate import generate
-    from neojax.sampling.requests import Sampling
+    from neojax.sampling.requests import Sampling, sample_count
 
-    settings = {
-        name: getattr(args, name)
-        for name in (
-            *("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty"),
-            *("entmax", "seed", "num_samples", "stop"),
-        )
-    }
-    Sampling(**settings)  # before the weights are read
+    settings = {f.name: getattr(args, f.name) for f in fields(Sampling) if hasattr(args, f.name)}
+    sampling = Sampling(**settings)  # before the weights are read
+    sample_count(args.num_samples)
     model = load(args.source, mesh=mesh, weights=args.weights)
     if model.tokenizer is None:
         raise NeojaxError(
@@ -138,7 +134,8 @@ def run(args: Namespace) -> None:
         samples = generate(
             model,
             prompts,
-            **settings,
+            sampling=sampling,
+            num_samples=args.num_samples,
             stream=(lambda _, piece: print(piece, end="", flush=True)) if streaming else None,
             return_samples=True,
         )

@@ -17,10 +17,21 @@ from flax import nnx
 from neojax import named
 from neojax.mesh import Layout
 from neojax.models import Transformer
-from neojax.models.layers import Cache, Window
+from neojax.models.layers import Cache, Window, delayed
 from neojax.sampling.logits import Controls, next_token
 
 CHUNK = 512  # tokens of every prompt that are read in one pass: what a longer one needs beside its cache stays bounded
+
+
+class Asked(NamedTuple):
+    """What is asked of each row; the first dimension of every array is batch. `limit`: at how many tokens to end;
+    `ends`: the ids int32 [batch, ends] after which to end, -1 for none; `key`: uint32 [batch, 2]; `controls`: how
+    tokens are drawn."""
+
+    limit: Any
+    ends: Any
+    key: Any
+    controls: Controls
 
 
 class Rows(NamedTuple):
@@ -34,8 +45,7 @@ class Rows(NamedTuple):
     token: jax.Array
     logprob: jax.Array
     made: jax.Array
-    limit: jax.Array
-    key: jax.Array
+    asked: Asked
     present: jax.Array
     caches: tuple[Cache, ...]
 
@@ -70,9 +80,7 @@ class Decoder:
         prompts: np.ndarray,
         start: np.ndarray,
         source: np.ndarray,
-        limit: np.ndarray,
-        key: np.ndarray,
-        controls: Controls,
+        asked: Asked,
         slots: Mapping[str, int],
     ) -> Rows:
         """Reads prompts, the first part in a pass of its own and the rest in chunks, and draws a token for every row.
@@ -98,17 +106,15 @@ class Decoder:
                 starts,
                 self.layout.put(self._present(prompts, start), "batch", ""),
                 self.layout.put(source, "batch"),
-                self.layout.put(limit, "batch"),
-                self.layout.put(key, "batch", ""),
-                controls,
+                jax.tree.map(lambda a: self.layout.put(a, "batch", *[""] * (a.ndim - 1)), asked),
             )
 
     def decode(
-        self, rows: Rows, time: int, done: np.ndarray, eos: np.ndarray, controls: Controls, steps: int
+        self, rows: Rows, time: int, done: np.ndarray, steps: int
     ) -> tuple[jax.Array, jax.Array, Rows]:
         """Up to `steps` more tokens for every row that is not `done`; `time` is that of the rows' newest token.
 
-        A row ends by itself after a token in `eos` or at its limit. Returns int32 [batch, steps], -1 after the end of
+        A row ends by itself after a token of its `ends` or at its limit. Returns int32 [batch, steps], -1 after the end of
         a row, their log-probabilities, and the rows, whose buffers take the place of those given.
         """
         with self.layout.in_force():
@@ -117,8 +123,6 @@ class Decoder:
                 rows,
                 self.layout.put(np.array(time, np.int32)),
                 self.layout.put(done, "batch"),
-                eos,
-                controls,
                 steps,
             )
 
@@ -133,6 +137,17 @@ class Decoder:
         """The rows number `which` int32 [new batch]."""
         with self.layout.in_force():
             return _take_rows(rows, self.layout.put(which, "batch"))
+
+    def delay(self, rows: Rows, by: int) -> Rows:
+        """The rows `by` later on their clock, as if their prompts had stood so much farther to the right."""
+        with self.layout.in_force():
+            return _delay(rows, self.layout.put(np.array(by, np.int32)), self.config.attention_layers)
+
+    def merge(self, rows: Rows, others: Rows, old: np.ndarray, new: np.ndarray) -> Rows:
+        """A batch of row number `old` of `rows` or, where it is not negative, number `new` of `others`; both are of the
+        same time, `old` and `new` int32 [new batch]."""
+        with self.layout.in_force():
+            return _merge(rows, others, self.layout.put(old, "batch"), self.layout.put(new, "batch"))
 
 
 def _decoding_params(model: Transformer, single: Transformer, layout: Layout) -> dict[str, jax.Array]:
@@ -197,17 +212,15 @@ def _begin(
     start: jax.Array,
     present: jax.Array,
     source: jax.Array,
-    limit: jax.Array,
-    key: jax.Array,
-    controls: Controls,
+    asked: Asked,
 ) -> Rows:
     """The rows of prompts that have been read, with their first tokens."""
     model = nnx.merge(graphdef, state)
     logits = _last_logits(model, hidden)
     start, logits, present, caches = _gather((start, logits, present, caches), source)
-    count = jnp.zeros_like(limit)
-    token, logprob, present = _draw(model.layout, logits, present, key, count, controls)
-    return Rows(start, token, logprob, count + 1, limit, key, present, caches)
+    count = jnp.zeros_like(asked.limit)
+    token, logprob, present = _draw(model.layout, logits, present, count, asked)
+    return Rows(start, token, logprob, count + 1, asked, present, caches)
 
 
 @partial(jax.jit, static_argnames=("graphdef", "steps"), donate_argnames="rows")
@@ -217,8 +230,6 @@ def _decode(
     rows: Rows,
     time: jax.Array,
     done: jax.Array,
-    eos: jax.Array,
-    controls: Controls,
     steps: int,
 ) -> tuple[jax.Array, jax.Array, Rows]:
     model = nnx.merge(graphdef, state)
@@ -231,11 +242,11 @@ def _decode(
         step, rows, done, out, logprobs = carry
         hidden, caches = model.hidden(rows.token[:, None], Window(rows.start, time + step), rows.caches)
         logits = _last_logits(model, hidden)
-        token, logprob, present = _draw(model.layout, logits, rows.present, rows.key, rows.made, controls)
+        token, logprob, present = _draw(model.layout, logits, rows.present, rows.made, rows.asked)
         made = jnp.where(done, rows.made, rows.made + 1)
         now = (jnp.arange(steps) == step) & ~done[:, None]
         out, logprobs = jnp.where(now, token[:, None], out), jnp.where(now, logprob[:, None], logprobs)
-        done = done | jnp.any(token[:, None] == eos, axis=-1) | (made >= rows.limit)
+        done = done | jnp.any(token[:, None] == rows.asked.ends, axis=-1) | (made >= rows.asked.limit)
         rows = rows._replace(token=token, logprob=logprob, made=made, present=present, caches=caches)
         return step + 1, rows, done, out, logprobs
 
@@ -250,6 +261,28 @@ def _decode(
 @jax.jit
 def _take_rows(rows: Rows, which: jax.Array) -> Rows:
     return _gather(rows, which)
+
+
+@partial(jax.jit, static_argnames="kinds", donate_argnames="rows")
+def _delay(rows: Rows, by: jax.Array, kinds: tuple[str, ...]) -> Rows:
+    caches = tuple(
+        delayed(cache, by) if kind in ("global", "local") else cache  # type: ignore[arg-type]
+        for kind, cache in zip(kinds, rows.caches)
+    )
+    return rows._replace(start=rows.start + by, caches=caches)
+
+
+@jax.jit
+def _merge(rows: Rows, others: Rows, old: jax.Array, new: jax.Array) -> Rows:
+    def chosen(a: jax.Array, b: jax.Array) -> jax.Array:
+        if a.ndim == 2 and a.shape[1] != b.shape[1]:  # the ends, of which some row has more
+            width = max(a.shape[1], b.shape[1])
+            a, b = (jnp.pad(x, ((0, 0), (0, width - x.shape[1])), constant_values=-1) for x in (a, b))
+        a, b = _gather(a, old), _gather(b, jnp.maximum(new, 0))
+        is_new = jnp.expand_dims(new >= 0, tuple(range(1, a.ndim)))
+        return jnp.where(jax.reshard(jnp.broadcast_to(is_new, a.shape), jax.typeof(a).sharding), b, a)
+
+    return jax.tree.map(chosen, rows, others)
 
 
 def _gather(tree: Any, rows: jax.Array) -> Any:
@@ -267,9 +300,8 @@ def _draw(
     layout: Layout,
     logits: jax.Array,
     present: jax.Array,
-    key: jax.Array,
     count: jax.Array,
-    controls: Controls,
+    asked: Asked,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The next token of every row, each device drawing for its own rows, its log-probability in the model, and the marks
     with it."""
@@ -286,7 +318,7 @@ def _draw(
     return jax.shard_map(
         draw,
         mesh=layout.mesh,
-        in_specs=(wide, wide, wide, row, jax.P()),
+        in_specs=(wide, wide, wide, row, row),
         out_specs=(row, row, wide),
         check_vma=False,  # inside, loops start from constants, which vary over no axis
-    )(logits, present, key, count, controls)
+    )(logits, present, asked.key, count, asked.controls)

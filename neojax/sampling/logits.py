@@ -1,7 +1,8 @@
 """From logits to the next token: pure functions on float32 [batch, vocab].
 
 The filters mean what Hugging Face's logits processors and warpers of the same names mean. Their settings are
-traced scalars, so that a new temperature does not compile anew, and a filter that is off is skipped, not computed.
+traced, one for all rows or one a row, so that a new temperature does not compile anew; a filter that is off for every row
+is skipped, not computed, and one that is off for a row leaves its logits bit for bit.
 A filtered token has the logit -inf. Thresholds are found by bisection over the ordered bit patterns of floats, 32
 passes over the row: exact, and many times cheaper than sorting a vocabulary on every platform.
 """
@@ -16,7 +17,7 @@ from neojax.kernels.entmax import entmax
 
 
 class Controls(NamedTuple):
-    """How the next token is drawn, as scalars. `temperature` 0 takes the likeliest token; `top_k` 0, `top_p` 1,
+    """How the next token is drawn: scalars, or arrays [batch] with a value for each row. `temperature` 0 takes the likeliest token; `top_k` 0, `top_p` 1,
     `min_p` 0 and `repetition_penalty` 1 are off."""
 
     temperature: Any = 1.0
@@ -27,14 +28,22 @@ class Controls(NamedTuple):
     entmax: Any = False
 
 
+def column(setting: Any) -> jax.Array:
+    """A setting, beside the logits of its row."""
+    return jnp.asarray(setting)[..., None]
+
+
 def penalise(logits: jax.Array, present: jax.Array, penalty: jax.Array | float) -> jax.Array:
     """Positive logits of tokens in `present` (bool [batch, vocab]) divided by `penalty`, negative ones multiplied
     (CTRL, section 4.1)."""
+    penalty = column(penalty)
     return jnp.where(present, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def keep_top_k(logits: jax.Array, k: jax.Array | int) -> jax.Array:
-    """The `k` largest logits of a row, and those equal to the smallest of them."""
+    """The `k` largest logits of a row, and those equal to the smallest of them; all of them for 0."""
+    k = column(k)
+    k = jnp.where(k > 0, k, logits.shape[-1])
 
     def too_few_above(bound: jax.Array, order: jax.Array) -> jax.Array:
         return jnp.sum(order > bound, axis=-1, keepdims=True) < k
@@ -43,7 +52,10 @@ def keep_top_k(logits: jax.Array, k: jax.Array | int) -> jax.Array:
 
 
 def keep_top_p(logits: jax.Array, p: jax.Array | float) -> jax.Array:
-    """The likeliest tokens whose probability adds up to at least `p` (nucleus sampling), and ties of the last."""
+    """The likeliest tokens whose probability adds up to at least `p` (nucleus sampling), and ties of the last; all of
+    them for 1."""
+    p = column(p)
+    p = jnp.where(p < 1, p, jnp.inf)  # sums are rounded, and may reach 1 before the last
     probs = jax.nn.softmax(logits, axis=-1)
 
     def too_little_above(bound: jax.Array, order: jax.Array) -> jax.Array:
@@ -55,7 +67,7 @@ def keep_top_p(logits: jax.Array, p: jax.Array | float) -> jax.Array:
 def keep_min_p(logits: jax.Array, p: jax.Array | float) -> jax.Array:
     """The tokens at least `p` times as likely as the likeliest."""
     top = jnp.max(logits, axis=-1, keepdims=True)
-    return jnp.where(logits - top >= jnp.log(p), logits, -jnp.inf)
+    return jnp.where(logits - top >= jnp.log(column(p)), logits, -jnp.inf)
 
 
 def sparse(logits: jax.Array) -> jax.Array:
@@ -65,14 +77,19 @@ def sparse(logits: jax.Array) -> jax.Array:
 
 def warp(logits: jax.Array, controls: Controls) -> jax.Array:
     """Temperature, entmax, then top-k, top-p and min-p in Hugging Face's order; the temperature must be above 0."""
-    logits = logits / controls.temperature
-    logits = jax.lax.cond(controls.entmax, sparse, lambda logits: logits, logits)
+    logits = logits / column(controls.temperature)
+    logits = jax.lax.cond(
+        jnp.any(controls.entmax),
+        lambda logits: jnp.where(column(controls.entmax), sparse(logits), logits),
+        lambda logits: logits,
+        logits,
+    )
     for keep, value, on in (
-        (keep_top_k, controls.top_k, controls.top_k > 0),
-        (keep_top_p, controls.top_p, controls.top_p < 1),
-        (keep_min_p, controls.min_p, controls.min_p > 0),
+        (keep_top_k, controls.top_k, jnp.asarray(controls.top_k) > 0),
+        (keep_top_p, controls.top_p, jnp.asarray(controls.top_p) < 1),
+        (keep_min_p, controls.min_p, jnp.asarray(controls.min_p) > 0),
     ):
-        logits = jax.lax.cond(on, keep, lambda logits, _: logits, logits, value)
+        logits = jax.lax.cond(jnp.any(on), keep, lambda logits, _: logits, logits, value)
     return logits
 
 
@@ -82,7 +99,7 @@ def next_token(logits: jax.Array, present: jax.Array, keys: jax.Array, controls:
     `present` marks the tokens of the row so far, for the repetition penalty.
     """
     logits = jax.lax.cond(
-        controls.repetition_penalty != 1,
+        jnp.any(jnp.asarray(controls.repetition_penalty) != 1),
         penalise,
         lambda x, *_: x,
         logits,
@@ -93,9 +110,12 @@ def next_token(logits: jax.Array, present: jax.Array, keys: jax.Array, controls:
     def draw(logits: jax.Array) -> jax.Array:
         # Gumbel-max: element i of the noise does not depend on how many follow, so padding changes nothing.
         noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:], jnp.float32))(keys)
-        return warp(logits, controls) + noise
+        warm = controls._replace(temperature=jnp.where(drawn, temperature, 1.0))
+        return jnp.where(column(drawn), warp(logits, warm) + noise, logits)
 
-    scores = jax.lax.cond(controls.temperature > 0, draw, lambda logits: logits, logits)
+    temperature = jnp.asarray(controls.temperature)
+    drawn = temperature > 0
+    scores = jax.lax.cond(jnp.any(drawn), draw, lambda logits: logits, logits)
     return jnp.argmax(scores, axis=-1).astype(jnp.int32)
 
 

@@ -1,14 +1,14 @@
 """What is asked of a sampler or a scorer: texts and settings, checked and encoded before anything runs."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from neojax.arguments import IDS, flag, real, text, token_ids, whole, wrong
 from neojax.data.tokenizer import usual_end
-from neojax.errors import NeojaxError
+from neojax.errors import NeojaxError, suggest
 from neojax.models import Transformer
 
 _TEXTS = "a text, a list of token ids, or a list of either"
@@ -22,13 +22,20 @@ _NUMBERS: dict[str, tuple[Callable[..., float], Callable[[float], bool], str]] =
     "min_p": (real, lambda x: 0 <= x <= 1, "0 (off) to 1"),
     "repetition_penalty": (real, lambda x: 0 < x < float("inf"), "above 0; 1 is off"),
     "seed": (whole, lambda n: 0 <= n < 2**32, "0 to 4294967295"),
-    "num_samples": (whole, lambda n: n >= 1, "at least 1"),
 }
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How prompts are continued, as `generate` says. Raises `NeojaxError` for what is of another type or out of range."""
+    """How one row is continued; the rows of a batch may differ in every setting.
+
+    A row ends at a text of `stop` (of which nothing is returned), at a token of `eos` (an id or several; None: the model's
+    end-of-document token, (): none) or after `max_new_tokens`. A `temperature` of 0 takes the likeliest token; `top_k` 0,
+    `top_p` 1, `min_p` 0 and `repetition_penalty` 1 are off; the filters apply in that order and as in Hugging Face.
+    With `entmax` tokens are drawn from a sparse distribution (gpt-neo's entmax_sampling, for models trained with
+    train.loss=entmax). The same `seed` gives the same text. Raises `NeojaxError` for what is of another type or out of
+    range.
+    """
 
     max_new_tokens: int = 128
     temperature: float = 1.0
@@ -38,8 +45,8 @@ class Sampling:
     repetition_penalty: float = 1.0
     entmax: bool = False
     seed: int = 0
-    num_samples: int = 1
     stop: str | Sequence[str] = ()
+    eos: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         for name, (read, good, expected) in _NUMBERS.items():
@@ -52,6 +59,41 @@ class Sampling:
         if not all(stop):
             raise NeojaxError("a stop string is empty; leave it out, or give the text to stop at")
         object.__setattr__(self, "stop", stop)
+        if self.eos is not None:
+            object.__setattr__(
+                self, "eos", end_ids(self.eos, 2**31)
+            )  # the model's vocabulary is not known yet
+
+
+def settings_of(
+    sampling: Any, changes: Mapping[str, Any], prompts: int, model: Transformer
+) -> list[Sampling]:
+    """The settings of each of `prompts` prompts: `sampling` (one for all, or a list with one for each, or None) with
+    `changes`. Raises `NeojaxError`, also for what `model` cannot do."""
+    known = [field.name for field in fields(Sampling)]
+    for name in changes:
+        if name not in known:
+            raise NeojaxError(f"generate has no setting {name}{suggest(name, known)}")
+    each = (
+        list(sampling)
+        if isinstance(sampling, list | tuple)
+        else [Sampling() if sampling is None else sampling] * prompts
+    )
+    if len(each) != prompts or not all(isinstance(one, Sampling) for one in each):
+        raise wrong("sampling", sampling, f"a Sampling, or a list of {prompts}, one for every prompt")
+    found = [replace(one, **changes) for one in each] if changes else each
+    for one in found:
+        end_ids(one.eos or (), model.config.n_vocab)
+        if one.stop and model.tokenizer is None:
+            raise NeojaxError(
+                "stop strings need a tokenizer and this model has none; stop at token ids with eos"
+            )
+    return found
+
+
+def sample_count(num_samples: Any) -> int:
+    """How many samples of every prompt are asked for. Raises `NeojaxError`."""
+    return whole("num_samples", num_samples, lambda n: n >= 1, "at least 1")
 
 
 def usable(model: Any, use: str) -> Transformer:

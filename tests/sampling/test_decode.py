@@ -10,11 +10,18 @@ from jax import numpy as jnp
 from neojax.models import Transformer
 from neojax.models.layers import Window
 from neojax.sampling import decode
-from neojax.sampling.decode import Decoder
+from neojax.sampling.decode import Asked, Decoder
 from neojax.sampling.generate import generate
 from neojax.sampling.logits import Controls
 
-CONTROLS = Controls(*map(np.float32, (0, 0, 1, 0, 1)), np.bool_(False))
+
+def asked(limit):
+    """Greedy rows of so many tokens each, with no end beside them."""
+    rows = len(limit)
+    controls = Controls(*(np.full(rows, x, np.float32) for x in (0, 0, 1, 0, 1)), np.zeros(rows, bool))
+    return Asked(limit, np.full((rows, 1), -1, np.int32), np.zeros((rows, 2), np.uint32), controls)
+
+
 PROMPTS = [[1, 2, 3], [5] * 12, [60, 0, 7, 9, 9, 31, 2], [44]]
 LAYOUTS = {
     "data": ("data:8", "batch:data", ""),
@@ -123,7 +130,7 @@ def test_a_prompt_read_in_chunks_is_one_read_at_once(options, monkeypatch):
     for chunk in (512, 9, 4):
         monkeypatch.setattr(decode, "CHUNK", chunk)
         rows = decoder.prefill(
-            *(tokens, start, row, row + 9, np.zeros((2, 2), np.uint32), CONTROLS),
+            *(tokens, start, row, asked(row + 9)),
             slots={"global": 24, "local": 7},
         )
         read[chunk] = jax.tree.leaves(rows.caches)
@@ -140,17 +147,17 @@ def test_greedy_text_of_a_mixed_batch_is_that_without_a_cache(model):
 def test_the_cache_is_written_in_place(model):
     """The rows that a decoding call returns take the place of those it was given: no second cache."""
     decoder = Decoder(model)
-    controls = Controls(
-        np.float32(1), np.int32(0), np.float32(1), np.float32(0), np.float32(1), np.bool_(False)
-    )
     four = np.zeros(4, np.int32)
     rows = decoder.prefill(
-        np.ones((4, 8), np.int32), four, np.arange(4, dtype=np.int32), four + 9, np.zeros((4, 2), np.uint32),
-        controls, {"global": 16, "local": 7},
-    )  # fmt: skip
+        np.ones((4, 8), np.int32),
+        four,
+        np.arange(4, dtype=np.int32),
+        asked(four + 9),
+        {"global": 16, "local": 7},
+    )
     done = decoder.layout.put(np.zeros(4, bool), "batch")
     time = decoder.layout.put(np.array(8, np.int32))
-    call = decode._decode.lower(*decoder._decode, rows, time, done, np.array([-1], np.int32), controls, 4)
+    call = decode._decode.lower(*decoder._decode, rows, time, done, 4)
     held = sum(x.nbytes for x in jax.tree.leaves(rows))
     assert call.compile().memory_analysis().alias_size_in_bytes == held
 

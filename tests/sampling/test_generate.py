@@ -13,6 +13,7 @@ from neojax.mesh import Layout
 from neojax.models import Transformer
 from neojax.sampling import decode
 from neojax.sampling import generate as module
+from neojax.sampling import rows as rows_module
 from neojax.sampling.generate import generate
 
 CORPUS = "the cat sat on the mat and the dog sat on the log. "
@@ -53,7 +54,7 @@ def test_chunks_and_batches_change_nothing(model, monkeypatch, chunk, batch):
         "return_samples": True,
     }
     before = generate(model, ["the", "on the mat"], **settings)
-    monkeypatch.setattr(module, "CHUNK", chunk)
+    monkeypatch.setattr(rows_module, "CHUNK", chunk)
     monkeypatch.setattr(module, "BATCH", batch)
     assert generate(model, ["the", "on the mat"], **settings) == before
 
@@ -145,7 +146,7 @@ def test_tokens_come_to_the_host_once_for_several_and_are_streamed_then(model, m
     settings = {"max_new_tokens": 21, "temperature": 0, "eos": ()}
     generate(model, "the", stream=lambda *_: events.append("text"), **settings)
     # A token from the prompt, then 8 + 8 + 4, each followed by its text.
-    assert events.count("fetch") == 1 + -(-20 // module.CHUNK)
+    assert events.count("fetch") == 1 + -(-20 // rows_module.CHUNK)
     assert "text" in events[: events.index("fetch", 2)] and events[-1] == "text"
 
 
