@@ -251,8 +251,20 @@ class Run:
                 f"{CURE}, and run again"
             )
         meta = {**self.meta, "health": self.health.saved()}
+        self.written(self.write_anew)
         self.written(checkpoints.wait)  # that the one before failed is no reason not to try
         self.written(lambda: checkpoints.save(self.step, self.state, meta))
+
+    def write_anew(self) -> None:
+        """Makes a run directory again of one that was renamed or deleted meanwhile, so that what is saved can be used."""
+        folder = Path(self.config.train.run_dir)
+        if jax.process_index() or (folder / runs.CONFIG).exists():
+            return
+        self.progress.note(
+            f"WARNING: {folder} was renamed or deleted while it was being trained; it is made anew, and what is logged and "
+            "saved from now on lies there"
+        )
+        runs.write(folder, self.config, self.meta["tokenizer"])
 
     def written(self, write: Callable[[], None]) -> None:
         """Calls `write`; with `train.on_save_error: continue`, what it cannot write is only said."""

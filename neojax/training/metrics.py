@@ -68,7 +68,14 @@ class MetricsWriter:
             raise self._unwritten(e) from None
 
     def _append(self) -> None:
-        """Appends all lines that are pending, or nothing."""
+        """Appends all lines that are pending, or nothing; to a new file where the run directory went away."""
+        try:
+            is_there = os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._path))
+        except FileNotFoundError:
+            is_there = False
+        if not is_there and self._path.parent.is_dir():
+            former, self._file = self._file, self._path.open("ab", buffering=0)
+            former.close()
         whole = self._file.seek(0, os.SEEK_END)
         try:
             done = 0

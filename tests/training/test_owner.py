@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 
 import jax
 import pytest
@@ -12,6 +14,7 @@ from neojax import config as configuration
 from neojax import loading
 from neojax.errors import NeojaxError
 from neojax.lock import Lock
+from neojax.training.health import Health
 from neojax.training.loop import train
 from neojax.training.metrics import read_metrics
 
@@ -26,6 +29,29 @@ def test_a_run_that_is_being_trained_is_read_but_not_trained_by_another(settings
             train(settings(run, "train.steps=30"))
         assert before == {f: f.stat().st_mtime_ns for f in run.rglob("*") if f.name != "lock"}
         loading.load(run)
+
+
+def test_a_run_directory_that_is_renamed_meanwhile_is_made_anew_with_a_word(
+    settings, tmp_path, monkeypatch, capsys
+):
+    run, away = tmp_path / "run", tmp_path / "away"
+    add = Health.add
+
+    def moved(self, step, values):
+        if step == 8:
+            while any(t.name == "neojax-save" for t in threading.enumerate()):
+                time.sleep(0.01)
+            run.rename(away)
+        add(self, step, values)
+
+    monkeypatch.setattr(Health, "add", moved)
+    train(settings(run, "train.steps=12"))
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"WARNING: {run} was renamed or deleted while it was being trained" in said
+    assert [row["step"] for row in read_metrics(run)] in ([10, 11, 12], [11, 12])
+    assert [row["step"] for row in read_metrics(away)][:7] == list(range(1, 8))
+    assert loading.load(run) and loading.load(away)
+    assert os.listdir(run / "checkpoints") and (away / "lock").exists() and not (run / "lock").exists()
 
 
 def test_of_two_starts_at_once_one_trains_and_one_says_who(settings, tmp_path):
