@@ -92,9 +92,10 @@ class Sampler:
         for tokens, one in zip(self._fit(prompts, sampling), sampling):
             limit = min(one.max_new_tokens, max(1, self.config.n_ctx - len(tokens)))
             ends = usual if one.eos is None else end_ids(one.eos, self.config.n_vocab)
+            before = _since(tokens, (*ends, *usual))
             for sample in range(num_samples):
                 key = _row_key(one.seed, tokens, sample)
-                continuation = Continuation(self.tokenizer, one.stop)
+                continuation = Continuation(self.tokenizer, one.stop, before)
                 rows.append(Row(len(rows), tokens, one, limit, ends, key, continuation, stream))
         return rows
 
@@ -183,6 +184,12 @@ def sampler_of(model: Transformer) -> Sampler:
         _samplers[model] = weights, sampler
     sampler.tokenizer, sampler.eos_token_id = model.tokenizer, model.eos_token_id
     return sampler
+
+
+def _since(tokens: Sequence[int], ends: Sequence[int]) -> Sequence[int]:
+    """The tokens of the last document: those behind the last of `ends`."""
+    last = max((place for place, token in enumerate(tokens) if token in ends), default=-1)
+    return tokens[last + 1 :]
 
 
 @jax.jit

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+_BEFORE = 8  # tokens of a prompt, enough to hold a whole character or word
 _UNDECODED = "\ufffd"  # what the tokenizer gives for the first bytes of a character
 
 
@@ -15,15 +16,21 @@ class Continuation:
     `tokens` are those taken so far and `text` their text, cut before the first stop string; `stopped` says that one
     was found. Tokens after the one that completes a stop string are not taken, so that nothing depends on how many
     come at a time.
+
+    The text is what stands behind that of `prompt`, the tokens before the row: many tokenizers write the blank between two
+    words only where there is a word before.
     """
 
-    def __init__(self, tokenizer: "Tokenizer | None", stop: Sequence[str] = ()):
+    def __init__(self, tokenizer: "Tokenizer | None", stop: Sequence[str] = (), prompt: Sequence[int] = ()):
         self.tokens: list[int] = []
+        self._prompt = list(prompt[-_BEFORE:])
         self.text = ""
         self.stopped = False
         self._tokenizer = tokenizer
         self._stop = tuple(stop)
         self._given = 0
+        # Half a character at the prompt's end is given when it is whole.
+        self._before = self._text(self._prompt).rstrip(_UNDECODED) if tokenizer and prompt else ""
 
     def push(self, tokens: Sequence[int], *, last: bool = False) -> str:
         """Takes more tokens; returns the text that is settled by them. `last` says that no more will come."""
@@ -46,8 +53,13 @@ class Continuation:
         return piece
 
     def _decode(self) -> str:
+        if self._before and (both := self._text(self._prompt + self.tokens)).startswith(self._before):
+            return both.removeprefix(self._before)
+        return self._text(self.tokens)
+
+    def _text(self, tokens: list[int]) -> str:
         assert self._tokenizer is not None
-        return self._tokenizer.decode(self.tokens, skip_special_tokens=True)
+        return self._tokenizer.decode(tokens, skip_special_tokens=True)
 
     def _cut(self) -> int | None:
         """Where the first stop string begins."""

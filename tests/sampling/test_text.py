@@ -1,6 +1,7 @@
 """Text that streams is the text that results, whole characters only, and never part of a stop string."""
 
 import pytest
+from tokenizers import Tokenizer, decoders, models
 
 from neojax.data.tokenizer import train
 from neojax.sampling.text import Continuation
@@ -53,3 +54,24 @@ def test_a_character_that_never_completes_is_given_at_the_end(tokenizer):
     continuation = Continuation(tokenizer)
     assert continuation.push(half) == "x"
     assert continuation.push([], last=True) == continuation.text[1:] != ""
+
+
+def test_the_text_goes_on_behind_the_prompt_in_tokenizers_that_write_blanks_between_words():
+    words = ["[UNK]", "to", "be", "##gin", ".", "▁to", "▁be"]
+    pieces_ = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    pieces_.decoder = decoders.WordPiece()
+    meta = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    meta.decoder = decoders.Metaspace()
+    for tokenizer, prompt, new, expected in [
+        (pieces_, [1], [2], " be"), (pieces_, [2], [3, 4], "gin."), (pieces_, [], [1, 2], "to be"),
+        (meta, [5], [6], " be"), (meta, [], [5, 6], "to be"),
+    ]:  # fmt: skip
+        continuation = Continuation(tokenizer, prompt=prompt)
+        given = [continuation.push([token]) for token in new]
+        assert "".join([*given, continuation.push([], last=True)]) == continuation.text == expected
+
+
+def test_a_character_that_the_prompt_begins_is_given_whole(tokenizer):
+    tokens = tokenizer.encode("x🙂y").ids
+    continuation = Continuation(tokenizer, prompt=tokens[:3])
+    assert continuation.push(tokens[3:], last=True) == "🙂y"
