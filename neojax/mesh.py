@@ -220,6 +220,13 @@ class Layout:
             array = jax.device_put(array, NamedSharding(self.mesh, PartitionSpec()))
         return np.asarray(array)
 
+    def entered(self, array: jax.Array) -> jax.Array:
+        """`array` as computation on this mesh begins with it: where no mesh is in force and, within `jax.jit`, none can be
+        put there, the devices of the whole are those of what it is given, so that it is whole on each of the mesh's."""
+        if not jax.sharding.get_abstract_mesh().empty or isinstance(self.mesh, AbstractMesh):
+            return array
+        return jax.device_put(array, NamedSharding(self.mesh, PartitionSpec()))
+
     def ordinary(self, array: jax.Array) -> jax.Array:
         """`array`, of this mesh, as code that knows of no mesh takes it: split as it was, over axes that the compiler
         lays out by itself; or, where another mesh is in force, whole on each of that one's devices."""

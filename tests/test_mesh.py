@@ -150,3 +150,17 @@ def test_what_cannot_be_laid_out_names_tensor_dimension_and_remedy(dims, shape, 
 def test_a_mesh_that_is_not_here_can_be_described():
     layout = abstract_layout(MeshConfig("data:256, model:16", "batch:data", "embd:data"))
     assert layout.mesh.size == 4096 and layout.split("embd", stored=True) == 256
+
+
+def test_equal_layouts_hash_alike_whatever_the_order_of_their_dimensions():
+    same = [
+        layout_of("data:2, model:2", text, "embd:data")
+        for text in ("batch:data, mlp:model", "mlp:model, batch:data")
+    ]
+    assert same[0] == same[1] and hash(same[0]) == hash(same[1])
+    others = [
+        layout_of("data:2, model:2", "batch:data, mlp:data", "embd:data"),
+        layout_of("data:2, model:2", "batch:data, mlp:model"),
+        layout_of("data:2, tensor:2", "batch:data, mlp:tensor", "embd:data"),
+    ]
+    assert len({*same, *others}) == 4

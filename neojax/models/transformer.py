@@ -184,8 +184,8 @@ class Transformer(nnx.Module):
         """Logits of the next token: int32 [batch, sequence] -> float32 [batch, sequence, n_vocab].
 
         They are computed on the model's own mesh, whatever mesh is in force, and come as an array that ordinary JAX code
-        takes (`Layout.ordinary`). Within `jax.jit` and its like they keep the model's layout, and the mesh that is in force
-        must be the model's. Raises `NeojaxError` for tokens of another type or shape, more of them than n_ctx, or (where
+        takes (`Layout.ordinary`). Within `jax.jit` and its like they keep the model's layout, and no other mesh than the
+        model's may be in force. Raises `NeojaxError` for tokens of another type or shape, more of them than n_ctx, or (where
         their values are known on this host, so not under `jax.jit`) ids beyond the vocabulary.
         """
         self.check_bound()
@@ -196,7 +196,8 @@ class Transformer(nnx.Module):
                 f"n_ctx={self.config.n_ctx} tokens"
             )
         with self.layout.in_force() as is_free:
-            logits = _jitted_logits(*self.halves(), jnp.asarray(tokens, jnp.int32))
+            tokens = self.layout.entered(jnp.asarray(tokens, jnp.int32))
+            logits = _jitted_logits(*self.halves(), tokens)
         return self.layout.ordinary(logits) if is_free else logits
 
     def halves(self) -> tuple[Any, Any]:

@@ -1,5 +1,7 @@
 """A model is used as it is whatever mesh is in force, and its logits are an array that ordinary JAX code takes."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,10 +68,14 @@ def test_another_mesh_in_force_changes_nothing(model, expected):
             assert jax.sharding.get_mesh() == mesh
 
 
-def test_within_jit_the_models_own_mesh_must_be_in_force(model, expected):
-    with jax.set_mesh(model.layout.mesh):
-        logits = jax.jit(lambda tokens: model(tokens))(TOKENS)
-    np.testing.assert_allclose(np.asarray(logits), expected[0], atol=1e-6)
+def test_within_jit_the_models_own_mesh_is_in_force_or_none(model, expected):
+    for mesh in (model.layout.mesh, None):
+        with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+            for tokens in (TOKENS, jnp.asarray(TOKENS)):
+                logits = jax.jit(lambda tokens: model(tokens))(tokens)
+                np.testing.assert_allclose(np.asarray(logits), expected[0], atol=1e-6)
+            each = jax.vmap(lambda tokens: model(tokens))(np.stack([TOKENS] * 3))
+            np.testing.assert_allclose(np.asarray(each[1]), expected[0], atol=1e-6)
     with (
         jax.set_mesh(layout_of("data:8").mesh),
         pytest.raises(
