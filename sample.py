@@ -2,7 +2,7 @@
 
 import sys
 
-from neojax.cli import main
+from neojax.cli import entry
 
 if __name__ == "__main__":
-    raise SystemExit(main(["sample", *sys.argv[1:]]))
+    raise SystemExit(entry(["sample", *sys.argv[1:]]))

@@ -19,7 +19,7 @@ def wrong(name: str, value: Any, expected: str) -> NeojaxError:
 
 def shown(value: Any) -> str:
     """A value in a few words, on one line."""
-    if getattr(value, "shape", ()):
+    if getattr(value, "shape", ()) and hasattr(value, "dtype"):
         return f"{value.dtype}{list(value.shape)}"
     words = " ".join(repr(value).split())
     return words if len(words) <= 60 else f"{words[:57]}..."

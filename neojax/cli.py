@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from neojax.errors import NeojaxError
-from neojax.output import complain, drop_untaken, hold_streams
+from neojax.output import complain, drop_untaken, hold_streams, own_streams
 from neojax.version import __version__
 
 COMMANDS = {
@@ -28,11 +29,15 @@ TUNABLES = "GLIBC_TUNABLES"
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors read as all others do."""
+    """An argument parser whose errors read as all others do, and which keeps none of them to itself."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
-        print(f"error: {message} (see {self.prog} --help)", file=sys.stderr)
+        complain(f"error: {message} (see {self.prog} --help)")
         raise SystemExit(2)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:  # argparse itself passes over what cannot be written
+            (file or sys.stderr).write(message)
 
 
 def entry(argv: Sequence[str] | None = None) -> int:
@@ -41,6 +46,7 @@ def entry(argv: Sequence[str] | None = None) -> int:
     On CPU, XLA takes the temporaries of every step from the system and gives them back; with small pages some 6 % of a
     step go into faulting them in. The C library reads this setting only when a process starts.
     """
+    own_streams()
     argv = sys.argv[1:] if argv is None else argv
     if sys.platform == "linux" and argv[:1] == ["train"] and TUNABLES not in os.environ and _is_ours():
         os.environ[TUNABLES] = "glibc.malloc.hugetlb=1"
@@ -86,7 +92,11 @@ def guarded(run: Callable[[], None]) -> int:
     """Calls `run`, turning what the user can mend into one line on stderr and an exit status."""
     hold_streams()
     try:
-        run()
+        try:
+            run()
+        except SystemExit as e:  # argparse's, after --help too
+            if e.code:
+                raise
         sys.stdout.flush()
     except NeojaxError as e:
         complain(f"error: {e}")

@@ -1,9 +1,13 @@
 """What is printed where nobody may take it: a reader that has left, a stream that is closed, a disk that is full."""
 
 import contextlib
+import json
 import os
 import sys
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
+
+# What some readers of lines take for the end of one, though JSON need not escape it; `json` escapes the others.
+_LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
 
 
 class Dispensable:
@@ -44,7 +48,25 @@ def hold_streams() -> None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115 - as long as the process
 
 
+def own_streams() -> None:
+    """As `hold_streams`, for a process of our own: characters that stdout's encoding has not are shown escaped, and no
+    message that stderr does not take ends what it is about."""
+    hold_streams()
+    if getattr(sys.stdout, "errors", "") == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.stderr = cast(TextIO, Dispensable(sys.stderr))
+
+
 def complain(text: str) -> None:
     """A line on stderr; where nobody can read it, as on a full disk, the exit status says it alone."""
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def json_line(value: Any) -> str:
+    """`value` as one line of JSON, whatever a reader takes for the end of a line and whatever stdout's encoding is."""
+    text = json.dumps(value, ensure_ascii=False)
+    with contextlib.suppress(UnicodeEncodeError):
+        text.encode(sys.stdout.encoding or "ascii")
+        return text.translate(_LINE_ENDS)
+    return json.dumps(value)

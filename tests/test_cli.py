@@ -1,5 +1,6 @@
 """The command line: answers without JAX, and one `error:` line with status 2 for whatever the user can mend."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from helpers import write_data
 
 from neojax import __version__
 from neojax.cli import COMMANDS, guarded, main
+from neojax.output import json_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -117,6 +119,46 @@ def test_an_error_that_cannot_be_told_keeps_its_status():
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-c", f"{code}raise SystemExit(guarded(f))"]
         assert subprocess.run(command, cwd=ROOT, stderr=full).returncode == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["prepare", "--help"]])
+def test_an_answer_that_cannot_be_written_is_one_line(args):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "neojax", *args], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot write the output: No space left on device\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full and a shell")
+def test_streams_that_are_closed_or_full_change_no_exit_status():
+    def shell(line):
+        return subprocess.run(["sh", "-c", line, sys.executable], cwd=ROOT, capture_output=True, text=True)
+
+    done = shell('"$0" -m neojax --version >&- <&-')
+    assert (done.returncode, done.stderr) == (0, "")
+    for stderr in ("/dev/full", "&-"):
+        assert shell(f'"$0" -m neojax train absent.yml 2>{stderr}').returncode == 2
+        assert shell(f'"$0" -m neojax trian 2>{stderr}').returncode == 2
+
+
+def test_what_the_output_cannot_hold_is_escaped():
+    code = "from neojax.output import own_streams, json_line as j; own_streams(); print('é😀\\udcff'); print(j('é😀'))"
+    for encoding, expected in [
+        ("utf-8", ["é😀\\udcff", '"é😀"']),
+        ("ascii", ["\\xe9\\U0001f600\\udcff", '"\\u00e9\\ud83d\\ude00"']),
+    ]:
+        env = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True)
+        assert done.stdout.decode(encoding).splitlines() == expected, done.stderr
+
+
+def test_a_line_of_json_is_one_line_for_every_reader():
+    value = {"text": "".join(map(chr, range(0x2100))) + "😀"}
+    line = json_line(value)
+    assert len(line.splitlines()) == 1 and json.loads(line) == value and "é" in line
 
 
 def test_a_bug_is_a_traceback():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from argparse import Namespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -198,3 +199,9 @@ def test_a_checkpoint_without_an_end_of_document_token_has_the_usual_one_of_its_
     sizes = {n: (folder / n).stat().st_size for n in integrity.names_in(folder) if n != "files.json"}
     (folder / "files.json").write_text(json.dumps(sizes))  # as it was then, without checksums
     assert neojax.load(run).eos_token_id == 0
+
+
+def test_a_mesh_of_another_type_is_named():
+    for mesh in (jax.sharding.Mesh(jax.devices()[:1], ("data",)), MeshConfig, memoryview(b"ab"), "data:1"):
+        with pytest.raises(NeojaxError, match=r"^mesh is .*; expected a neojax.config.MeshConfig"):
+            neojax.load("anywhere", mesh=mesh)

@@ -1,6 +1,5 @@
 """`neojax data show RUN --step N`: the documents that a step of a run is trained on."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from neojax.config import Config
 from neojax.data import tokenizer as tokenizers
 from neojax.data.loader import Place, train_places
 from neojax.errors import NeojaxError
+from neojax.output import json_line
 
 TOKENIZER = "tokenizer.json"
 
@@ -27,7 +27,7 @@ def show(path: str, step: int, as_json: bool = False) -> None:
         for document in row["documents"]:
             if tokenizer is not None:
                 document["text"] = tokenizer.decode(document["tokens"], skip_special_tokens=False)
-        print(json.dumps(row, ensure_ascii=False) if as_json else as_text(row))
+        print(json_line(row) if as_json else as_text(row))
 
 
 def rows(config: Config, step: int) -> Iterator[dict[str, Any]]:

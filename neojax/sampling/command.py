@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from neojax import config
 from neojax.config import MeshConfig
 from neojax.errors import NeojaxError
+from neojax.output import json_line
 
 if TYPE_CHECKING:
     from neojax.sampling.generate import Sample
@@ -172,14 +173,13 @@ def _ending_at_once() -> Iterator[None]:
 
 def as_json(sample: "Sample") -> str:
     """A sample as one line of JSON."""
-    return json.dumps(
+    return json_line(
         {
             "prompt": sample.prompt,
             "text": sample.text,
             "tokens": sample.tokens,
             "finish_reason": sample.finish_reason,
-        },
-        ensure_ascii=False,
+        }
     )
 
 

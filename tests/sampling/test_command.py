@@ -186,7 +186,7 @@ def start(*arguments):
 
 
 def test_whoever_reads_may_leave(run):
-    process = start(run, "--prompt", "the", "--json", "--num-samples", "3")
+    process = start(run, "--prompt", "the", "--json", "--num-samples", "3", "--max-new-tokens", "4")
     process.stdout.close()
     assert process.wait(60) == 141
     assert process.stderr.read() == b""
