@@ -75,7 +75,8 @@ def test_json_is_one_object_a_sample_and_nothing_else(run, capsys):
     expected = neojax.generate(
         neojax.load(run), ["the cat", ""], num_samples=2, max_new_tokens=6, return_samples=True
     )
-    assert lines == [vars(one) for one in expected]
+    names = "prompt", "text", "tokens", "finish_reason"
+    assert lines == [{name: getattr(one, name) for name in names} for one in expected]
     assert [list(line) for line in lines] == [["prompt", "text", "tokens", "finish_reason"]] * 4
 
 
