@@ -13,12 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from neojax.arguments import wrong
-from neojax.config import Config, SourceConfig
+from neojax.config import Config
 from neojax.convert.gpt_neo_data import missing
-from neojax.data import tokenizer as tokenizers
 from neojax.data.fingerprint import fingerprint
-from neojax.data.loader import Windows, check_ids, train_batches, validation_batches
-from neojax.data.sources import TokenSource, end_of_document_id, open_source
+from neojax.data.loader import train_batches, validation_batches
 from neojax.devices import fake_cpu_devices, shape_text
 from neojax.errors import NeojaxError
 from neojax.hosts import agreed, on_first, owned
@@ -36,6 +34,7 @@ from neojax.training.compiler import compiler_options
 from neojax.training.fit import check_fit
 from neojax.training.flops import flops_per_token, mfu
 from neojax.training.health import Health, not_finite
+from neojax.training.inputs import check_data, named_sources, read_end_of_document, read_tokenizer
 from neojax.training.memory import check_memory
 from neojax.training.metrics import MetricsWriter, Progress, Stopwatch, Throughput
 from neojax.training.optimizer import Optimizer, make_optimizer
@@ -95,9 +94,8 @@ def train(config: Config, stop: Stop | None = None) -> None:
     join(config.mesh)
     config = replace(config, mesh=alone(config.mesh))
     if jax.process_count() > 1:
-        on_first(
-            lambda: check_data(config)
-        )  # reads what nobody has read before, and keeps what it finds for all
+        # Reads what nobody has read before, and keeps what it finds for all.
+        on_first(lambda: check_data(config))
     # Before anything else: wrong paths are the commonest error.
     sources, held_out = agreed(lambda: check_data(config))
     layout = make_layout(config.mesh)
@@ -359,52 +357,3 @@ def good(checkpoints: Checkpoints) -> str:
     """Where to go on from, for a message."""
     step = checkpoints.latest()
     return f"the last good checkpoint is {'none' if step is None else f'step {step}'} in {checkpoints.path}"
-
-
-def named_sources(sources: tuple[SourceConfig, ...]) -> dict[str, SourceConfig]:
-    """Validation stores by the name that metrics show: `validation`, or with several, its file or folder too."""
-    if len(sources) == 1:
-        return {"validation": sources[0]}
-    names: dict[str, SourceConfig] = {}
-    for source in sources:
-        name = f"validation_{Path(source.path).stem}"
-        names[name if name not in names else f"{name}_{len(names)}"] = source
-    return names
-
-
-def check_data(config: Config) -> tuple[list[TokenSource], list[TokenSource]]:
-    """Opens every source of `data`, checks that it holds tokens and its ids against the vocabulary. Returns those of
-    training and of validation."""
-    if not config.data.train:
-        raise NeojaxError(
-            "data.train is empty; name a token store, such as data.train=DIR, that `neojax prepare ... --out DIR` wrote"
-        )
-    sources = [open_source(s.path, "train") for s in config.data.train]
-    held_out = [open_source(s.path, "validation") for s in config.data.validation]
-    for source in sources + held_out:
-        Windows(source, config.model.n_ctx)  # raises where there is nothing to predict
-    check_ids(sources + held_out, config.model.n_vocab)
-    return sources, held_out
-
-
-def read_tokenizer(config: Config, sources: list[TokenSource]) -> str | None:
-    """The text of data.tokenizer, or of the tokenizer.json beside the first training source, if there is one."""
-    path = Path(config.data.tokenizer) if config.data.tokenizer else sources[0].folder / runs.TOKENIZER
-    if not path.is_file():
-        if config.data.tokenizer:
-            raise NeojaxError(f"data.tokenizer: no file {path}; name a tokenizer.json")
-        return None
-    size = tokenizers.n_ids(tokenizers.load(path))
-    if size > config.model.n_vocab:
-        raise NeojaxError(
-            f"{path} has {size} ids but model.n_vocab={config.model.n_vocab}; set model.n_vocab to at least {size}"
-        )
-    return path.read_text(encoding="utf-8")
-
-
-def read_end_of_document(sources: list[TokenSource], tokenizer: str | None) -> int | None:
-    """The id that ends a document: as the first training source that knows it says, else the tokenizer's usual one."""
-    for source in sources:
-        if (found := end_of_document_id(source)) is not None:
-            return found
-    return None if tokenizer is None else tokenizers.usual_end(tokenizers.parse(tokenizer, "data.tokenizer"))

@@ -1,0 +1,59 @@
+"""What a run trains and evaluates on: its sources, opened and checked, and the tokenizer that goes with them."""
+
+from pathlib import Path
+
+from neojax.config import Config, SourceConfig
+from neojax.data import tokenizer as tokenizers
+from neojax.data.loader import Windows, check_ids
+from neojax.data.sources import TokenSource, end_of_document_id, open_source
+from neojax.errors import NeojaxError
+from neojax.training.run_dir import TOKENIZER
+
+
+def named_sources(sources: tuple[SourceConfig, ...]) -> dict[str, SourceConfig]:
+    """Validation stores by the name that metrics show: `validation`, or with several, its file or folder too."""
+    if len(sources) == 1:
+        return {"validation": sources[0]}
+    names: dict[str, SourceConfig] = {}
+    for source in sources:
+        name = f"validation_{Path(source.path).stem}"
+        names[name if name not in names else f"{name}_{len(names)}"] = source
+    return names
+
+
+def check_data(config: Config) -> tuple[list[TokenSource], list[TokenSource]]:
+    """Opens every source of `data`, checks that it holds tokens and its ids against the vocabulary. Returns those of
+    training and of validation."""
+    if not config.data.train:
+        raise NeojaxError(
+            "data.train is empty; name a token store, such as data.train=DIR, that `neojax prepare ... --out DIR` wrote"
+        )
+    sources = [open_source(s.path, "train") for s in config.data.train]
+    held_out = [open_source(s.path, "validation") for s in config.data.validation]
+    for source in sources + held_out:
+        Windows(source, config.model.n_ctx)  # raises where there is nothing to predict
+    check_ids(sources + held_out, config.model.n_vocab)
+    return sources, held_out
+
+
+def read_tokenizer(config: Config, sources: list[TokenSource]) -> str | None:
+    """The text of data.tokenizer, or of the tokenizer.json beside the first training source, if there is one."""
+    path = Path(config.data.tokenizer) if config.data.tokenizer else sources[0].folder / TOKENIZER
+    if not path.is_file():
+        if config.data.tokenizer:
+            raise NeojaxError(f"data.tokenizer: no file {path}; name a tokenizer.json")
+        return None
+    size = tokenizers.n_ids(tokenizers.load(path))
+    if size > config.model.n_vocab:
+        raise NeojaxError(
+            f"{path} has {size} ids but model.n_vocab={config.model.n_vocab}; set model.n_vocab to at least {size}"
+        )
+    return path.read_text(encoding="utf-8")
+
+
+def read_end_of_document(sources: list[TokenSource], tokenizer: str | None) -> int | None:
+    """The id that ends a document: as the first training source that knows it says, else the tokenizer's usual one."""
+    for source in sources:
+        if (found := end_of_document_id(source)) is not None:
+            return found
+    return None if tokenizer is None else tokenizers.usual_end(tokenizers.parse(tokenizer, "data.tokenizer"))
