@@ -4,6 +4,7 @@ import argparse
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -89,11 +90,13 @@ def _run(prog: str, argv: Sequence[str] | None) -> None:
 
 
 def guarded(run: Callable[[], None]) -> int:
-    """Calls `run`, turning what the user can mend into one line on stderr and an exit status."""
+    """Calls `run`, turning what the user can mend into one line on stderr and an exit status; warnings are lines, too."""
     hold_streams()
     try:
         try:
-            run()
+            with warnings.catch_warnings():
+                warnings.showwarning = lambda message, *_, **__: complain(f"warning: {message}")
+                run()
         except SystemExit as e:  # argparse's, after --help too
             if e.code:
                 raise

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -210,3 +211,8 @@ def test_training_starts_anew_with_huge_pages_and_the_same_arguments(command, tm
         tunables = [line.split()[1] for line in starts]
         assert tunables == ([own] if own else ["None", "glibc.malloc.hugetlb=1"])
         assert len({line.split()[0] for line in starts}) == 1, "the process id stays"
+
+
+def test_a_warning_is_one_line(capsys):
+    assert guarded(lambda: warnings.warn("mesh.shape splits an axis", stacklevel=1)) == 0
+    assert capsys.readouterr().err == "warning: mesh.shape splits an axis\n"

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import sys
-import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import fields
@@ -130,8 +129,7 @@ def run(args: Namespace) -> None:
     streaming = not (args.json or args.no_stream) and len(prompts) * args.num_samples == 1
     if streaming:
         print(prompts[0], end="", flush=True)
-    with warnings.catch_warnings(), _ending_at_once():
-        warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    with _ending_at_once():
         samples = generate(
             model,
             prompts,
