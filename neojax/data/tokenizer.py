@@ -71,7 +71,8 @@ def end_of_document(tokenizer: "Tokenizer", name: str | None = None) -> tuple[st
     """The end-of-document token and its id: `name`, or the first usual one that is in the vocabulary. Raises
     `NeojaxError`."""
     for candidate in (name,) if name is not None else (END_OF_DOCUMENT, *_OTHER_ENDS):
-        if (found := tokenizer.token_to_id(candidate)) is not None:
+        is_text = candidate == candidate.encode(errors="replace").decode()  # the library takes no other
+        if is_text and (found := tokenizer.token_to_id(candidate)) is not None:
             return candidate, found
     if name is not None:
         near = suggest(name, [t for t in tokenizer.get_vocab() if len(t) > 2][:100_000])

@@ -14,6 +14,7 @@ from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from neojax.config import DataConfig, SourceConfig
 from neojax.data import memory, workers
 from neojax.data import prepare as module
+from neojax.data import tokenizer as tokenizers
 from neojax.data.encode import split_of
 from neojax.data.loader import train_batches
 from neojax.data.prepare import prepare
@@ -332,3 +333,8 @@ def test_the_command_line_prints_the_counts(tmp_path, byte_tokenizer, capsys):
     printed = capsys.readouterr().out
     assert "2 documents" in printed and "5 tokens" in printed and "1 empty" in printed
     np.testing.assert_array_equal(TokenStore(tmp_path / "out" / "train").documents(0)[-1:], [0])
+
+
+def test_an_end_of_document_token_that_is_no_text_is_named():
+    with pytest.raises(NeojaxError, match=r"end-of-document token '\\udcff' is not in the tokenizer's"):
+        tokenizers.end_of_document(tokenizers.train(["a"], 257), "\udcff")
