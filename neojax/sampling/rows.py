@@ -88,7 +88,7 @@ class Batch:
                     f"a row of {len(row.prompt)} tokens and {row.limit} more does not fit a batch of {self.slots} slots"
                 )
         state, time = self._read(rows)
-        self._push(rows, state.token[:, None], state.logprob[:, None])
+        self._push(rows, state.token, state.logprob)
         if self._state is None or not self.rows:
             self._places = [*rows, *[None] * (len(state.token) - len(rows))]
             self._state, self._time = state, time
@@ -122,7 +122,9 @@ class Batch:
         self._drop_finished()
 
     def _push(self, rows: Sequence[Row | None], tokens: Any, logprobs: Any) -> None:
-        fetch = self._decoder.layout.fetch
+        def fetch(array: Any) -> np.ndarray:  # on the host, where the mesh in force does not matter
+            return self._decoder.layout.fetch(array).reshape(array.shape[0], -1)
+
         found = fetch(tokens), fetch(logprobs) if self._logprobs else np.zeros((len(tokens), 0))
         for row, new, their in zip(rows, *found):
             if row is not None:
