@@ -15,6 +15,7 @@ from neojax.evaluate import score as module
 from neojax.evaluate.score import score
 from neojax.kernels import chunked_loss
 from neojax.models import Transformer
+from neojax.models.weights import narrowed
 
 LAYOUTS = {
     "one device": ("data:1", "", ""),
@@ -141,6 +142,14 @@ def test_scores_are_those_of_transformers(name, layout):
     for found, row, of_row in zip(score(model, tokens[:, 1:], tokens[:, :1]), tokens, logs):
         np.testing.assert_allclose(found.logprobs, of_row[np.arange(len(row) - 1), row[1:]], atol=5e-5)
         np.testing.assert_array_equal(found.is_greedy, of_row[:-1].argmax(-1) == row[1:])
+
+
+@pytest.mark.parametrize(
+    "weights, dtype", [("int8", "float32"), ("bfloat16", "float32"), ("float32", "bfloat16")]
+)
+def test_scores_of_narrow_weights_and_types_are_float32_log_softmax_of_their_logits(model, weights, dtype):
+    narrow = narrowed(Transformer(model.config, dtype=dtype).bind(model.params()), weights)
+    check(score(narrow, RAGGED[3], [END]), expected(narrow, [END], RAGGED[3]))
 
 
 def test_memory_holds_no_logits_of_the_batch():
