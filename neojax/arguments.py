@@ -39,14 +39,16 @@ def whole(name: str, value: Any, good: Callable[[int], bool], expected: str) -> 
 
 
 def real(name: str, value: Any, good: Callable[[float], bool], expected: str) -> float:
-    """A number that is `good`; no bool, no text."""
+    """A number that is `good`, also in float32, as the device sees it; no bool, no text."""
     try:
         number = None if isinstance(value, bool | np.bool_ | str | bytes) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = None
     if number is None:
         raise wrong(name, value, f"a number, {expected}")
-    if not good(number):
+    with np.errstate(over="ignore"):
+        seen = float(np.float32(number))
+    if not (good(number) and good(seen)):
         raise wrong(name, value, expected)
     return number
 

@@ -71,8 +71,12 @@ def _read(path: Path, given: Mapping[str, Any] = {}) -> Any:
         return gpt_neo.load(path, given)
     try:
         return parse(path.read_bytes(), str(path))
-    except OSError as e:
-        raise NeojaxError(f"cannot read config {path}: {e.strerror or e}") from None
+    except (OSError, ValueError) as e:  # ValueError: a name that is none for a file
+        if "=" in str(path):
+            raise NeojaxError(
+                f"{path} stands where the configuration should; name that first, such as meshconfigs/125M.yml"
+            ) from None
+        raise NeojaxError(f"cannot read config {path}: {getattr(e, 'strerror', None) or e}") from None
 
 
 def parse(text: str | bytes, source: str) -> Any:

@@ -40,7 +40,10 @@ def load(
         raise wrong("dtype", dtype, "auto, float32 or bfloat16")
     check_weights(weights)
     layout = None if mesh is None else make_layout(checked(mesh))  # first, since it may choose JAX's devices
-    run = None if hf.is_hf_dir(path) else open_run(path)
+    try:
+        run = None if hf.is_hf_dir(path) else open_run(path)
+    except (OSError, ValueError) as e:  # a name that is too long, or none for a file
+        raise NeojaxError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from None
     layout = layout or usual_layout(MeshConfig(layout="") if run is None else run.config.mesh)
     computed = compute_type(dtype, layout)
     with layout.in_force():

@@ -216,3 +216,8 @@ def test_training_starts_anew_with_huge_pages_and_the_same_arguments(command, tm
 def test_a_warning_is_one_line(capsys):
     assert guarded(lambda: warnings.warn("mesh.shape splits an axis", stacklevel=1)) == 0
     assert capsys.readouterr().err == "warning: mesh.shape splits an axis\n"
+
+
+def test_a_forgotten_configuration_is_asked_for(capsys):
+    assert main(["train", "data.train=data", "train.steps=1"]) == 2
+    assert "data.train=data stands where the configuration should" in capsys.readouterr().err

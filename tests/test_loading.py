@@ -115,6 +115,12 @@ def test_what_is_no_model_says_why(run, inside, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("path", ["a" * 300, "x/" + "a" * 300, "\0"])
+def test_a_name_that_no_file_can_have_is_one_line(path):
+    with pytest.raises(NeojaxError, match=r"cannot read|does not exist"):
+        neojax.load(path)
+
+
 def test_a_run_that_has_no_checkpoint_yet(tmp_path):
     (tmp_path / "config.yml").write_text(configuration.dump(CONFIG))
     with pytest.raises(NeojaxError, match="train it first"):

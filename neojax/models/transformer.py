@@ -13,7 +13,7 @@ from flax import nnx
 from neojax import named
 from neojax.arguments import token_ids
 from neojax.config import ModelConfig
-from neojax.errors import NeojaxError
+from neojax.errors import NeojaxError, suggest
 from neojax.kernels import loss
 from neojax.kernels.chunked_loss import chunked_token_scores
 from neojax.mesh import Layout, single_device
@@ -142,7 +142,10 @@ class Transformer(nnx.Module):
         return specs
 
     def bind(self, params: Mapping[str, Any]) -> "Transformer":
-        """The same model with the values `params`, in the order and under the names of `params()`."""
+        """The same model with the values `params`, under the names of `params()`. Raises `NeojaxError` where one lacks."""
+        for name, _ in self.named_params():
+            if name not in params:
+                raise NeojaxError(f"bind: there is no parameter {name}{suggest(name, params)}")
         graphdef, state = nnx.split(self)
         flat = [
             (path, param.replace(params[".".join(map(str, path))]))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from neojax.arguments import IDS, flag, real, text, token_ids, whole, wrong
@@ -117,6 +118,10 @@ def listed(given: Any, n_vocab: int, what: str = "prompt") -> tuple[list[str | l
     """
     if isinstance(given, str):
         return [text(f"the {what}", given)], True
+    if isinstance(given, jax.core.Tracer):
+        raise NeojaxError(
+            f"the {what} is traced by jax.jit or its like; generating and scoring compile themselves: call them outside"
+        )
     if hasattr(given, "__array__"):
         given = np.asarray(given)
         if not given.ndim:

@@ -1,5 +1,6 @@
 """Prompts and settings of every form that is plain are taken; what is of another type is one line, before anything runs."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -81,6 +82,8 @@ def test_prompts_of_another_type_are_one_line(model, prompts, words):
         ("temperature", "0.5", "'0.5'; expected a number, 0"),
         ("temperature", None, "None; expected a number"),
         ("top_p", True, "True; expected a number"),
+        ("top_p", 1e-50, "1e-50; expected above 0"),
+        ("temperature", 1e300, "1e+300; expected 0"),
         ("min_p", [0.1], "[0.1]; expected a number"),
         ("repetition_penalty", 1j, "1j; expected a number"),
         ("entmax", 1, "1; expected True or False"),
@@ -115,6 +118,18 @@ def test_numbers_of_numpy_are_numbers():
 def test_what_is_no_model_is_one_line(other):
     with pytest.raises(NeojaxError, match=r"model is .*; expected a model, as neojax.load gives it"):
         neojax.generate(other, "x")
+
+
+def test_prompts_within_jit_are_one_line(model):
+    with pytest.raises(NeojaxError, match=r"the prompt is traced .* call them outside"):
+        jax.jit(lambda tokens: neojax.generate(model, tokens))(np.array([1]))
+
+
+def test_weights_without_one_of_the_parameters_are_one_line(model):
+    params = model.params()
+    values = {name: value for name, value in params.items() if name != "wpe"}
+    with pytest.raises(NeojaxError, match="no parameter wpe"):
+        model.bind(values)
 
 
 def test_a_model_without_weights_says_so():
