@@ -1,6 +1,6 @@
-"""What the files of a checkpoint must hold: the size and CRC-32C of each, kept beside them.
+"""What the files of a checkpoint must hold: the size and checksum of each, kept beside them.
 
-FILES is `{"crc32c": of the list itself, "files": {path: {"bytes": n, "crc32c": hex}}}`. Earlier versions wrote
+FILES is `{"crc32c": of the list itself, "files": {path: {"bytes": n, "checksum": hex}}}`. Earlier versions wrote
 `{path: bytes}`, which is still checked for what it says of the items.
 """
 
@@ -16,6 +16,7 @@ import google_crc32c
 
 FILES = "files.json"
 _CHUNK = 1 << 20
+_TAIL = 4  # bytes
 _THREADS = 4  # files are summed beside each other: one is read while another waits for storage
 
 Sums = dict[str, dict[str, Any]]
@@ -56,20 +57,26 @@ class Listing:
         mine = sorted(names, key=self._size)[part[0] :: part[1]]
         with ThreadPoolExecutor(_THREADS, "neojax-verify") as pool:
             for name, found in zip(mine, pool.map(lambda n: checksum(folder / n), mine)):
-                if found != self.files[name]["crc32c"]:  # type: ignore[index]
+                if found != self.files[name]["checksum"]:  # type: ignore[index]
                     return f"{name} is not what was written: its checksum is {found}"
         return None
 
 
 def checksum(path: Path, sync: bool = False) -> str:
-    """CRC-32C of a file, in hexadecimal; with `sync` once it is on disk. Raises `OSError`."""
+    """CRC-32C of all but the last four bytes of a file, and those bytes, in hexadecimal; with `sync` once it is on disk.
+
+    Apart, since a file that ends with its own CRC-32C, as Orbax's do, has the same one over all as any other of its size.
+    Raises `OSError`.
+    """
     crc = 0
     with open(path, "rb", buffering=0) as f:
         if sync:
             os.fsync(f.fileno())
-        while chunk := f.read(_CHUNK):
+        left = max(os.fstat(f.fileno()).st_size - _TAIL, 0)
+        while left and (chunk := f.read(min(_CHUNK, left))):
             crc = google_crc32c.extend(crc, chunk)
-    return f"{crc:08x}"
+            left -= len(chunk)
+        return f"{crc:08x}{f.read().hex()}"
 
 
 def sums(folder: Path, names: Iterable[str]) -> Sums:
@@ -77,7 +84,7 @@ def sums(folder: Path, names: Iterable[str]) -> Sums:
     names = list(names)
     with ThreadPoolExecutor(_THREADS, "neojax-sum") as pool:
         found = pool.map(lambda n: checksum(folder / n, sync=True), names)
-        return {n: {"bytes": (folder / n).stat().st_size, "crc32c": c} for n, c in zip(names, found)}
+        return {n: {"bytes": (folder / n).stat().st_size, "checksum": c} for n, c in zip(names, found)}
 
 
 def names_in(folder: Path) -> list[str]:
