@@ -27,7 +27,9 @@ class Blocked:
             frame = sys._getframe(1)
             while "importlib" in frame.f_code.co_filename:
                 frame = frame.f_back
-            if frame.f_code.co_filename.startswith({str(REPOSITORY)!r}):  # other libraries may use what they find
+            place = frame.f_code.co_filename
+            # Other libraries, an environment inside the checkout too, may use what they find.
+            if place.startswith({str(REPOSITORY)!r}) and "site-packages" not in place:
                 raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Blocked())
 """

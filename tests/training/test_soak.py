@@ -81,9 +81,12 @@ def test_a_long_run_holds_and_leaves_no_more_than_a_short_one(settings, tmp_path
     assert growth["threads"] < 4, growth  # pools fill up slowly; a thread of every save would be 8
     assert growth["objects"] < 100, growth  # every fourth step one
     assert sorted(int(folder.name) for folder in (tmp_path / "checkpoints").iterdir()) == [950, 1000]
-    for name, before in left[saves // 2].items():
-        after = left[saves - 1][name]
+    third = len(left) // 3
+    for name in left[-1]:
+        before, after = (
+            max(sizes.get(name, 0) for sizes in part) for part in (left[third:-third], left[-third:])
+        )
         if name in ("metrics.jsonl bytes", "tensorboard bytes"):  # what the run tells
-            assert after < 2.5 * before, name
-        else:
-            assert after <= 1.2 * before + 100, name
+            assert after < 2 * before, name
+        else:  # Orbax puts an array into more files or fewer, as its threads happen to meet; a checkpoint more is half
+            assert after <= 1.3 * before + 100, name
