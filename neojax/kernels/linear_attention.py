@@ -44,10 +44,8 @@ def attention(
     linear in the sequence, unless the layout splits `sequence` or `memory_length`; then it compares all pairs.
     """
     dtype = v.dtype
-    q, k = features(q, k)
-    if start is not None:
-        present = time + jnp.arange(k.shape[1]) >= start[:, None]
-        k = jnp.where(present[:, :, None, None], k, 0.0)
+    present = None if start is None else time + jnp.arange(k.shape[1]) >= start[:, None]
+    q, k = features(q, k, present, causal)
     layout = named.current_layout()
     if not causal:
         y, state = everywhere(q, k, v)
@@ -82,13 +80,28 @@ def step(q: jax.Array, k: jax.Array, v: jax.Array, state: State) -> tuple[jax.Ar
         q,
         context,
     )
-    return (y / (weights + EPSILON)[..., None]).astype(v.dtype), (context, total)
+    return mean(y, weights[..., None]).astype(v.dtype), (context, total)
 
 
-def features(q: jax.Array, k: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """softmax(q) over a head's features, and exp(k)."""
+def features(
+    q: jax.Array, k: jax.Array, present: jax.Array | None = None, causal: bool = True
+) -> tuple[jax.Array, jax.Array]:
+    """softmax(q) over a head's features, and exp(k), which is 0 where a token is not `present` [batch, sequence].
+    Without `causal`, k is less its largest value in the sequence, which cancels: exp(k) overflows from 89 on."""
     q, k = (named.use(x, "batch sequence heads key_dim", jnp.float32) for x in (q, k))
+    if present is not None:
+        k = jnp.where(present[:, :, None, None], k, -jnp.inf)
+    if not causal:
+        k = k - jax.lax.stop_gradient(k.max(axis=1, keepdims=True))
     return jax.nn.softmax(q, axis=-1), jnp.exp(k)
+
+
+def mean(weighted: jax.Array, weights: jax.Array) -> jax.Array:
+    """Sums of what is `weighted` over the sums of the `weights`. The gradient of a quotient has its denominator squared,
+    which overflows where k is about 40: here that is 1."""
+    weights = weights + EPSILON
+    size = jax.lax.stop_gradient(weights)
+    return (weighted / size) / (weights / size)
 
 
 def sums(k: jax.Array, v: jax.Array) -> State:
@@ -125,7 +138,7 @@ def reference(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Stat
     weights = jnp.where(seen, weights, 0.0)
     y = named.einsum(
         "batch heads sequence memory_length, batch memory_length heads head_dim -> batch sequence heads head_dim",
-        weights / (weights.sum(-1, keepdims=True) + EPSILON),
+        mean(weights, weights.sum(-1, keepdims=True)),
         named.lay(v, "batch memory_length heads head_dim"),
     )
     return y, state
@@ -145,7 +158,7 @@ def _chunks(q: jax.Array, k: jax.Array, v: jax.Array, state: State, chunk: int) 
         q, k, v = inputs
         within = jnp.tril(jnp.einsum("bhqd,bhkd->bhqk", q, k))
         weights = within.sum(axis=-1) + jnp.einsum("bhqd,bhd->bhq", q, total)
-        y = (within @ v + q @ context) / (weights + EPSILON)[..., None]
+        y = mean(within @ v + q @ context, weights[..., None])
         return (context + jnp.einsum("bhkd,bhke->bhde", k, v), total + k.sum(axis=2)), y
 
     state, y = jax.lax.scan(body, state, (split(q), split(k), split(v)))

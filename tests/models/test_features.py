@@ -230,6 +230,47 @@ def test_chunks_of_linear_attention_are_the_definition():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "size, causal", [(0, True), (60, True), (0, False), (60, False), (100, False), (-110, False)]
+)
+def test_linear_attention_and_its_gradients_are_exact_for_keys_of_any_size(size, causal):
+    """Without a mask, of any size that a softmax has; with it, of those whose exponentials float32 holds."""
+    from neojax import named
+    from neojax.kernels import linear_attention as linear
+    from neojax.mesh import single_device
+
+    q, k, v, g = np.random.default_rng(0).normal(size=(4, 2, 30, 2, 4)).astype("f4")
+    k += np.float32(size)
+    start = np.array([0, 7])
+    present = (np.arange(30) >= start[:, None])[:, :, None, None]
+    g *= present  # what padding looks at is nobody's
+
+    def exact(q, k, v):
+        """With k less a number for all, which but for the epsilon cancels."""
+        q, k = jax.nn.softmax(q, -1), present * jnp.exp(k - size)
+        if not causal:
+            k = k / k.sum(1, keepdims=True)
+        scores = jnp.einsum("bihd,bjhd->bhij", q, k)
+        if causal:
+            scores = jnp.tril(scores)
+            scores = scores / (scores.sum(-1, keepdims=True) + 1e-6 * np.exp(-float(size)))
+        return jnp.sum(jnp.einsum("bhij,bjhe->bihe", scores, v) * g)
+
+    def ours(q, k, v, form):
+        y, _ = linear.attention(q, k, v, start=jnp.asarray(start), causal=causal)
+        if form == "pairs":
+            y, _ = linear.reference(*linear.features(q, k, jnp.asarray(present[..., 0, 0]), causal), v)
+        return jnp.sum(y * g)
+
+    with jax.enable_x64(True):
+        expected = jax.value_and_grad(exact, (0, 1, 2))(*(jnp.asarray(x, "f8") for x in (q, k, v)))
+    with named.use_layout(single_device()):
+        for form in ("chunks", "pairs") if causal else ("all",):
+            found = jax.jit(jax.value_and_grad(ours, (0, 1, 2)), static_argnums=3)(q, k, v, form)
+            for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+                np.testing.assert_allclose(a, b, atol=3e-5 * np.abs(b).max())
+
+
 # Decoding
 
 
