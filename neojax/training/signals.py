@@ -93,7 +93,7 @@ class Stop:
         if self._ends_process and self.asked:
             # The watcher stays, for a thread that reads what never comes would hold up the end of the process.
             self._done = 0 if kind is None else 2
-            if self._gave_up and kind is None:
+            if kind is None and (self._gave_up or _is_alone()):
                 sys.stdout.flush()
                 os._exit(0)
             return
@@ -150,6 +150,12 @@ class Stop:
             with contextlib.suppress(OSError):
                 os.write(1, b"\x1b[?25h")  # the cursor, which the progress bar hides
         os._exit(128 + number)
+
+
+def _is_alone() -> bool:
+    """Whether no other process waits for this one to take its leave, as JAX does at the end of the interpreter."""
+    jax = sys.modules.get("jax")
+    return jax is None or not jax.distributed.is_initialized()
 
 
 _GOES_ON = "the same command goes on from the last whole checkpoint"

@@ -88,6 +88,25 @@ def test_a_second_signal_ends_the_process_at_once():
     assert err.startswith("SIGTERM: ended at once by a second signal") and err.count("\n") == 1
 
 
+def test_a_thread_that_waits_for_input_does_not_hold_up_the_end():
+    """The signal comes while the main thread is busy; another one reads what never comes."""
+    process = started(
+        """
+import threading, time
+from neojax.training.signals import Stop
+with Stop(ends_process=True) as stop:
+    stop.protect(60)
+    threading.Thread(target=threading.Event().wait).start()
+    print("now", flush=True)
+    while not stop.asked:
+        time.sleep(0.01)
+"""
+    )
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[0] == 0
+
+
 def test_the_end_of_the_terminal_stops_a_run_but_not_under_nohup():
     """Shells pass SIGHUP on and the terminal sends its own: the second is no wish to end at once."""
     for nohup in (False, True):
