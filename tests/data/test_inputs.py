@@ -59,8 +59,9 @@ def test_a_glob_means_what_a_shell_would_make_of_it_and_ends_where_links_lead_ar
         expand([tmp_path / "in" / "**" / "*.md"])
 
 
-def test_what_a_glob_cannot_look_into_is_told(tmp_path, monkeypatch):
-    write(tmp_path, "in/1.txt", "in/locked/2.txt")
+@pytest.fixture
+def locked(monkeypatch):
+    """Folders of the name "locked" cannot be looked into, by root either."""
     own = os.listdir
 
     def listdir(path):
@@ -69,6 +70,10 @@ def test_what_a_glob_cannot_look_into_is_told(tmp_path, monkeypatch):
         return own(path)
 
     monkeypatch.setattr(os, "listdir", listdir)
+
+
+def test_what_a_glob_cannot_look_into_is_told(tmp_path, locked):
+    write(tmp_path, "in/1.txt", "in/locked/2.txt")
     for pattern in ("**/*.txt", "**", "*"):
         assert names(tmp_path / "in" / pattern) == (
             ["1.txt"],
@@ -107,18 +112,10 @@ def test_a_file_counts_once_by_whatever_name_it_is_given(tmp_path, monkeypatch):
     assert names(".")[0] == ["1.txt", "2.txt"]
 
 
-def test_what_cannot_be_read_is_told_and_the_rest_is_read(tmp_path, byte_tokenizer, monkeypatch, capsys):
+def test_what_cannot_be_read_is_told_and_the_rest_is_read(tmp_path, byte_tokenizer, locked, capsys):
     write(tmp_path, "in/1.txt", "in/locked/2.txt", "in/3.txt")
     os.mkfifo(tmp_path / "in" / "pipe")
     (tmp_path / "in" / os.fsdecode(b"\xff.bin")).write_bytes(b"\0")
-    own = os.listdir
-
-    def listdir(path):
-        if os.path.basename(path) == "locked":
-            raise PermissionError(13, "Permission denied", str(path))
-        return own(path)
-
-    monkeypatch.setattr(os, "listdir", listdir)
     assert names(tmp_path / "in")[1] == {
         "locked": "cannot be read: Permission denied",
         "pipe": "is no regular file",
