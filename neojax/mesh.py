@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from neojax.config import MeshConfig
-from neojax.devices import arranged, available, fake_cpu_devices, shape_text, use_cpu_devices
+from neojax.devices import arranged, available, shape_text, use_cpu_devices
 from neojax.errors import NeojaxError, suggest
 from neojax.processes import join
 
@@ -251,7 +251,6 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     """Builds the mesh of `config` over `devices`, Explicit axes. Default: all devices of all processes of this job, which
     are joined, or the first `cpu_devices` of each."""
     if devices is None:
-        fake_cpu_devices(config.cpu_devices)
         join(config)
         use_cpu_devices(config.cpu_devices)
         devices = available(config.cpu_devices)

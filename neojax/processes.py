@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from neojax.config import MeshConfig
+from neojax.devices import fake_cpu_devices
 from neojax.errors import NeojaxError
 from neojax.peers import HEARTBEAT_SECONDS, told_of_peers
 
@@ -27,11 +28,13 @@ JOIN_SECONDS = 300
 
 
 def join(mesh: MeshConfig) -> None:
-    """Joins the other processes of this job, where there are any; to be called before JAX is first used.
+    """Joins the other processes of this job, where there are any, each with the fake CPU devices that `mesh` asks for; to be
+    called before JAX is first used.
 
     Raises `NeojaxError` where `mesh.distributed` asks for others that cannot be found, where only a part of what names
     them is given, or where they do not come.
     """
+    fake_cpu_devices(mesh.cpu_devices)
     if mesh.distributed is False or jax.distributed.is_initialized():
         return
     found = find(mesh, os.environ)

@@ -17,7 +17,7 @@ from neojax.config import Config
 from neojax.convert.gpt_neo_data import missing
 from neojax.data.fingerprint import fingerprint
 from neojax.data.loader import train_batches, validation_batches
-from neojax.devices import fake_cpu_devices, shape_text
+from neojax.devices import shape_text
 from neojax.errors import NeojaxError
 from neojax.hosts import agreed, on_first, owned
 from neojax.kernels.choice import describe, of_layers
@@ -90,7 +90,6 @@ def train(config: Config, stop: Stop | None = None) -> None:
             "train.run_dir is not set; name the folder of this run, such as train.run_dir=runs/first"
         )
     missing(config.train.run_dir, config.data.train, config.data.validation)
-    fake_cpu_devices(config.mesh.cpu_devices)
     join(config.mesh)
     config = replace(config, mesh=alone(config.mesh))
     if jax.process_count() > 1:
