@@ -35,8 +35,8 @@ def main() -> None:
     import jax
     import jax.numpy as jnp
 
-    from neojax.training import integrity
-    from neojax.training.checkpoint import Checkpoints
+    from neojax.runs import integrity
+    from neojax.runs.checkpoint import Checkpoints
 
     rows = options.megabytes * 1_000_000 // 3 // 8 // 4 // 1024
     keys = jax.random.split(jax.random.key(0), 24)

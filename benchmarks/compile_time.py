@@ -23,7 +23,7 @@ def compile_seconds(layers: int, sequence: int = 512, batch: int = 2) -> float:
     import jax.numpy as jnp
 
     from neojax.config import TrainConfig
-    from neojax.mesh import single_device
+    from neojax.layout.mesh import single_device
     from neojax.models import Transformer
     from neojax.training.optimizer import make_optimizer
     from neojax.training.step import abstract_state, make_train_step

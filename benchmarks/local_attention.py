@@ -31,9 +31,9 @@ def main() -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from neojax import named
     from neojax.kernels.attention import attention, reference
-    from neojax.mesh import single_device
+    from neojax.layout import named
+    from neojax.layout.mesh import single_device
 
     layout = single_device()
     shape = (1, options.sequence, options.heads, HEAD_DIM)

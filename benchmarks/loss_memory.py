@@ -22,8 +22,8 @@ def temporaries(loss: Any, vocab: int, tokens: int, embd: int, dtype: str = "flo
     import jax
     import jax.numpy as jnp
 
-    from neojax import named
-    from neojax.mesh import single_device
+    from neojax.layout import named
+    from neojax.layout.mesh import single_device
 
     layout = single_device()
 

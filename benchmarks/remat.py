@@ -40,10 +40,10 @@ def main() -> None:
     import numpy as np
 
     from neojax.config import TrainConfig
-    from neojax.mesh import single_device
+    from neojax.data.share import Share
+    from neojax.layout.mesh import single_device
     from neojax.models import Transformer
     from neojax.training.optimizer import make_optimizer
-    from neojax.training.share import Share
     from neojax.training.step import make_train_step
 
     layout = single_device()

@@ -34,11 +34,11 @@ def compiled(options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, float]]:
     import jax.numpy as jnp
 
     from neojax.config import MeshConfig, TrainConfig
-    from neojax.mesh import make_layout
+    from neojax.data.share import BATCH_DIMS
+    from neojax.layout.mesh import make_layout
+    from neojax.layout.topology import tpu_devices
     from neojax.models import Transformer
-    from neojax.topology import tpu_devices
     from neojax.training.optimizer import make_optimizer
-    from neojax.training.share import BATCH_DIMS
     from neojax.training.step import abstract_state, make_train_step
 
     mesh = MeshConfig(options["shape"], options["layout"], options["param_layout"])

@@ -29,10 +29,10 @@ def neojax_program(options: Mapping[str, Any]) -> tuple[Any, Any, Callable[[], A
     import numpy as np
 
     from neojax.config import TrainConfig
-    from neojax.mesh import single_device
+    from neojax.data.share import Share
+    from neojax.layout.mesh import single_device
     from neojax.models import Transformer
     from neojax.training.optimizer import make_optimizer
-    from neojax.training.share import Share
     from neojax.training.step import init_state, make_train_step
 
     batch, sequence = options["batch"], options["sequence"]

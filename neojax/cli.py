@@ -15,15 +15,15 @@ from neojax.output import complain, drop_untaken, hold_streams, own_streams
 from neojax.version import __version__
 
 COMMANDS = {
-    "train": ("neojax.training.command", "train a model, or go on with a run"),
-    "sample": ("neojax.sampling.command", "generate text from a trained model"),
-    "prepare": ("neojax.data.prepare", "turn text into token stores to train on"),
-    "convert": ("neojax.convert.command", "bring models from and to other formats"),
-    "launch": ("neojax.launch", "start several processes of one job on this machine"),
-    "data": ("neojax.data.command", "show what a run is trained on"),
-    "inspect": ("neojax.inspection", "show every parameter, its layout and size, and the model's FLOPs"),
+    "train": "train a model, or go on with a run",
+    "sample": "generate text from a trained model",
+    "prepare": "turn text into token stores to train on",
+    "convert": "bring models from and to other formats",
+    "launch": "start several processes of one job on this machine",
+    "data": "show what a run is trained on",
+    "inspect": "show every parameter, its layout and size, and the model's FLOPs",
 }
-
+"""Name -> summary; the module of that name in `neojax.commands` is imported when the command is asked for."""
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 TUNABLES = "GLIBC_TUNABLES"
@@ -75,11 +75,14 @@ def _run(prog: str, argv: Sequence[str] | None) -> None:
     )
     parser.add_argument("--version", action="version", version=f"neojax {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=_Parser)
-    for name, (module, summary) in COMMANDS.items():
+    argv = sys.argv[1:] if argv is None else argv
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    for name, summary in COMMANDS.items():
         sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        implementation = import_module(module)
-        implementation.add_arguments(sub)
-        sub.set_defaults(run=implementation.run)
+        if name == asked:
+            command = import_module(f"neojax.commands.{name}")
+            command.add_arguments(sub)
+            sub.set_defaults(run=command.run)
     # section.key=value may stand anywhere, also behind options, where argparse does not look for it.
     args, rest = parser.parse_known_args(argv)
     if rest and not (hasattr(args, "overrides") and all("=" in word and word[0] != "-" for word in rest)):

@@ -14,12 +14,12 @@ from neojax.config import Config, MeshConfig
 from neojax.convert import hf
 from neojax.data import tokenizer as tokenizers
 from neojax.errors import NeojaxError
-from neojax.mesh import Layout, layout_on, make_layout, single_device
+from neojax.layout.mesh import Layout, layout_on, make_layout, single_device
 from neojax.models import Transformer
 from neojax.models.transformer import COMPUTE_TYPES, compute_type
 from neojax.models.weights import check_weights, narrowed
-from neojax.training import run_dir as runs
-from neojax.training.checkpoint import Checkpoints
+from neojax.runs import run_dir as runs
+from neojax.runs.checkpoint import Checkpoints
 
 
 def load(

@@ -40,7 +40,7 @@ def neojax(*args, **kwargs):
     )
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["train", "--help"], ["inspect", "--keys"]])
+@pytest.mark.parametrize("args", [["--help"], ["--version"], ["train", "--help"]])
 def test_answers_without_jax(args):
     """Importing it is most of a start; how long an answer takes is measured in benchmarks/waits.py."""
     code = f"import sys; from neojax.cli import main\ntry: main({args!r})\nfinally: assert 'jax' not in sys.modules"

@@ -10,10 +10,10 @@ from helpers import layout_of, perturbed, random_tokens, tiny
 
 import neojax
 from neojax.config import TrainConfig
-from neojax.mesh import single_device
+from neojax.data.share import Share
+from neojax.layout.mesh import single_device
 from neojax.models import Transformer
 from neojax.training.optimizer import make_optimizer
-from neojax.training.share import Share
 from neojax.training.step import init_state, make_train_step
 
 pytestmark = [

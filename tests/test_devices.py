@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from neojax.devices import arranged
 from neojax.errors import NeojaxError
+from neojax.layout.devices import arranged
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,9 +9,9 @@ from helpers import N_VOCAB, tiny
 
 from neojax import config as configuration
 from neojax.cli import main
+from neojax.commands.inspect import print_model
 from neojax.config import Config, MeshConfig, TrainConfig
-from neojax.inspection import print_model
-from neojax.training import integrity
+from neojax.runs import integrity
 
 CONFIGS = Path(__file__).resolve().parent.parent / "meshconfigs"
 PUBLISHED = {

@@ -16,15 +16,15 @@ from helpers import random_tokens, tiny, true_rows
 
 import neojax
 from neojax import config as configuration
+from neojax.commands import convert as command
 from neojax.config import Config, MeshConfig
-from neojax.convert import command
 from neojax.data import tokenizer as tokenizers
 from neojax.data.prepare import prepare
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
-from neojax.training import integrity
-from neojax.training.checkpoint import Checkpoints
-from neojax.training.run_dir import meta
+from neojax.runs import integrity
+from neojax.runs.checkpoint import Checkpoints
+from neojax.runs.run_dir import meta
 
 CONFIG = Config(model=tiny(n_layer=2))
 

@@ -7,7 +7,14 @@ from jax.sharding import AxisType, PartitionSpec
 
 from neojax.config import MeshConfig
 from neojax.errors import NeojaxError
-from neojax.mesh import abstract_layout, make_layout, parse_layout, parse_pairs, parse_shape, use_cpu_devices
+from neojax.layout.mesh import (
+    abstract_layout,
+    make_layout,
+    parse_layout,
+    parse_pairs,
+    parse_shape,
+    use_cpu_devices,
+)
 
 
 def refused(words, call, *args, **kwargs):

@@ -7,9 +7,9 @@ import pytest
 from helpers import layout_of
 from jax.sharding import PartitionSpec
 
-from neojax import named
 from neojax.errors import NeojaxError
-from neojax.named import Constant, Dropout, Normal, Param, einsum
+from neojax.layout import named
+from neojax.layout.named import Constant, Dropout, Normal, Param, einsum
 
 LAYOUT = layout_of("data:2, model:2", "batch:data, heads:model, mlp:model", "embd:data")
 

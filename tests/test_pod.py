@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from neojax.launch import environments
+from neojax.commands.launch import environments
 from neojax.training.metrics import read_metrics
 
 ROOT = Path(__file__).parent.parent

@@ -2,10 +2,10 @@
 
 import pytest
 
-from neojax import processes
 from neojax.config import MeshConfig
 from neojax.errors import NeojaxError
-from neojax.processes import find, local_gpus, visible_gpus
+from neojax.layout import processes
+from neojax.layout.processes import find, local_gpus, visible_gpus
 
 JAX = {"JAX_COORDINATOR_ADDRESS": "host:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 NAMED = {"coordinator_address": "host:1234", "num_processes": 4, "process_id": 3}

@@ -9,10 +9,10 @@ import pytest
 
 from neojax import config as configuration
 from neojax.cli import main
-from neojax.mesh import make_layout, parse_shape
-from neojax.slice_view import ranges
-from neojax.topology import tpu_devices
-from neojax.training.share import Share
+from neojax.data.share import Share
+from neojax.layout.mesh import make_layout, parse_shape
+from neojax.layout.topology import tpu_devices
+from neojax.plan.slice_view import ranges
 
 CONFIGS = Path(__file__).resolve().parent.parent / "meshconfigs"
 SLICES = {

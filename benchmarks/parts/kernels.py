@@ -111,7 +111,7 @@ def operands_of(case: tuple[int, int, int | None], options: Mapping[str, Any]) -
     import jax
     import jax.numpy as jnp
 
-    from neojax.mesh import single_device
+    from neojax.layout.mesh import single_device
 
     sequence, head_dim, _ = case
     layout = single_device()
@@ -128,7 +128,7 @@ def program(kernel: Callable[..., Any], case: tuple[int, int, int | None], layou
     import jax
     import jax.numpy as jnp
 
-    from neojax import named
+    from neojax.layout import named
 
     def total(q: Any, k: Any, v: Any, pull: Any) -> Any:
         with named.use_layout(layout):
@@ -166,7 +166,7 @@ def figures(
     import jax
     import jax.numpy as jnp
 
-    from neojax.training.flops import visible_keys
+    from neojax.models.flops import visible_keys
 
     run = program(kernel, case, layout)
     found = jax.block_until_ready(run(*operands))

@@ -68,7 +68,7 @@ def each(options: Mapping[str, Any]) -> Iterator[Row]:
 
 def known_options(table: Mapping[str, Any]) -> Iterator[str]:
     """The options of the table that the compiler here takes."""
-    from neojax.mesh import single_device
+    from neojax.layout.mesh import single_device
     from neojax.training import compiler
 
     layout = single_device()

@@ -88,7 +88,8 @@ def settings(options: Mapping[str, Any]) -> Row:
 
 def with_mfu(row: Row, options: Mapping[str, Any]) -> Row:
     """The row with its share of the peak, where the chip's is known: the same FLOPs for every contender."""
-    from neojax.training.flops import PEAK_FLOPS, flops_per_token
+    from neojax.layout.chips import PEAK_FLOPS
+    from neojax.models.flops import flops_per_token
 
     flops = flops_per_token(shapes.ours(options["model"], options["sequence"]))
     row["model_flops_per_second"] = row["tokens_per_second"] * flops

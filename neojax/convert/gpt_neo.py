@@ -40,7 +40,11 @@ from neojax.convert.gpt_neo_history import attention_types, refuse_other_models
 from neojax.convert.gpt_neo_keys import Conversion, Keys, Sections
 from neojax.convert.hf_config import read_json
 from neojax.errors import NeojaxError, suggest
-from neojax.training.run_dir import yaml_word
+from neojax.layout.mesh import abstract_layout
+from neojax.layout.names import ALIASES, DIMENSIONS, parse_shape, words
+from neojax.models import Transformer
+from neojax.models.fit import check_fit
+from neojax.runs.run_dir import yaml_word
 
 REQUIRED = {"n_head": "16", "n_embd": "1024", "n_vocab": "50257", "n_layer": "24"}
 RATES = ("embed_dropout", "attn_dropout", "res_dropout")
@@ -151,7 +155,6 @@ def _mesh(keys: Keys, out: Conversion) -> None:
     if not keys.text("mesh_shape") and not out.is_given("mesh.shape"):
         keys.get("layout")
         return
-    from neojax.mesh import ALIASES, DIMENSIONS, parse_shape, words  # imports JAX, not needed for YAML
 
     def shape() -> str:
         text = keys.text("mesh_shape")
@@ -233,8 +236,6 @@ def _microbatch(keys: Keys, out: Conversion) -> int | None:
 
 def _replicas(keys: Keys) -> int:
     """The parts into which gpt-neo's own mesh split a batch; 1 where that is no mesh, and another is given."""
-    from neojax.mesh import parse_shape, words
-
     try:
         sizes = parse_shape(keys.text("mesh_shape"))
         rules = dict(word.partition(":")[::2] for word in words(keys.text("layout")))
@@ -324,10 +325,6 @@ def _check(text: str, source: str) -> None:
 
     An axis that takes the devices that are left takes one: how many there are is not for this machine to say.
     """
-    from neojax.mesh import abstract_layout, parse_shape
-    from neojax.models import Transformer
-    from neojax.training.fit import check_fit
-
     config = configuration.from_dict(configuration.parse(text, source), source=source)
     sizes = parse_shape(config.mesh.shape)
     shape = ", ".join(f"{axis}:{abs(size)}" for axis, size in sizes.items())

@@ -2,16 +2,14 @@
 
 import glob
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from neojax.config import SourceConfig
 from neojax.convert.gpt_neo_keys import Conversion, Keys
 from neojax.convert.hf_config import read_json
+from neojax.data.sources import ABSENT
 from neojax.errors import NeojaxError
 
-ABSENT = "dataset_configs/"  # the path of a dataset whose config is not there begins so
 _FORMS = "a name, [name, n, mode, weight] or [train glob, eval glob, n, mode, weight]"
 
 
@@ -74,7 +72,9 @@ def _dataset(keys: Keys, entry: Any, folder: str) -> _Dataset:
         train, evaluation = (_beside(keys.path, _below(folder, text or "")) for text in (name, evaluation))
         return _Dataset(name, train, evaluation, "", weight)
     source = _find(keys.path, name)
-    if source is None:  # training says so, in `missing`; to look at the model one needs no data
+    if (
+        source is None
+    ):  # training says so, in `training.inputs.check_paths`; to look at the model one needs no data
         return _Dataset(name, f"{ABSENT}{name}.json", "", "", weight)
     found = Keys(source, read_json(source))
     train, evaluation = (_beside(keys.path, found.text(key)) for key in ("path", "eval_path"))
@@ -103,19 +103,3 @@ def _beside(config: Path, text: str) -> str:
         return text
     beside = str(config.parent / text)
     return beside if not glob.glob(text) and glob.glob(beside) else text
-
-
-def missing(run_dir: str, train: Iterable[SourceConfig], validation: Iterable[SourceConfig]) -> None:
-    """Raises `NeojaxError`, one line, for paths that a config has from gpt-neo's world and this machine has not."""
-    causes, helps = [], []
-    for key, sources in (("data.train", train), ("data.validation", validation)):
-        absent = [s.path for s in sources if s.path.startswith(ABSENT)]
-        remote = [s.path for s in sources if "://" in s.path]
-        causes += [f"there is no {path}, which datasets names" for path in dict.fromkeys(absent)]
-        causes += [f"{path} is not on this machine" for path in dict.fromkeys(remote)]
-        helps += [f"{key}=PATH"] if absent or remote else []
-    if "://" in run_dir:
-        causes.append(f"{run_dir} is no folder to write to")
-        helps.append(f"train.run_dir=runs/{run_dir.rstrip('/').rpartition('/')[2]}")
-    if causes:
-        raise NeojaxError(f"{'; '.join(causes)}; give {' '.join(helps)}")

@@ -23,7 +23,7 @@ from neojax.convert.tensor_files import open_tensors
 from neojax.data.tokenizer import n_ids
 from neojax.errors import NeojaxError
 from neojax.files import new_folder
-from neojax.mesh import Layout
+from neojax.layout.mesh import Layout
 from neojax.models import Transformer
 
 if TYPE_CHECKING:

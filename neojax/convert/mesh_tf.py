@@ -13,11 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from neojax import config as configuration
 from neojax.config import Config
-from neojax.convert import bundle
+from neojax.convert import bundle, gpt_neo
 from neojax.convert.bundle import Bundle
 from neojax.convert.hf_config import read_json
 from neojax.convert.hf_tensors import Place
@@ -28,10 +27,8 @@ from neojax.convert.place import Index, Piece, pieces, place
 from neojax.convert.tensor_files import TensorFiles
 from neojax.data.tokenizer import n_ids, usual_end
 from neojax.errors import NeojaxError
-from neojax.mesh import Layout
+from neojax.layout.mesh import Layout
 from neojax.models import Transformer
-from neojax.training.adafactor import state_of
-from neojax.training.optimizer import make_optimizer
 
 STEP = "global_step"
 MOMENTS = {"mu": "adam_m", "nu": "adam_v"}  # names in optax's state -> suffixes of the variables
@@ -53,34 +50,6 @@ class MeshTF:
     def keeps_moments(self) -> bool:
         """Whether the moments are there and of the optimizer that `config` asks for."""
         return ("squares" if self.config.train.optimizer == "adafactor" else "mu") in self.moments
-
-    def opt_state(self) -> Any:
-        """The state with which the optimizer of `config` goes on at `step`; without moments they begin at zero."""
-        params = self.model.params()
-        n_vocab = self.model.config.n_vocab
-        state = jax.jit(make_optimizer(self.config.train, self.model.dims(), n_vocab).init)(params)
-        count = jnp.int32(self.step)
-        if self.keeps_moments and "squares" in self.moments:
-            dims = self.model.dims()
-            factors = jax.jit(lambda squares: state_of(squares, dims, n_vocab, self.step))(
-                self.moments["squares"]
-            )
-            momentum = {key: value for key, value in self.moments.items() if key == "ema"}
-            return optax.tree.set(state, count=count, **factors._asdict(), **momentum)
-        if self.keeps_moments:
-            scale: Any = state[0]
-            kept = {slot: _typed_as(getattr(scale, slot), own) for slot, own in self.moments.items()}
-            return optax.tree.set(state, count=count, **kept)
-        # The correction of moments that begin at zero begins anew with them: only the schedule goes on.
-        return optax.tree.set(state, lambda path, _: _is_of_schedule(path[-1]), count=count)
-
-
-def _typed_as(like: dict[str, jax.Array], moments: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: moment.astype(like[name].dtype) for name, moment in moments.items()}
-
-
-def _is_of_schedule(key: Any) -> bool:
-    return getattr(key, "tuple_name", "") == optax.ScaleByScheduleState.__name__
 
 
 def load(
@@ -146,9 +115,7 @@ def _read_config(source: Path, files: Bundle) -> Config:
     """A gpt-neo config, or one of our own (YAML)."""
     if source.suffix != ".json":
         return configuration.load(source)
-    from neojax.convert.gpt_neo import load as load_gpt_neo
-
-    raw = load_gpt_neo(source)
+    raw = gpt_neo.load(source)
     if raw["model"].get("rotary_emb") is False and "gpt2/wpe" not in files.shapes:
         raw["model"]["rotary_emb"] = True  # so gpt-neo took any value, and saved no table of positions
     return configuration.from_dict(raw, source=str(source))

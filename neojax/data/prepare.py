@@ -10,21 +10,28 @@ import dataclasses
 import json
 import os
 import shutil
-from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import TransferSpeedColumn as Speed
+
+from neojax.data import readers, record_index, tfrecord
+from neojax.data import tokenizer as tokenizers_
+from neojax.data.encode import Encoded, Piece, Settings, already_encoded, decode, split_of, to_bytes
+from neojax.data.inputs import expand
+from neojax.data.memory import longest_piece
+from neojax.data.readers import Record, Skip
+from neojax.data.store import SPLITS, StoreWriter
+from neojax.data.tfrecord import is_tfrecord
+from neojax.data.workers import Pool
 from neojax.errors import NeojaxError
-from neojax.files import ending_cleanly, named
+from neojax.files import named
 from neojax.lock import Lock
 from neojax.version import __version__
-
-if TYPE_CHECKING:
-    from neojax.data.encode import Encoded, Piece
-    from neojax.data.readers import Record, Skip
-    from neojax.data.store import StoreWriter
 
 VALIDATION = 0.01
 TRAINING_TEXT = 4 << 30  # bytes of training text a new tokenizer is made from; more hardly changes it
@@ -101,8 +108,6 @@ def prepare(
     as it is. Nothing of the result depends on `workers`, the number of encoding processes (default: one for
     each core). Raises `NeojaxError`; a finished `out` is only replaced with `force`.
     """
-    from neojax.data.inputs import expand
-    from neojax.data.readers import Skip
 
     if (tokenizer is None) == (train_tokenizer is None):
         raise NeojaxError("give either --tokenizer tokenizer.json or --train-tokenizer VOCAB_SIZE")
@@ -134,7 +139,6 @@ def prepare(
 
 def _fill(out: Path, staging: Path, write: Callable[[], None]) -> None:
     """Moves into `out` what `write` writes into the folder `staging`, when it is complete."""
-    from neojax.data import record_index
 
     shutil.rmtree(staging, ignore_errors=True)
     try:
@@ -174,11 +178,6 @@ class _Run:
     def write(
         self, tokenizer_path: str | Path | None, n_vocab: int | None, eod: str | None, inputs: list[str]
     ) -> None:
-        from neojax.data import tfrecord
-        from neojax.data import tokenizer as tokenizers_
-        from neojax.data.encode import Settings, already_encoded
-        from neojax.data.store import SPLITS, StoreWriter
-        from neojax.data.workers import Pool
 
         if n_vocab is not None:
             tokenizer = tokenizers_.train(self._training_texts(), n_vocab)
@@ -226,8 +225,6 @@ class _Run:
 
     def _training_texts(self) -> Iterator[str]:
         """The training documents, up to `TRAINING_TEXT` bytes of them."""
-        from neojax.data.encode import decode, split_of, to_bytes
-        from neojax.data.readers import Skip
 
         total = 0
         for record in self._read("training the tokenizer"):
@@ -242,10 +239,6 @@ class _Run:
 
     def _tasks(self, title: str, counts: Counts, long: int | None) -> Iterator["list[Record] | Piece"]:
         """Records in groups of about `_TASK` bytes; documents of over `long` bytes in pieces."""
-        from neojax.data.encode import Piece, decode, split_of
-        from neojax.data.memory import longest_piece
-        from neojax.data.readers import Skip
-        from neojax.data.tokenizer import split
 
         task: list[Record] = []
         size = 0
@@ -259,10 +252,10 @@ class _Run:
                     yield task
                     task, size = [], 0
                 side = split_of(record.data, self.validation)
-                if max(map(len, split(text, _TASK))) > longest_piece(self.workers):
+                if max(map(len, tokenizers_.split(text, _TASK))) > longest_piece(self.workers):
                     counts.skip(Skip(record.where, "holds more without a blank than can be encoded at once"))
                     continue
-                pieces = split(text, _TASK)
+                pieces = tokenizers_.split(text, _TASK)
                 piece = next(pieces)
                 for following in pieces:
                     yield Piece(piece, side, is_last=False)
@@ -279,12 +272,6 @@ class _Run:
 
     def _read(self, title: str) -> "Iterator[Record | Skip]":
         """The records of all files, with a progress bar over their bytes."""
-        from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.progress import TransferSpeedColumn as Speed
-
-        from neojax.data import readers
-        from neojax.data.tfrecord import is_tfrecord
 
         columns = (
             TextColumn("{task.description}"),
@@ -328,66 +315,3 @@ def _nothing(counts: Counts) -> str:
         return f"all {counts.validation.documents} documents fell into validation; lower --validation or give more"
     reasons = "; ".join(f"{n} {reason}" for reason, n in list(counts.skipped.items())[:4])
     return f"no documents in the inputs ({reasons or 'they hold no records'}); see --text-key for other names"
-
-
-def add_arguments(parser: ArgumentParser) -> None:
-    """The options of `neojax prepare`."""
-    parser.add_argument(
-        "inputs",
-        nargs="+",
-        metavar="INPUT",
-        help="files, folders or globs: text files (.txt .md .py ..., a document each), .jsonl, .parquet, "
-        "compressed (.gz .xz .zst .bz2) or archived (.tar .zip); gpt-neo's .tfrecords, whose tokens are kept",
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json")
-    which.add_argument(
-        "--train-tokenizer",
-        type=int,
-        metavar="VOCAB_SIZE",
-        help="train a byte-level BPE of that many ids on the training documents (their first "
-        f"{TRAINING_TEXT >> 30} GiB)",
-    )
-    parser.add_argument(
-        "--validation",
-        type=float,
-        default=VALIDATION,
-        metavar="FRACTION",
-        help="share of the documents to hold out, chosen by a hash of their text (default %(default)s)",
-    )
-    parser.add_argument(
-        "--text-key", default="text", metavar="NAME", help="field or column of the text (default text)"
-    )
-    parser.add_argument(
-        "--eod", metavar="TOKEN", help="end-of-document token (default: the tokenizer's usual one)"
-    )
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="encoding processes (default: one for each core)"
-    )
-    parser.add_argument("--force", action="store_true", help="replace what DIR holds already")
-
-
-def run(args: Namespace) -> None:
-    """Runs `neojax prepare` with parsed arguments and prints the counts. Raises `NeojaxError`."""
-    options = {k: v for k, v in vars(args).items() if k in _OPTIONS}
-    with ending_cleanly():
-        counts = prepare(args.inputs, args.out, **options, progress=True)
-    print("\n".join(counts.lines()))
-    use = f"data.train={args.out}"
-    if counts.validation.documents:
-        use += f" data.validation={args.out}"
-    elif args.validation:
-        print("note: no document fell into validation; give more documents or a larger --validation")
-    print(f"written to {args.out}: train with {use}")
-
-
-_OPTIONS: Iterable[str] = (
-    "tokenizer",
-    "train_tokenizer",
-    "validation",
-    "workers",
-    "text_key",
-    "eod",
-    "force",
-)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from neojax import config as configuration
 from neojax.config import Config
 from neojax.data import tokenizer as tokenizers
 from neojax.data.loader import Place, train_places
@@ -16,10 +15,8 @@ from neojax.output import json_line
 TOKENIZER = "tokenizer.json"
 
 
-def show(path: str, step: int, as_json: bool = False) -> None:
-    """Prints every row of the batch of `step` of the run directory or configuration at `path`."""
-    folder = Path(path)
-    config = (configuration.of_run if folder.is_dir() else configuration.load)(folder)
+def show(config: Config, folder: Path, step: int, as_json: bool = False) -> None:
+    """Prints every row of the batch of `step` of a run, whose tokenizer may lie in `folder`."""
     if step < 1:
         raise NeojaxError(f"--step {step}: the first step of a run is 1")
     tokenizer = tokenizer_of(config, folder)

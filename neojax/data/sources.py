@@ -11,6 +11,8 @@ from neojax.data import tfrecord
 from neojax.data.store import TokenStore, resolve
 from neojax.errors import NeojaxError
 
+ABSENT = "dataset_configs/"  # the path of a source so begins whose own description, which names its files, is not there
+
 
 class TokenSource(Protocol):
     """A stream of token ids that is read at random. As a text, it names itself in messages."""

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from neojax import named
 from neojax.kernels.choice import BLOCK, Call, choose
-from neojax.kernels.product import product
+from neojax.layout import named
+from neojax.layout.product import product
 
 NEVER = float(jnp.finfo(jnp.float32).min)
 

@@ -28,7 +28,7 @@ import jax.numpy as jnp
 
 from neojax.config import ModelConfig
 from neojax.errors import NeojaxError
-from neojax.mesh import Layout
+from neojax.layout.mesh import Layout
 
 BLOCK = 256  # queries that XLA works on together, where the whole matrix of scores would be too large
 SHORTEST = 128  # tokens in the smallest block of Splash

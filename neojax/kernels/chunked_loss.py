@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from neojax import named
-from neojax.kernels.product import product
-from neojax.kernels.row_lookup import vary
+from neojax.layout import named
+from neojax.layout.product import product
+from neojax.layout.row_lookup import vary
 
 CHUNK_BYTES = 64 << 20  # of float32 logits on a device
 

@@ -17,7 +17,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from neojax import named
+from neojax.layout import named
 
 EPSILON = 1e-6
 CHUNK = 128  # queries whose scores to their own chunk are computed at once

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from neojax import named
 from neojax.kernels.chunked_loss import chunked_cross_entropy
 from neojax.kernels.entmax import entmax_loss
+from neojax.layout import named
 
 
 def logits(hidden: jax.Array, table: named.Param | jax.Array, n_vocab: int) -> jax.Array:

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from neojax import named
 from neojax.config import ModelConfig
 from neojax.kernels import linear_attention
 from neojax.kernels.attention import Keys, Memory, attention, learned, tokens, visible, weigh
+from neojax.layout import named
+from neojax.layout.named import Constant, Dropout, Normal, Param, einsum
 from neojax.models.activations import ACTIVATIONS, LEARNED
 from neojax.models.norms import Identity, after_branch, before_branch
 from neojax.models.positions import rotate
-from neojax.named import Constant, Dropout, Normal, Param, einsum
 
 KeyValues = tuple[jax.Array, jax.Array]
 """The cached keys [batch, heads, head_dim, slots] and values [batch, heads, slots, head_dim] of one layer, in the

@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from neojax import named
 from neojax.config import ModelConfig
-from neojax.named import Constant, Param
+from neojax.layout import named
+from neojax.layout.named import Constant, Param
 
 
 class Identity(nnx.Module):

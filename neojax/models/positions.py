@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from neojax import named
 from neojax.config import ModelConfig
-from neojax.named import Normal, Param
+from neojax.layout import named
+from neojax.layout.named import Normal, Param
 
 BASE = 10000.0
 STD = 0.01

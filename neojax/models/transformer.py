@@ -10,17 +10,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from neojax import named
 from neojax.arguments import token_ids
 from neojax.config import ModelConfig
 from neojax.errors import NeojaxError, suggest
 from neojax.kernels import loss
 from neojax.kernels.chunked_loss import chunked_token_scores
-from neojax.mesh import Layout, single_device
+from neojax.layout import named
+from neojax.layout.mesh import Layout, single_device
+from neojax.layout.named import Normal, Param
 from neojax.models.layers import Block, Cache, Window, residual_dropout
 from neojax.models.norms import LayerNorm
 from neojax.models.positions import embedding, position_table
-from neojax.named import Normal, Param
 
 PRODUCTS = ("query", "key", "value", "attention", "mlp_up", "mlp_gate")  # what is expensive to compute again
 HOST = "pinned_host"

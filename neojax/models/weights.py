@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from neojax.arguments import wrong
+from neojax.layout.named import Quantized
 from neojax.models.transformer import Transformer
-from neojax.named import Quantized
 
 WEIGHTS = ("float32", "bfloat16", "int8")
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from neojax import named
-from neojax.mesh import Layout
+from neojax.layout import named
+from neojax.layout.mesh import Layout
 from neojax.models import Transformer
 from neojax.models.layers import Cache, Window, delayed
 from neojax.sampling.logits import Controls, next_token

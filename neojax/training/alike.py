@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
-import neojax
 from neojax.errors import NeojaxError
-from neojax.hosts import agreed, from_first
-from neojax.mesh import Layout
-from neojax.training.run_dir import differences
+from neojax.layout.hosts import agreed, from_first
+from neojax.layout.mesh import Layout
+from neojax.runs.run_dir import differences
+from neojax.version import __version__
 
 
 def check_alike(meta: Mapping[str, Any], layout: Layout) -> None:
@@ -26,7 +26,7 @@ def check_alike(meta: Mapping[str, Any], layout: Layout) -> None:
         "data": {**meta["config"]["data"], "found": meta["data"]},
         "tokenizer": _digest((meta["tokenizer"] or "").encode()),
         "mesh": {**meta["config"]["mesh"], "devices": _digest(repr(layout.mesh.devices.tolist()).encode())},  # type: ignore[union-attr]
-        "neojax": {"version": neojax.__version__, "code": code()},
+        "neojax": {"version": __version__, "code": code()},
         "versions": {"python": platform.python_version(), "jax": jax.__version__},
     }
     text = json.dumps(mine)
@@ -45,7 +45,7 @@ def check_alike(meta: Mapping[str, Any], layout: Layout) -> None:
 
 def code() -> str:
     """A digest of neojax's own source files, which a version number does not tell apart."""
-    folder = Path(neojax.__file__).parent
+    folder = Path(__file__).parents[1]
     sum_ = hashlib.blake2b(digest_size=8)
     for path in sorted(folder.rglob("*.py")):
         sum_.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())

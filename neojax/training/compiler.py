@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from neojax.errors import NeojaxError
-from neojax.mesh import Layout
+from neojax.layout.mesh import Layout
 
 Options = dict[str, bool | str]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from neojax.config import Config, SourceConfig
 from neojax.data import tokenizer as tokenizers
 from neojax.data.loader import Windows, check_ids
-from neojax.data.sources import TokenSource, end_of_document_id, open_source
+from neojax.data.sources import ABSENT, TokenSource, end_of_document_id, open_source
 from neojax.errors import NeojaxError
-from neojax.training.run_dir import TOKENIZER
+from neojax.runs.run_dir import TOKENIZER
 
 
 def named_sources(sources: tuple[SourceConfig, ...]) -> dict[str, SourceConfig]:
@@ -19,6 +19,23 @@ def named_sources(sources: tuple[SourceConfig, ...]) -> dict[str, SourceConfig]:
         name = f"validation_{Path(source.path).stem}"
         names[name if name not in names else f"{name}_{len(names)}"] = source
     return names
+
+
+def check_paths(config: Config) -> None:
+    """Raises `NeojaxError`, one line, for paths that a config has from another machine and this one has not."""
+    run_dir = config.train.run_dir
+    causes, helps = [], []
+    for key, sources in (("data.train", config.data.train), ("data.validation", config.data.validation)):
+        absent = [s.path for s in sources if s.path.startswith(ABSENT)]
+        remote = [s.path for s in sources if "://" in s.path]
+        causes += [f"there is no {path}, which datasets names" for path in dict.fromkeys(absent)]
+        causes += [f"{path} is not on this machine" for path in dict.fromkeys(remote)]
+        helps += [f"{key}=PATH"] if absent or remote else []
+    if "://" in run_dir:
+        causes.append(f"{run_dir} is no folder to write to")
+        helps.append(f"train.run_dir=runs/{run_dir.rstrip('/').rpartition('/')[2]}")
+    if causes:
+        raise NeojaxError(f"{'; '.join(causes)}; give {' '.join(helps)}")
 
 
 def check_data(config: Config) -> tuple[list[TokenSource], list[TokenSource]]:

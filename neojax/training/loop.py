@@ -14,33 +14,38 @@ import jax.numpy as jnp
 
 from neojax.arguments import wrong
 from neojax.config import Config
-from neojax.convert.gpt_neo_data import missing
 from neojax.data.fingerprint import fingerprint
 from neojax.data.loader import train_batches, validation_batches
-from neojax.devices import shape_text
+from neojax.data.share import Share
 from neojax.errors import NeojaxError
-from neojax.hosts import agreed, on_first, owned
 from neojax.kernels.choice import describe, of_layers
+from neojax.layout.devices import shape_text
+from neojax.layout.hosts import agreed, on_first, owned
+from neojax.layout.mesh import Layout, make_layout
+from neojax.layout.processes import alone, join
 from neojax.loading import load_params
 from neojax.lock import Lock
-from neojax.mesh import Layout, make_layout
 from neojax.models import Transformer
+from neojax.models.fit import check_fit
+from neojax.models.flops import flops_per_token, mfu
 from neojax.models.transformer import check_remat, compute_type
-from neojax.processes import alone, join
-from neojax.training import run_dir as runs
+from neojax.runs import run_dir as runs
+from neojax.runs.checkpoint import Checkpoints
 from neojax.training.alike import check_alike
-from neojax.training.checkpoint import Checkpoints
 from neojax.training.compiler import compiler_options
-from neojax.training.fit import check_fit
-from neojax.training.flops import flops_per_token, mfu
 from neojax.training.health import Health, not_finite
-from neojax.training.inputs import check_data, named_sources, read_end_of_document, read_tokenizer
+from neojax.training.inputs import (
+    check_data,
+    check_paths,
+    named_sources,
+    read_end_of_document,
+    read_tokenizer,
+)
 from neojax.training.memory import check_memory
 from neojax.training.metrics import MetricsWriter, Progress, Stopwatch, Throughput
 from neojax.training.optimizer import Optimizer, make_optimizer
 from neojax.training.profile import Profile
 from neojax.training.resume import go_on, may_begin
-from neojax.training.share import Share
 from neojax.training.signals import Stop, Stopped
 from neojax.training.step import (
     State,
@@ -89,7 +94,7 @@ def train(config: Config, stop: Stop | None = None) -> None:
         raise NeojaxError(
             "train.run_dir is not set; name the folder of this run, such as train.run_dir=runs/first"
         )
-    missing(config.train.run_dir, config.data.train, config.data.validation)
+    check_paths(config)
     join(config.mesh)
     config = replace(config, mesh=alone(config.mesh))
     if jax.process_count() > 1:

@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 
 from neojax.config import Config
+from neojax.data.share import Share
 from neojax.errors import NeojaxError
 from neojax.host_memory import host_memory
-from neojax.mesh import Layout
+from neojax.layout.mesh import Layout
 from neojax.models import Transformer
 from neojax.models.transformer import compute_type
 from neojax.training.optimizer import make_optimizer
-from neojax.training.share import Share
 from neojax.training.step import abstract_state
 
 TOKEN_BYTES = 8  # a token as input and as target, int32 each

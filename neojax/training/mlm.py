@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from neojax.config import TrainConfig
-from neojax.mesh import Layout
-from neojax.training.share import BATCH_DIMS
+from neojax.data.share import BATCH_DIMS
+from neojax.layout.mesh import Layout
 
 
 def hide(

@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from neojax import config as configuration
 from neojax.config import Config
 from neojax.errors import NeojaxError
-from neojax.hosts import agreed, on_first
-from neojax.training import run_dir as runs
-from neojax.training.checkpoint import NEWEST, Checkpoints, DamagedError
+from neojax.layout.hosts import agreed, on_first
+from neojax.runs import run_dir as runs
+from neojax.runs.checkpoint import NEWEST, Checkpoints, DamagedError
+from neojax.training.adafactor import as_stored
 from neojax.training.metrics import METRICS, read_metrics
 
 Note = Callable[[str], None]
@@ -115,12 +117,13 @@ def go_on(
     """
     folder = Path(config.train.run_dir)
     wanted = agreed(lambda: _newest_or_none(folder))
+    adapt = partial(as_stored, dims=checkpoints.dims, n_vocab=checkpoints.n_vocab or None)
     while (step := checkpoints.latest()) is not None:
         try:
             saved = checkpoints.restore_meta(step)
             lines = runs.check_data(saved, meta, folder, step)
             lines += runs.check_resume(runs.config_of(saved, source=str(folder)), config, folder, step)
-            state = None if step >= config.train.steps else checkpoints.restore(step, like)
+            state = None if step >= config.train.steps else checkpoints.restore(step, like, adapt)
         except DamagedError as e:
             if config.train.on_damage == "stop" or len(checkpoints.steps()) == 1:
                 hint = "" if len(checkpoints.steps()) == 1 else "; train.on_damage=previous does so by itself"

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from neojax.config import TrainConfig
+from neojax.data.share import Share
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
 from neojax.training.compiler import compiler_options, deterministic_options
 from neojax.training.mlm import hide
 from neojax.training.optimizer import Optimizer, taken
 from neojax.training.schedule import learning_rate
-from neojax.training.share import Share
 
 State = dict[str, Any]
 """{"params": {name: array}, "opt_state": the optimizer's tree}; parameters are float32 in their stored layout."""

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 import jax
 
-from neojax.peers import RETRY, end
+from neojax.layout.peers import RETRY, end
 
 FACTOR = 50  # times the median step, where train.stall_seconds says nothing
 LEAST_SECONDS = 120.0  # and no less

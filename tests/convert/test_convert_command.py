@@ -9,11 +9,12 @@ from helpers import tiny
 
 import neojax
 from neojax import config as configuration
-from neojax.convert import command, hf
+from neojax.commands import convert as command
+from neojax.convert import hf
 from neojax.data import tokenizer as tokenizers
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
-from neojax.training.checkpoint import Checkpoints
+from neojax.runs.checkpoint import Checkpoints
 
 
 def convert(source, dest):

@@ -6,8 +6,7 @@ import pytest
 import yaml
 
 from neojax import cli
-from neojax import config as configuration
-from neojax.convert import gpt_neo
+from neojax.convert import configs, gpt_neo
 from neojax.errors import NeojaxError
 
 SMALL = {
@@ -32,7 +31,7 @@ def write(folder, **keys):
 
 
 def load(folder, **keys):
-    return configuration.load(write(folder, **keys))
+    return configs.load(write(folder, **keys))
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +43,10 @@ def shipped(shared_data):
 
 def test_every_shipped_config_loads_and_its_yaml_is_the_same_config(shipped, tmp_path):
     for path in shipped:
-        config = configuration.load(path)
+        config = configs.load(path)
         again = tmp_path / "run.yml"
         again.write_text(gpt_neo.convert_text(path))
-        assert configuration.load(again) == config, path.name
+        assert configs.load(again) == config, path.name
         raw = json.loads(path.read_text())
         model, train = config.model, config.train
         for key in ("n_head", "n_embd", "n_vocab", "n_ctx", "n_layer", "res_dropout", "scale_by_depth"):
@@ -66,12 +65,12 @@ def test_every_shipped_config_loads_and_its_yaml_is_the_same_config(shipped, tmp
 
 
 def test_every_shipped_mesh_and_layout_fits_its_model(shipped):
-    from neojax.mesh import abstract_layout
+    from neojax.layout.mesh import abstract_layout
     from neojax.models import Transformer
     from neojax.training.optimizer import make_optimizer
 
     for path in shipped:
-        config = configuration.load(path)
+        config = configs.load(path)
         model = Transformer(config.model, abstract_layout(config.mesh))
         model.stored()
         mask = make_optimizer(config.train, model.dims())  # the patterns of no_decay match
@@ -79,7 +78,7 @@ def test_every_shipped_mesh_and_layout_fits_its_model(shipped):
 
 
 def test_datasets_are_resolved_beside_the_config(shipped):
-    by_name = {path.stem: configuration.load(path) for path in shipped}
+    by_name = {path.stem: configs.load(path) for path in shipped}
     bare = by_name["gpt2_small"]  # "datasets": ["openwebtext2_new_inputs"]
     assert [s.path for s in bare.data.train] == [
         "gs://neo-datasets/openwebtext2_new_inputs/train/*.tfrecords"
@@ -180,13 +179,13 @@ def test_unknown_keys_and_rules_are_listed_once(tmp_path, capsys):
 )
 def test_adafactor_is_given_what_gpt_neo_gave_it(tmp_path, capsys, keys, expected):
     path = write(tmp_path, opt_name="adafactor", **{"warmup_steps": 0} | keys)
-    train = configuration.load(path).train
+    train = configs.load(path).train
     names = ("decay", "momentum", "epsilon1", "epsilon2")
     assert tuple(getattr(train, f"adafactor_{name}") for name in names) == expected
     assert train.weight_decay == 0  # weights were not decayed
     assert not capsys.readouterr().err
     (tmp_path / "run.yml").write_text(gpt_neo.convert_text(path))
-    assert configuration.load(tmp_path / "run.yml").train == train
+    assert configs.load(tmp_path / "run.yml").train == train
 
 
 def test_the_schedule_that_gpt_neo_kept_from_adafactor_is_listed(tmp_path, capsys):
@@ -234,7 +233,7 @@ def test_what_cannot_be_read_is_one_line(keys, message, tmp_path):
 def test_not_json(tmp_path, text):
     (tmp_path / "config.json").write_bytes(text)
     with pytest.raises(NeojaxError, match="not valid JSON") as e:
-        configuration.load(tmp_path / "config.json")
+        configs.load(tmp_path / "config.json")
     assert len(str(e.value).splitlines()) == 1
 
 
@@ -247,7 +246,7 @@ def test_paths_that_are_not_here_are_one_line_with_the_overrides(tmp_path, capsy
 
 
 def test_a_mesh_larger_than_the_machine_names_a_shape_that_fits():
-    from neojax.mesh import fill_shape
+    from neojax.layout.mesh import fill_shape
 
     with pytest.raises(NeojaxError, match=r"mesh\.shape=x:-1,y:2"):
         fill_shape({"x": 128, "y": 2}, 8, "mesh.shape")

@@ -6,8 +6,7 @@ import pytest
 from old_configs import GLOBS, NAMED, PATTERNS, READ, REFUSED, SEVERAL
 
 from neojax import cli
-from neojax import config as configuration
-from neojax.convert import gpt_neo
+from neojax.convert import configs, gpt_neo
 from neojax.errors import NeojaxError
 
 WRONG = (5, -1, 0, 2.5, 1e400, 10**400, "abc", "", "1:2", "a\nb", "\ud800", True, False)
@@ -32,7 +31,7 @@ def check_taken(path, overrides=()):
     """That what `convert` writes is the config that training reads from the JSON."""
     again = path.with_suffix(".yml")
     again.write_text(gpt_neo.convert_text(path, overrides))
-    assert configuration.load(again) == configuration.load(path, overrides)
+    assert configs.load(again) == configs.load(path, overrides)
 
 
 @pytest.mark.parametrize("name", READ)
@@ -59,14 +58,14 @@ def test_what_cannot_be_read_is_named_and_read_where_a_value_is_given(tmp_path, 
         assert cli.main(["convert", str(path), str(out), *overrides]) == 0
     else:
         with pytest.raises(NeojaxError, match=message):
-            configuration.load(path, ["model.attention_types=global"])
+            configs.load(path, ["model.attention_types=global"])
 
 
 def test_globs_are_sources_below_data_path_with_their_weight(tmp_path):
-    one = configuration.load(write(tmp_path, GLOBS)).data
+    one = configs.load(write(tmp_path, GLOBS)).data
     assert [(s.path, s.weight) for s in one.train] == [("gs://old-data/webtext/webtext_*.tfrecords", 1.0)]
     assert one.validation == ()  # eval_steps is 0
-    several = configuration.load(write(tmp_path, SEVERAL)).data
+    several = configs.load(write(tmp_path, SEVERAL)).data
     assert [(s.path, s.weight) for s in several.train] == [
         ("gs://a/train_*.tfrecords", 3.0),
         ("gs://b/train_*.tfrecords", 0.5),
@@ -74,29 +73,27 @@ def test_globs_are_sources_below_data_path_with_their_weight(tmp_path):
     assert [s.path for s in several.validation] == ["gs://a/eval_*.tfrecords"]
     (tmp_path / "mine_0.tfrecords").touch()
     beside = {**GLOBS, "data_path": None, "datasets": [["mine_*.tfrecords", "", 1, "chunks", 1]]}
-    assert configuration.load(write(tmp_path, beside)).data.train[0].path == str(
-        tmp_path / "mine_*.tfrecords"
-    )
+    assert configs.load(write(tmp_path, beside)).data.train[0].path == str(tmp_path / "mine_*.tfrecords")
 
 
 def test_layers_of_gpt2_were_global_before_they_had_types(tmp_path):
-    assert configuration.load(write(tmp_path, GLOBS)).model.attention_layers == ("global", "global")
+    assert configs.load(write(tmp_path, GLOBS)).model.attention_layers == ("global", "global")
     types = ["model.attention_types=[local,global]"]
-    assert configuration.load(write(tmp_path, GLOBS), types).model.attention_layers == ("local", "global")
+    assert configs.load(write(tmp_path, GLOBS), types).model.attention_layers == ("local", "global")
 
 
 def test_a_value_that_is_given_is_not_listed_as_ignored(tmp_path, capsys):
     keys = {**PATTERNS, "layout": "batch:x,foo:y", "n_ctx": "abc"}
     keys = {k: v for k, v in keys.items() if k not in ("local", "layer_offset", "microbatches_per_batch")}
-    configuration.load(write(tmp_path, keys), ["model.n_ctx=8", "mesh.layout=batch:x"])
+    configs.load(write(tmp_path, keys), ["model.n_ctx=8", "mesh.layout=batch:x"])
     assert not capsys.readouterr().err
 
 
 def test_rows_of_a_microbatch_follow_the_batch_that_is_given(tmp_path):
     path = write(tmp_path, NAMED)  # 4 replicas, 2 sequences each
-    assert configuration.load(path).train.microbatch == 8
-    assert configuration.load(path, ["train.batch_size=4"]).train.microbatch == 4
-    assert configuration.load(path, ["train.batch_size=3"]).train.microbatch == 0
+    assert configs.load(path).train.microbatch == 8
+    assert configs.load(path, ["train.batch_size=4"]).train.microbatch == 4
+    assert configs.load(path, ["train.batch_size=3"]).train.microbatch == 0
 
 
 @pytest.mark.parametrize("key", dict.fromkeys(KEYS))
@@ -104,7 +101,7 @@ def test_a_value_of_any_wrong_type_is_one_line_or_none(tmp_path, key, capsys):
     for value in WRONG:
         path = write(tmp_path, {**NAMED, key: value})
         try:
-            configuration.load(path)
+            configs.load(path)
         except NeojaxError as e:
             assert len(str(e).splitlines()) == 1, (value, str(e))
         assert len(capsys.readouterr().err.splitlines()) <= 1, value

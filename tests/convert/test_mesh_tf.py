@@ -13,12 +13,13 @@ from helpers import layout_of, tiny, write_data
 from neojax import config as configuration
 from neojax.config import Config, DataConfig, SourceConfig, TrainConfig
 from neojax.convert import mesh_tf
-from neojax.convert.run import write_run
 from neojax.errors import NeojaxError
 from neojax.loading import load as load_run
 from neojax.models import Transformer
-from neojax.training.checkpoint import Checkpoints
+from neojax.runs.checkpoint import Checkpoints
 from neojax.training.loop import train
+from neojax.training.moments import opt_state
+from neojax.training.new_run import write_run
 from neojax.training.optimizer import make_optimizer
 from neojax.training.step import abstract_state
 
@@ -184,9 +185,9 @@ def test_training_goes_on_with_the_moments_and_the_step(tmp_path):
         loaded,
         config=dataclasses.replace(config, train=dataclasses.replace(settings, moment_dtype="bfloat16")),
     )
-    for name, moment in in_half.opt_state()[0].mu.items():
+    for name, moment in opt_state(in_half)[0].mu.items():
         assert (moment == loaded.moments["mu"][name].astype("bfloat16")).all() and moment.dtype == "bfloat16"
-    write_run(loaded.model, tmp_path / "on", loaded.config, loaded.step, loaded.opt_state())
+    write_run(loaded.model, tmp_path / "on", loaded.config, loaded.step, opt_state(loaded))
     train(configuration.of_run(tmp_path / "on"))
 
     rows = {
@@ -201,10 +202,10 @@ def test_training_goes_on_with_the_moments_and_the_step(tmp_path):
 
 def test_without_moments_the_schedule_goes_on_and_they_begin_anew(tmp_path, weights, config_file):
     loaded = mesh_tf.load(write(tmp_path, weights), config_file)
-    leaves = jax.tree_util.tree_leaves_with_path(loaded.opt_state())
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state(loaded))
     counts = {str(path): int(v) for path, v in leaves if "count" in str(path[-1])}
     assert sorted(counts.values()) == [0, 5]
-    write_run(loaded.model, tmp_path / "run", loaded.config, loaded.step, loaded.opt_state())
+    write_run(loaded.model, tmp_path / "run", loaded.config, loaded.step, opt_state(loaded))
     tokens = np.zeros((1, 4), np.int32)
     np.testing.assert_array_equal(load_run(tmp_path / "run")(tokens), loaded.model(tokens))
 
@@ -245,7 +246,7 @@ def neojax_convert(*arguments):
     """`neojax convert`, without the parsers of the other commands."""
     import argparse
 
-    from neojax.convert import command
+    from neojax.commands import convert as command
 
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
@@ -371,7 +372,7 @@ def test_adafactor_goes_on_with_all_slots_it_had(tmp_path, weights, beta1, monke
     for name, moment in moments.items():
         rows = CONFIG.n_vocab if name == "gpt2/wte" else None
         np.testing.assert_allclose(found[name][:rows], moment[:rows], rtol=1e-4, err_msg=name)
-    adafactor, *_, schedule = loaded.opt_state()
+    adafactor, *_, schedule = opt_state(loaded)
     if beta1:
         adafactor, mean = adafactor
         for name, value in variables(mean.ema).items():

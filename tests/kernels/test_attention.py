@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from helpers import layout_of
 
-from neojax import named
 from neojax.kernels import attention as kernels
 from neojax.kernels.attention import attention, blocked, local, reference, visible
+from neojax.layout import named
 
 ONE = layout_of("data:1")
 

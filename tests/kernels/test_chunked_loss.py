@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from helpers import layout_of
 
-from neojax import named
 from neojax.kernels import chunked_loss
 from neojax.kernels.loss import cross_entropy, reference_cross_entropy
+from neojax.layout import named
 
 BATCH, LENGTH, EMBD, ROWS, N_VOCAB = 4, 150, 8, 12, 9  # rows past N_VOCAB pad the vocabulary
 LAYOUTS = {

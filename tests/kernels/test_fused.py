@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from helpers import layout_of, tiny
 
-from neojax import named
 from neojax.config import TrainConfig
 from neojax.kernels import cudnn, splash
 from neojax.kernels.attention import attention, fused, reference
-from neojax.mesh import make_layout
+from neojax.layout import named
+from neojax.layout.mesh import make_layout
 from neojax.models import Transformer
 
 ONE = layout_of("data:1")
@@ -125,9 +125,9 @@ def test_the_training_step_compiles_for_a_tpu_with_splash():
     """Forward and backward kernels of both layers, once each: the backward pass of remat runs no second forward."""
     pytest.importorskip("libtpu")
     from neojax.config import MeshConfig
-    from neojax.topology import tpu_devices
+    from neojax.data.share import BATCH_DIMS
+    from neojax.layout.topology import tpu_devices
     from neojax.training.optimizer import make_optimizer
-    from neojax.training.share import BATCH_DIMS
     from neojax.training.step import abstract_state, make_train_step
 
     layout = make_layout(MeshConfig("x:2, y:2", "batch:x, heads:y", "embd:x"), tpu_devices("v5e:2x2"))

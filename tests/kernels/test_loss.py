@@ -9,8 +9,8 @@ import optax
 import pytest
 from helpers import layout_of
 
-from neojax import named
 from neojax.kernels.loss import cross_entropy, logits, reference_cross_entropy
+from neojax.layout import named
 
 ONE = layout_of("data:1")
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from neojax.kernels.product import product
+from neojax.layout.product import product
 
 SIZES = {"b": 2, "h": 3, "q": 8, "k": 16, "d": 32, "t": 24, "e": 40, "v": 56}
 EQUATIONS = [

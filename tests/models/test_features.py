@@ -213,9 +213,9 @@ def test_loss_and_gradients_do_not_depend_on_the_layout(name, layout):
 
 
 def test_chunks_of_linear_attention_are_the_definition():
-    from neojax import named
     from neojax.kernels import linear_attention as linear
-    from neojax.mesh import single_device
+    from neojax.layout import named
+    from neojax.layout.mesh import single_device
 
     q, k, v = (
         jnp.asarray(np.random.default_rng(i).normal(size=(2, 300, 2, 4)), jnp.float32) for i in range(3)
@@ -235,9 +235,9 @@ def test_chunks_of_linear_attention_are_the_definition():
 )
 def test_linear_attention_and_its_gradients_are_exact_for_keys_of_any_size(size, causal):
     """Without a mask, of any size that a softmax has; with it, of those whose exponentials float32 holds."""
-    from neojax import named
     from neojax.kernels import linear_attention as linear
-    from neojax.mesh import single_device
+    from neojax.layout import named
+    from neojax.layout.mesh import single_device
 
     q, k, v, g = np.random.default_rng(0).normal(size=(4, 2, 30, 2, 4)).astype("f4")
     k += np.float32(size)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from helpers import layout_of, perturbed, random_tokens, tiny
 
-from neojax import named
+from neojax.layout import named
+from neojax.layout.named import Normal, Param
 from neojax.models import Transformer
 from neojax.models.norms import Gate
-from neojax.named import Normal, Param
 
 LAYOUTS = {
     "one device": ("data:1", "", ""),

@@ -9,8 +9,8 @@ import pytest
 from helpers import N_VOCAB, layout_of, perturbed, random_tokens, tiny, true_rows
 
 from neojax.errors import NeojaxError
+from neojax.layout.named import Normal
 from neojax.models import Transformer
-from neojax.named import Normal
 
 CONFIG = tiny()
 TOKENS = random_tokens()

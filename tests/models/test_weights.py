@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from helpers import layout_of, perturbed, random_tokens, tiny
 
-from neojax import named
 from neojax.errors import NeojaxError
+from neojax.layout import named
 from neojax.models import Transformer
 from neojax.models.weights import narrowed, quantize
 from neojax.sampling.generate import generate

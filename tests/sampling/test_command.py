@@ -18,8 +18,8 @@ from neojax.cli import main
 from neojax.config import Config, MeshConfig
 from neojax.data.tokenizer import train
 from neojax.models import Transformer
-from neojax.training.checkpoint import Checkpoints
-from neojax.training.run_dir import meta
+from neojax.runs.checkpoint import Checkpoints
+from neojax.runs.run_dir import meta
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -9,7 +9,7 @@ from tokenizers import processors
 import neojax
 from neojax.data.tokenizer import train
 from neojax.errors import NeojaxError
-from neojax.mesh import Layout
+from neojax.layout.mesh import Layout
 from neojax.models import Transformer
 from neojax.sampling import decode
 from neojax.sampling import generate as module

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from neojax.errors import NeojaxError
-from neojax.training.checkpoint import Checkpoints
+from neojax.runs.checkpoint import Checkpoints
 from neojax.training.loop import train
 from neojax.training.metrics import MetricsWriter, read_metrics
 from neojax.training.resume import may_begin

@@ -15,8 +15,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from neojax.config import TrainConfig
 from neojax.errors import NeojaxError
-from neojax.training import adafactor, integrity
-from neojax.training.checkpoint import Checkpoints, DamagedError
+from neojax.runs import integrity
+from neojax.runs.checkpoint import Checkpoints, DamagedError
+from neojax.training import adafactor
 from neojax.training.optimizer import make_optimizer
 
 DIMS = {"wte": ("vocab", "embd"), "blocks.0.attn.query": ("layers", "embd", "heads"), "norm.scale": ("embd",)}
@@ -274,7 +275,7 @@ def test_a_newer_format_is_an_error(run):
 KILLED = """
     import os, signal, sys
     import jax.numpy as jnp
-    from neojax.training.checkpoint import Checkpoints
+    from neojax.runs.checkpoint import Checkpoints
     class Killed(Checkpoints):
         def _seal(self, *_):  # everything is written, the rename is to come
             os.kill(os.getpid(), signal.SIGKILL)
@@ -308,7 +309,7 @@ def test_saving_and_reading_are_silent(tmp_path):
     code = """
         import sys
         import jax, jax.numpy as jnp
-        from neojax.training.checkpoint import Checkpoints
+        from neojax.runs.checkpoint import Checkpoints
         state = {"params": {"a": jnp.ones(3)}, "opt_state": {"count": jnp.ones(1)}}
         for keep in (2, None):
             with Checkpoints(sys.argv[1], keep) as checkpoints:

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 
-from neojax.training import integrity
+from neojax.runs import integrity
 
 HOST = """
 import glob, json, sys
@@ -16,9 +16,9 @@ index, run = int(sys.argv[1]), sys.argv[3]
 jax.distributed.initialize("localhost:" + sys.argv[2], 2, index)
 from jax.sharding import NamedSharding, PartitionSpec
 from neojax.errors import NeojaxError
-from neojax.hosts import on_first
-from neojax.training import integrity
-from neojax.training.checkpoint import Checkpoints
+from neojax.layout.hosts import on_first
+from neojax.runs import integrity
+from neojax.runs.checkpoint import Checkpoints
 
 summed = []
 real = integrity.checksum

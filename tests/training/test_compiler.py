@@ -30,8 +30,8 @@ def test_the_compiler_here_knows_every_option_of_the_gpu_in_one_of_its_spellings
 @pytest.mark.parametrize("topology, kind", [("v5e:2x2", None), ("v6e:2x2", "TPU v6 lite")])
 def test_the_tpu_compiler_knows_every_option_of_the_tpu(topology, kind):
     pytest.importorskip("libtpu")
-    from neojax.mesh import MeshConfig, make_layout
-    from neojax.topology import tpu_devices
+    from neojax.layout.mesh import MeshConfig, make_layout
+    from neojax.layout.topology import tpu_devices
 
     layout = make_layout(MeshConfig("data:-1"), tpu_devices(topology))
     assert compiler_options(layout) == {**OPTIONS["tpu"], **OPTIONS.get(kind, {})}

@@ -3,12 +3,11 @@ from types import SimpleNamespace
 import pytest
 
 from neojax.config import ModelConfig
-from neojax.training.flops import (
-    PEAK_FLOPS,
+from neojax.layout.chips import PEAK_FLOPS, peak_flops
+from neojax.models.flops import (
     flops_per_token,
     forward_flops_per_token,
     mfu,
-    peak_flops,
     visible_keys,
 )
 

@@ -11,8 +11,8 @@ from neojax import config as configuration
 from neojax.data.store import StoreWriter
 from neojax.data.tokenizer import train as train_tokenizer
 from neojax.errors import NeojaxError
+from neojax.runs.checkpoint import Checkpoints
 from neojax.training import loop
-from neojax.training.checkpoint import Checkpoints
 from neojax.training.loop import train
 from neojax.training.metrics import read_metrics
 

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import pytest
 from helpers import layout_of
 
+from neojax.data.share import BATCH_DIMS
 from neojax.errors import NeojaxError
 from neojax.host_memory import host_memory
-from neojax.mesh import make_layout
+from neojax.layout.mesh import make_layout
 from neojax.training import loop, memory
 from neojax.training.memory import Memory, check_memory, needed
-from neojax.training.share import BATCH_DIMS
 from neojax.training.step import abstract_state, make_train_step
 
 BIG = 2_000_000_000

@@ -10,13 +10,13 @@ import pytest
 from helpers import N_VOCAB, layout_of, random_tokens
 
 from neojax.config import Config, ModelConfig, TrainConfig, check
+from neojax.data.share import BATCH_DIMS
 from neojax.errors import NeojaxError
-from neojax.mesh import single_device
-from neojax.training.flops import forward_flops_per_token, visible_keys
+from neojax.layout.mesh import single_device
+from neojax.models.flops import forward_flops_per_token, visible_keys
 from neojax.training.mlm import hide
 from neojax.training.optimizer import make_optimizer
 from neojax.training.schedule import learning_rate
-from neojax.training.share import BATCH_DIMS
 
 TRAIN = TrainConfig(
     mlm_mask_id=60,

@@ -13,7 +13,7 @@ from neojax.data.sources import open_source
 from neojax.data.store import StoreWriter
 from neojax.data.tokenizer import train as train_tokenizer
 from neojax.errors import NeojaxError
-from neojax.training.checkpoint import Checkpoints
+from neojax.runs.checkpoint import Checkpoints
 from neojax.training.loop import train
 from neojax.training.metrics import read_metrics
 

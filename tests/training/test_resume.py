@@ -15,8 +15,8 @@ from helpers import true_rows
 from neojax import config as configuration
 from neojax import loading
 from neojax.config import MeshConfig
+from neojax.runs.checkpoint import Checkpoints
 from neojax.training import loop
-from neojax.training.checkpoint import Checkpoints
 from neojax.training.loop import train
 from neojax.training.metrics import read_metrics
 
@@ -25,7 +25,7 @@ KILLED = """
 import os, signal, sys
 import neojax.training.loop as loop
 from neojax import config
-from neojax.training.checkpoint import Checkpoints
+from neojax.runs.checkpoint import Checkpoints
 from neojax.training.metrics import MetricsWriter
 
 cls, name, step = {"save": (Checkpoints, "save", 10), "step": (MetricsWriter, "write", 17)}[sys.argv[2]]

@@ -6,7 +6,7 @@ import pytest
 
 from neojax import config as configuration
 from neojax.errors import NeojaxError
-from neojax.training.run_dir import check_resume
+from neojax.runs.run_dir import check_resume
 
 SAVED = configuration.from_dict({})
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from helpers import layout_of, random_tokens
 
-from neojax.training.share import Share
+from neojax.data.share import Share
 
 PROCESSES = {  # devices of each process, as numbered in the mesh's order
     "one": [range(8)],

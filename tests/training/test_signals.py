@@ -11,8 +11,8 @@ import jax
 import pytest
 
 from neojax import config as configuration
+from neojax.runs.checkpoint import Checkpoints
 from neojax.training import loop
-from neojax.training.checkpoint import Checkpoints
 from neojax.training.loop import train
 from neojax.training.metrics import read_metrics
 from neojax.training.signals import Stop, Stopped
@@ -277,7 +277,7 @@ elif moment == "input":
         return read(self, i) if len(come) < 60 else never_ends()
     Windows.__getitem__ = blocked
 elif moment == "save":
-    from neojax.training.checkpoint import Checkpoints
+    from neojax.runs.checkpoint import Checkpoints
     save = Checkpoints.save
     def blocked(self, step, *rest):
         if step == 10:

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from neojax.training.checkpoint import Checkpoints
+from neojax.runs.checkpoint import Checkpoints
 from neojax.training.loop import train
 from neojax.training.metrics import read_metrics
 

@@ -10,11 +10,11 @@ import pytest
 from helpers import layout_of, random_tokens, tiny, true_rows
 
 from neojax.config import TrainConfig
+from neojax.data.share import Share
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
 from neojax.training.optimizer import make_optimizer
 from neojax.training.schedule import learning_rate
-from neojax.training.share import Share
 from neojax.training.step import (
     evaluate,
     init_state,

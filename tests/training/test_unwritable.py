@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from neojax.errors import NeojaxError
-from neojax.training.checkpoint import Checkpoints
+from neojax.runs.checkpoint import Checkpoints
 from neojax.training.loop import Run, train
 from neojax.training.metrics import MetricsWriter, read_metrics
 
@@ -106,7 +106,7 @@ LIMITED = """
 import resource, sys
 import jax, jax.numpy as jnp
 from neojax.errors import SaveError
-from neojax.training.checkpoint import Checkpoints
+from neojax.runs.checkpoint import Checkpoints
 state = {"params": {"a": jax.random.normal(jax.random.key(0), (50_000,))}, "opt_state": {"count": jnp.ones(1)}}
 with Checkpoints(sys.argv[1], keep=3) as checkpoints:
     checkpoints.save(1, state, {})

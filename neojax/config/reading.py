@@ -1,4 +1,4 @@
-"""Run configuration: the dataclasses of `neojax.keys`, read from YAML and checked key by key.
+"""Reading a configuration: YAML and overrides as the dataclasses of `neojax.config.keys`, checked key by key.
 
 A wrong key, type or value raises `NeojaxError` with one line that names the key.
 """
@@ -12,65 +12,28 @@ from typing import Any
 
 import yaml
 
-from neojax.errors import NeojaxError, suggest
-from neojax.keys import (
-    ACTIVATIONS,
-    ATTENTION_TYPES,
+from neojax.config.keys import (
     LARGEST_FLOAT,
     Config,
-    DataConfig,
-    MeshConfig,
     ModelConfig,
     SourceConfig,
     TrainConfig,
-    expand_attention_types,
 )
-
-__all__ = [
-    "ACTIVATIONS",
-    "ATTENTION_TYPES",
-    "Config",
-    "DataConfig",
-    "MeshConfig",
-    "ModelConfig",
-    "SourceConfig",
-    "TrainConfig",
-    "check",
-    "describe",
-    "dump",
-    "expand_attention_types",
-    "from_dict",
-    "load",
-    "model_of",
-    "of_run",
-    "override",
-    "parse",
-    "to_dict",
-]
+from neojax.errors import NeojaxError, suggest
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Reads a YAML config, or a gpt-neo JSON config, and applies `section.key=value` overrides. Raises `NeojaxError`.
+    """Reads a YAML configuration and applies `section.key=value` overrides. Raises `NeojaxError`.
 
-    With `model.init_from`, keys of `model` that are not given are those of the model there.
+    `neojax.convert.configs.load` reads other formats too, and what `init_from` says.
     """
-    overrides = list(overrides)
-    given = override({}, overrides, str(path))
-    raw = override(_read(Path(path), given), overrides, str(path))
-    model = raw.get("model")
-    if isinstance(model, Mapping) and isinstance(model.get("init_from"), str) and model["init_from"]:
-        raw["model"] = {**model_of(model["init_from"]), **model}
-    return from_dict(raw, source=str(path))
+    return from_dict(read_yaml(path), overrides, source=str(path))
 
 
-def _read(path: Path, given: Mapping[str, Any] = {}) -> Any:
-    """What the file says. Of a gpt-neo config, what is `given` otherwise is not read."""
-    if path.suffix == ".json":
-        from neojax.convert import gpt_neo  # it reads the keys of this module
-
-        return gpt_neo.load(path, given)
+def read_yaml(path: str | Path) -> Any:
+    """The nested dictionaries of a YAML file. Raises `NeojaxError`."""
     try:
-        return parse(path.read_bytes(), str(path))
+        return parse(Path(path).read_bytes(), str(path))
     except (OSError, ValueError) as e:  # ValueError: a name that is none for a file
         if "=" in str(path):
             raise NeojaxError(
@@ -106,22 +69,7 @@ class _OnceLoader(yaml.SafeLoader):
 
 def of_run(run_dir: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The config of a run directory: its config.yml, in which everything is resolved."""
-    path = Path(run_dir) / "config.yml"
-    return from_dict(_read(path), overrides, source=str(path))
-
-
-def model_of(path: str) -> dict[str, Any]:
-    """The `model` section of the Hugging Face or run directory (or RUN/checkpoints/STEP) at `path`."""
-    from neojax.convert import hf_config  # it builds a ModelConfig
-
-    folder = Path(path)
-    if hf_config.is_hf_dir(folder):
-        return to_dict(hf_config.read_config(folder))
-    for run in (folder, folder.parent.parent):
-        if (run / "config.yml").is_file():
-            return to_dict(of_run(run).model)
-    cause = "is neither a Hugging Face directory (config.json) nor a run (config.yml)"
-    raise NeojaxError(f"model.init_from: {path} {cause if folder.exists() else 'does not exist'}")
+    return load(Path(run_dir) / "config.yml", overrides)
 
 
 def from_dict(raw: Any, overrides: Iterable[str] = (), source: str = "config") -> Config:
@@ -253,7 +201,7 @@ def _freeze(value: Any) -> Any:
 
 
 def check(config: Config) -> None:
-    """Checks what spans several keys. Raises `NeojaxError`; the mesh is checked by `neojax.mesh`."""
+    """Checks what spans several keys. Raises `NeojaxError`; the mesh is checked by `neojax.layout.mesh`."""
     model, train = config.model, config.train
     if model.n_embd % model.n_head:
         raise NeojaxError(

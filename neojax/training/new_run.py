@@ -10,8 +10,8 @@ from neojax import config as configuration
 from neojax.config import Config
 from neojax.files import new_folder
 from neojax.models import Transformer
-from neojax.training import run_dir as runs
-from neojax.training.checkpoint import Checkpoints
+from neojax.runs import run_dir as runs
+from neojax.runs.checkpoint import Checkpoints
 from neojax.training.optimizer import make_optimizer
 
 

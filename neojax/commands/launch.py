@@ -62,7 +62,7 @@ def run(args: Namespace) -> None:
 
 def environments(processes: int, on_cpu: bool) -> list[dict[str, str]]:
     """What tells each process which of how many it is, and which of the machine's GPUs are its own."""
-    from neojax.processes import local_gpus, visible_gpus
+    from neojax.layout.processes import local_gpus, visible_gpus
 
     gpus = 0 if on_cpu else visible_gpus(os.environ)
     address = f"127.0.0.1:{free_port()}"

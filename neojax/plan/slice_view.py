@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 from neojax.config import Config
-from neojax.mesh import Layout
-from neojax.training.share import Share
+from neojax.data.share import Share
+from neojax.layout.mesh import Layout
 
 
 def print_slice(config: Config, layout: Layout) -> None:

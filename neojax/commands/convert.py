@@ -5,12 +5,15 @@ import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from neojax.convert import bundle, gpt_neo
+from neojax.convert import bundle, gpt_neo, hf, mesh_tf
 from neojax.convert.hf_config import is_hf_dir
 from neojax.errors import NeojaxError
 from neojax.files import ending_cleanly, is_free, named
+from neojax.loading import load
 from neojax.lock import Lock
-from neojax.training.run_dir import is_run_dir, write_text
+from neojax.runs.run_dir import is_run_dir, write_text
+from neojax.training.moments import opt_state
+from neojax.training.new_run import write_run
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -65,15 +68,9 @@ def run(args: Namespace) -> None:
             write_text(dest, gpt_neo.convert_text(source, args.overrides))
             print(f"wrote {dest}; train with: python train.py {dest}")
         elif is_hf_dir(source):
-            from neojax.convert import hf
-            from neojax.convert.run import write_run
-
             write_run(hf.load(source), dest, replace=args.force)
             print(f"wrote run directory {dest}; sample with: python sample.py {dest}")
         elif is_step or is_run_dir(source):
-            from neojax.convert import hf
-            from neojax.loading import load
-
             hf.save(load(source), dest, replace=args.force)
             print(f"wrote Hugging Face directory {dest}")
         else:
@@ -85,11 +82,8 @@ def run(args: Namespace) -> None:
 
 
 def _convert_bundle(args: Namespace) -> None:
-    from neojax.convert import mesh_tf
-    from neojax.convert.run import write_run
-
     loaded = mesh_tf.load(args.source, args.config)
-    write_run(loaded.model, args.dest, loaded.config, loaded.step, loaded.opt_state(), replace=args.force)
+    write_run(loaded.model, args.dest, loaded.config, loaded.step, opt_state(loaded), replace=args.force)
     kept = "with" if loaded.keeps_moments else "without (its moments begin at zero)"
     print(
         f"wrote run directory {args.dest} at step {loaded.step}, {kept} the optimizer's state; go on with: "

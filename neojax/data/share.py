@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from neojax.mesh import Layout
+from neojax.layout.mesh import Layout
 
 BATCH_DIMS = ("microbatches", "batch", "sequence")
 

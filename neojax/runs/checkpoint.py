@@ -1,7 +1,7 @@
 """Checkpoints: all that a run needs to go on, written with Orbax and read back on any mesh.
 
 A checkpoint is the folder `checkpoints/STEP` of the run, with three items: `params`, `opt_state` (each array by its
-path in the tree) and `meta` (JSON), and the size and checksum of every file (`neojax.training.integrity`). It is
+path in the tree) and `meta` (JSON), and the size and checksum of every file (`neojax.runs.integrity`). It is
 written as STEP.saving, and gets its name by one rename when everything is on disk, so a folder with a number for a
 name was complete once; if it is not complete now, or cannot be read, it is damaged, which is an error and never a fresh
 start.
@@ -22,12 +22,11 @@ from typing import Any
 import jax
 
 from neojax.errors import NeojaxError, SaveError, suggest
-from neojax.hosts import agreed, barrier, from_first, on_first
-from neojax.training import integrity
-from neojax.training.adafactor import as_stored
-from neojax.training.orbax import Save, flat, one_line, read_meta, read_trees, shapes
-from neojax.training.quiet import quiet
-from neojax.training.run_dir import checkpoints_in, write_text
+from neojax.layout.hosts import agreed, barrier, from_first, on_first
+from neojax.runs import integrity
+from neojax.runs.orbax import Save, flat, one_line, read_meta, read_trees, shapes
+from neojax.runs.quiet import quiet
+from neojax.runs.run_dir import checkpoints_in, write_text
 
 FORMAT = 1
 NEWEST = "newest.json"  # beside checkpoints/: the step of the last one saved, should they be lost
@@ -61,7 +60,7 @@ class Checkpoints:
         n_vocab: int = 0,
     ):
         self.path = Path(os.path.abspath(run_dir)) / "checkpoints"
-        self._keep, self._dims, self._n_vocab = keep, dims or {}, n_vocab
+        self._keep, self.dims, self.n_vocab = keep, dims or {}, n_vocab
         self._saving: _Saving | None = None
         if keep:
             on_first(self._make_room)
@@ -111,15 +110,17 @@ class Checkpoints:
         keep = [*self._steps, step][-self._keep :]
         self._saving = _Saving(step, save, lambda: self._finish(step, folder, keep))
 
-    def restore(self, step: int, abstract_state: Mapping[str, Any]) -> dict[str, Any]:
+    def restore(
+        self, step: int, abstract_state: Mapping[str, Any], adapt: Callable[[Any, Collection[str]], Any] | None = None
+    ) -> dict[str, Any]:
         """The state saved at `step`, shaped, typed and laid out as `abstract_state`.
 
         `abstract_state` is {"params": ..., "opt_state": ...} of `jax.ShapeDtypeStruct`s, as `jax.eval_shape` gives
-        them: shardings over an abstract mesh are taken on the current mesh, no sharding is the first device. Adafactor's
-        second moments stay factored as they were saved.
+        them: shardings over an abstract mesh are taken on the current mesh, no sharding is the first device. `adapt` makes of
+        its opt_state, and the paths of the arrays that were saved, the one that is restored.
         Raises `DamagedError`, or `NeojaxError` for a parameter that the model and the checkpoint do not share.
         """
-        return self._restore(step, {k: abstract_state[k] for k in ("params", "opt_state")})
+        return self._restore(step, {k: abstract_state[k] for k in ("params", "opt_state")}, adapt)
 
     def restore_params(self, step: int, abstract_params: Mapping[str, Any]) -> dict[str, jax.Array]:
         """The parameters alone, as `restore` gives them; optimizer state is not read."""
@@ -275,13 +276,17 @@ class Checkpoints:
         except NeojaxError as e:
             raise self._damaged(step, str(e)) from None
 
-    def _restore(self, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
+    def _restore(
+        self,
+        step: int,
+        abstract: Mapping[str, Any],
+        adapt: Callable[[Any, Collection[str]], Any] | None = None,
+    ) -> dict[str, Any]:
         self.restore_meta(step)
         self._verify(step, abstract.keys())
         stored = {item: self._reading(step, partial(shapes, self._folder(step) / item)) for item in abstract}
-        if "opt_state" in abstract:
-            state = as_stored(abstract["opt_state"], stored["opt_state"], self._dims, self._n_vocab or None)
-            abstract = {**abstract, "opt_state": state}
+        if adapt is not None:
+            abstract = {**abstract, "opt_state": adapt(abstract["opt_state"], stored["opt_state"])}
         wanted = {item: flat(tree) for item, tree in abstract.items()}
         for item, tree in wanted.items():
             self._check(item, stored[item], tree, step)
@@ -313,11 +318,11 @@ class Checkpoints:
                 )
 
     def _same_but_padding(self, name: str, stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-        param = next((p for p in self._dims if name == p or name.endswith("/" + p)), None)
-        if param is None or "vocab" not in self._dims[param] or len(stored) != len(wanted):
+        param = next((p for p in self.dims if name == p or name.endswith("/" + p)), None)
+        if param is None or "vocab" not in self.dims[param] or len(stored) != len(wanted):
             return False
         differ = [(a, b) for a, b in zip(stored, wanted) if a != b]
-        return len(differ) == 1 and min(differ[0]) >= self._n_vocab > 0
+        return len(differ) == 1 and min(differ[0]) >= self.n_vocab > 0
 
     def _reading(self, step: int, read: Callable[[], Any]) -> Any:
         """What `read` gives. Its files have been verified; whatever Orbax meets in them all the same is one line."""

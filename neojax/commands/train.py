@@ -2,7 +2,6 @@
 
 from argparse import ArgumentParser, Namespace
 
-from neojax import config
 from neojax.output import drop_untaken
 from neojax.training.signals import Stop
 
@@ -20,10 +19,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     """Trains, or goes on with, the run that the configuration describes."""
     with Stop(ends_process=True) as stop:
-        settings = config.load(args.config, args.overrides)
-        from neojax.peers import ends_without_peers  # JAX takes seconds, in which a signal finds its handler
+        # JAX takes seconds to import, in which a signal finds its handler.
+        from neojax.convert import configs
+        from neojax.layout.peers import ends_without_peers
         from neojax.training.loop import train
 
+        settings = configs.load(args.config, args.overrides)
         with ends_without_peers():
             train(settings, stop)
     drop_untaken()  # the run is whole without it

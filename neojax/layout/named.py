@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from neojax.kernels import row_lookup
-from neojax.kernels.product import product, product_with_weight
-from neojax.mesh import Layout
+from neojax.layout import row_lookup
+from neojax.layout.mesh import Layout
+from neojax.layout.product import product, product_with_weight
 
 _layout: ContextVar[Layout] = ContextVar("neojax_layout")
 _reduce_dtype: ContextVar[Any] = ContextVar("neojax_reduce_dtype", default=jnp.float32)

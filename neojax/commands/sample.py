@@ -9,15 +9,16 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from neojax import config
+from neojax.arguments import text
 from neojax.config import MeshConfig
+from neojax.convert import hf
 from neojax.errors import NeojaxError
+from neojax.loading import find_run, load
 from neojax.output import json_line
-
-if TYPE_CHECKING:
-    from neojax.sampling.generate import Sample
+from neojax.sampling.generate import Sample, generate
+from neojax.sampling.requests import Sampling, sample_count
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -114,9 +115,6 @@ def run(args: Namespace) -> None:
     """Generates and prints what the arguments ask for."""
     prompts = read_prompts(args)
     mesh = mesh_of(args.source, args.overrides)
-    from neojax.loading import load
-    from neojax.sampling.generate import generate
-    from neojax.sampling.requests import Sampling, sample_count
 
     settings = {f.name: getattr(args, f.name) for f in fields(Sampling) if hasattr(args, f.name)}
     sampling = Sampling(**settings)  # before the weights are read
@@ -169,7 +167,7 @@ def _ending_at_once() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def as_json(sample: "Sample") -> str:
+def as_json(sample: Sample) -> str:
     """A sample as one line of JSON."""
     return json_line(
         {
@@ -183,8 +181,6 @@ def as_json(sample: "Sample") -> str:
 
 def read_prompts(args: Namespace) -> list[str]:
     """The prompts that the arguments give; one empty prompt where they give none. Raises `NeojaxError`."""
-    from neojax.arguments import text  # it needs JAX
-
     if args.prompt_file is None:
         return [text("--prompt", prompt) for prompt in args.prompt or [""]]
     name = args.prompt_file
@@ -225,9 +221,6 @@ def mesh_of(source: str, overrides: list[str]) -> MeshConfig | None:
             raise NeojaxError(
                 f"override {override!r}: sampling takes those of the mesh, such as mesh.cpu_devices=8"
             )
-    from neojax.convert import hf
-    from neojax.loading import find_run
-
     path = Path(source)
     raw = {}
     if not hf.is_hf_dir(path):

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 
 from neojax.config import TrainConfig
+from neojax.data.share import BATCH_DIMS
 from neojax.models import Transformer
-from neojax.training.share import BATCH_DIMS
 
 
 def check_fit(model: Transformer, train: TrainConfig) -> None:

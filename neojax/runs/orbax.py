@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh, NamedSharding, Sharding, SingleDeviceSharding
 
-from neojax.training.quiet import quiet
+from neojax.runs.quiet import quiet
 
 with quiet():  # it logs already while it is imported
     import orbax.checkpoint as ocp

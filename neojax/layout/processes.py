@@ -15,9 +15,9 @@ from typing import Any
 import jax
 
 from neojax.config import MeshConfig
-from neojax.devices import fake_cpu_devices
 from neojax.errors import NeojaxError
-from neojax.peers import HEARTBEAT_SECONDS, told_of_peers
+from neojax.layout.devices import fake_cpu_devices
+from neojax.layout.peers import HEARTBEAT_SECONDS, told_of_peers
 
 NAMES = {
     "coordinator_address": ("coordinator", "JAX_COORDINATOR_ADDRESS"),

@@ -9,6 +9,7 @@ import yaml
 
 from neojax import config as configuration
 from neojax.config import Config
+from neojax.data import tokenizer as tokenizers
 from neojax.errors import NeojaxError
 from neojax.files import new_file
 
@@ -143,6 +144,4 @@ def check_data(saved: dict[str, Any], now: dict[str, Any], run_dir: Path, step: 
 
 def _canonical(tokenizer: str) -> str:
     """The text of a tokenizer.json without what is a matter of writing."""
-    from neojax.data import tokenizer as tokenizers
-
     return tokenizers.parse(tokenizer, "the tokenizer").to_str()

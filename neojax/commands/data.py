@@ -1,6 +1,11 @@
 """`neojax data`: the command line of what looks at data."""
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from neojax import config as configuration
+from neojax.convert import configs
+from neojax.data.show import show
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -18,6 +23,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Shows the batch."""
-    from neojax.data.show import show
-
-    show(args.path, args.step, args.json)
+    path = Path(args.path)
+    config = configuration.of_run(path) if path.is_dir() else configs.load(path)
+    show(config, path, args.step, args.json)

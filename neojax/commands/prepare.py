@@ -1,0 +1,70 @@
+"""`neojax prepare INPUT... --out DIR`: text in any usual container to a folder of token stores."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterable
+
+from neojax.data.prepare import TRAINING_TEXT, VALIDATION, prepare
+from neojax.files import ending_cleanly
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The options of `neojax prepare`."""
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="files, folders or globs: text files (.txt .md .py ..., a document each), .jsonl, .parquet, "
+        "compressed (.gz .xz .zst .bz2) or archived (.tar .zip); gpt-neo's .tfrecords, whose tokens are kept",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json")
+    which.add_argument(
+        "--train-tokenizer",
+        type=int,
+        metavar="VOCAB_SIZE",
+        help="train a byte-level BPE of that many ids on the training documents (their first "
+        f"{TRAINING_TEXT >> 30} GiB)",
+    )
+    parser.add_argument(
+        "--validation",
+        type=float,
+        default=VALIDATION,
+        metavar="FRACTION",
+        help="share of the documents to hold out, chosen by a hash of their text (default %(default)s)",
+    )
+    parser.add_argument(
+        "--text-key", default="text", metavar="NAME", help="field or column of the text (default text)"
+    )
+    parser.add_argument(
+        "--eod", metavar="TOKEN", help="end-of-document token (default: the tokenizer's usual one)"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="encoding processes (default: one for each core)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace what DIR holds already")
+
+
+def run(args: Namespace) -> None:
+    """Runs `neojax prepare` with parsed arguments and prints the counts. Raises `NeojaxError`."""
+    options = {k: v for k, v in vars(args).items() if k in _OPTIONS}
+    with ending_cleanly():
+        counts = prepare(args.inputs, args.out, **options, progress=True)
+    print("\n".join(counts.lines()))
+    use = f"data.train={args.out}"
+    if counts.validation.documents:
+        use += f" data.validation={args.out}"
+    elif args.validation:
+        print("note: no document fell into validation; give more documents or a larger --validation")
+    print(f"written to {args.out}: train with {use}")
+
+
+_OPTIONS: Iterable[str] = (
+    "tokenizer",
+    "train_tokenizer",
+    "validation",
+    "workers",
+    "text_key",
+    "eod",
+    "force",
+)
