@@ -6,7 +6,8 @@ import jax
 import numpy as np
 
 from neojax.config import MeshConfig, ModelConfig
-from neojax.layout.mesh import Layout, make_layout, parse_shape
+from neojax.layout.mesh import Layout, make_layout
+from neojax.layout.names import parse_shape
 
 N_VOCAB = 61  # divides by no axis, so that every split vocabulary is padded
 

@@ -7,14 +7,9 @@ from jax.sharding import AxisType, PartitionSpec
 
 from neojax.config import MeshConfig
 from neojax.errors import NeojaxError
-from neojax.layout.mesh import (
-    abstract_layout,
-    make_layout,
-    parse_layout,
-    parse_pairs,
-    parse_shape,
-    use_cpu_devices,
-)
+from neojax.layout.devices import use_cpu_devices
+from neojax.layout.mesh import abstract_layout, make_layout
+from neojax.layout.names import parse_layout, parse_pairs, parse_shape
 
 
 def refused(words, call, *args, **kwargs):

@@ -10,7 +10,8 @@ import pytest
 from neojax import config as configuration
 from neojax.cli import main
 from neojax.data.share import Share
-from neojax.layout.mesh import make_layout, parse_shape
+from neojax.layout.mesh import make_layout
+from neojax.layout.names import parse_shape
 from neojax.layout.topology import tpu_devices
 from neojax.plan.slice_view import ranges
 

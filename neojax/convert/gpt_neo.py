@@ -41,7 +41,7 @@ from neojax.convert.gpt_neo_keys import Conversion, Keys, Sections
 from neojax.convert.hf_config import read_json
 from neojax.errors import NeojaxError, suggest
 from neojax.layout.mesh import abstract_layout
-from neojax.layout.names import ALIASES, DIMENSIONS, parse_shape, words
+from neojax.layout.names import ALIASES, DIMENSIONS, INTERNAL, parse_shape, words
 from neojax.models import Transformer
 from neojax.models.fit import check_fit
 from neojax.runs.run_dir import yaml_word
@@ -163,7 +163,7 @@ def _mesh(keys: Keys, out: Conversion) -> None:
 
     out.put("mesh.shape", shape, "mesh_shape")
     axes = [word.partition(":")[0] for word in words(str(out.get("mesh.shape")))]
-    names = {*DIMENSIONS, *ALIASES}
+    names = {*DIMENSIONS, *INTERNAL, *ALIASES}
 
     rules: list[str] = []
     dropped: list[str] = []

@@ -7,24 +7,27 @@ from neojax.errors import NeojaxError, suggest
 
 DIMENSIONS = {
     "batch": "sequences of a batch",
-    "sequence": "positions of the tokens that ask (queries) and of the residual stream",
-    "memory_length": "positions of the tokens that are looked at (keys and values)",
-    "slots": "entries of the key-value cache while sampling",
+    "sequence": "positions of queries and of the residual stream",
+    "memory_length": "positions of keys and values",
     "positions": "rows of the learned position table",
     "vocab": "token ids, padding included",
     "embd": "width of the residual stream",
     "heads": "attention heads",
     "head_dim": "width of one attention head",
-    "key_dim": "width of a head of queries and keys where they are turned or summed, which needs all of it",
     "mlp": "width of the MLP",
-    "memory_slots": "learned keys and values (num_mem_kv)",
+    "memory_slots": "learned keys and values (model.attention.memory_slots)",
     "axial_rows": "rows of the first table of axial positions",
     "axial_columns": "rows of the second table of axial positions",
+}
+"""The dimensions that a layout may split."""
+INTERNAL = {
+    "slots": "entries of the key-value cache while sampling",
+    "key_dim": "width of a head of queries and keys where they are rotated or summed, which needs all of it",
     "microbatches": "parts of a batch, trained one after another",
     "projections": "queries, keys and values, where one product makes all three",
     "layers": "repetitions of the layer group; scanned one after another",
 }
-UNSPLIT = ("layers", "slots", "microbatches", "key_dim", "projections")
+"""Those that the implementation needs beside them; they are whole everywhere."""
 ALIASES = {
     "intermediate_expanded": "mlp",
     "features_per_head": "head_dim",
@@ -73,12 +76,12 @@ def parse_layout(text: str, axes: Sequence[str], key: str) -> dict[str, tuple[st
     layout: dict[str, tuple[str, ...]] = {}
     for written, value in parse_pairs(text, key).items():
         dim = ALIASES.get(written, written)
-        if dim not in DIMENSIONS:
+        if dim not in DIMENSIONS and dim not in INTERNAL:
             near = suggest(written, [*DIMENSIONS, *ALIASES])
             raise NeojaxError(f'{key}="{text}": no dimension is called {written}{near}')
-        if dim in UNSPLIT:
+        if dim in INTERNAL:
             raise NeojaxError(
-                f'{key}="{text}": {dim} cannot be split ({DIMENSIONS[dim]}); split another dimension'
+                f'{key}="{text}": {dim} cannot be split ({INTERNAL[dim]}); split another dimension'
             )
         if dim in layout:
             raise NeojaxError(f'{key}="{text}": {written} is another name of {dim}, which is given already')
