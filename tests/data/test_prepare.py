@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
+from neojax.commands import prepare as command
 from neojax.config import DataConfig, SourceConfig
 from neojax.data import memory, workers
 from neojax.data import prepare as module
@@ -262,7 +263,7 @@ def test_an_interrupted_run_leaves_nothing_finished_no_process_and_can_be_run_ag
 ):
     lines(tmp_path / "a.jsonl", [words(i, 2000) for i in range(50)] * 80)
     code = (
-        "import sys; from argparse import ArgumentParser; from neojax.data import prepare\n"
+        "import sys; from argparse import ArgumentParser; from neojax.commands import prepare\n"
         "parser = ArgumentParser(); prepare.add_arguments(parser); prepare.run(parser.parse_args())"
     )
     out = tmp_path / "out"
@@ -318,7 +319,7 @@ def test_a_trained_tokenizer_round_trips_any_text_and_is_the_same_every_time(tmp
 
 def test_the_command_line_prints_the_counts(tmp_path, byte_tokenizer, capsys):
     parser = ArgumentParser()
-    module.add_arguments(parser)
+    command.add_arguments(parser)
     source = lines(tmp_path / "a.jsonl", ["x", "", "yy"])
     args = [
         str(source),
@@ -329,7 +330,7 @@ def test_the_command_line_prints_the_counts(tmp_path, byte_tokenizer, capsys):
         "--validation",
         "0",
     ]
-    module.run(parser.parse_args(args))
+    command.run(parser.parse_args(args))
     printed = capsys.readouterr().out
     assert "2 documents" in printed and "5 tokens" in printed and "1 empty" in printed
     np.testing.assert_array_equal(TokenStore(tmp_path / "out" / "train").documents(0)[-1:], [0])
