@@ -23,6 +23,7 @@ def compile_seconds(layers: int, sequence: int = 512, batch: int = 2) -> float:
     import jax.numpy as jnp
 
     from neojax.config import TrainConfig
+    from neojax.data.batch import Batch
     from neojax.layout.mesh import single_device
     from neojax.models import Transformer
     from neojax.training.optimizer import make_optimizer
@@ -38,7 +39,7 @@ def compile_seconds(layers: int, sequence: int = 512, batch: int = 2) -> float:
         tokens = jax.ShapeDtypeStruct((1, batch, sequence), jnp.int32)
         start = time.perf_counter()
         step = make_train_step(model, optimizer, train)
-        step.lower(state, {"inputs": tokens, "targets": tokens}, jnp.int32(0)).compile()
+        step.lower(state, Batch(tokens, tokens), jnp.int32(0)).compile()
         return time.perf_counter() - start
 
 

@@ -40,6 +40,7 @@ def main() -> None:
     import numpy as np
 
     from neojax.config import TrainConfig
+    from neojax.data.batch import Batch
     from neojax.data.share import Share
     from neojax.layout.mesh import single_device
     from neojax.models import Transformer
@@ -51,7 +52,7 @@ def main() -> None:
     tokens = np.random.default_rng(0).integers(
         0, 50257, (options["batch"], options["sequence"] + 1), dtype=np.int32
     )
-    batch = Share(layout, options["batch"]).place({"inputs": tokens[:, :-1], "targets": tokens[:, 1:]})
+    batch = Share(layout, options["batch"]).place(Batch(tokens[:, :-1], tokens[:, 1:]))
     programs: dict[str, Any] = {}
     optimizers: dict[str, Any] = {}
     memory: dict[str, dict[str, int]] = {}

@@ -34,6 +34,7 @@ def compiled(options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, float]]:
     import jax.numpy as jnp
 
     from neojax.config import MeshConfig, TrainConfig
+    from neojax.data.batch import Batch
     from neojax.data.share import BATCH_DIMS
     from neojax.layout.mesh import make_layout
     from neojax.layout.topology import tpu_devices
@@ -59,7 +60,7 @@ def compiled(options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, float]]:
         state = abstract_state(model, optimizer)
         step = make_train_step(model, optimizer, train)
         start = time.perf_counter()
-        batch = {"inputs": tokens, "targets": tokens}
+        batch = Batch(tokens, tokens)
         lowered = step.lower(state, batch, jax.ShapeDtypeStruct((), jnp.int32))
         between = time.perf_counter()
         program = lowered.compile()

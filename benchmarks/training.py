@@ -29,6 +29,7 @@ def neojax_program(options: Mapping[str, Any]) -> tuple[Any, Any, Callable[[], A
     import numpy as np
 
     from neojax.config import TrainConfig
+    from neojax.data.batch import Batch
     from neojax.data.share import Share
     from neojax.layout.mesh import single_device
     from neojax.models import Transformer
@@ -53,7 +54,7 @@ def neojax_program(options: Mapping[str, Any]) -> tuple[Any, Any, Callable[[], A
     state = init_state(model.init(0), optimizer)
     step = make_train_step(model, optimizer, train)
     tokens = np.random.default_rng(0).integers(0, 50257, (batch, sequence + 1), dtype=np.int32)
-    rows = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+    rows = Batch(tokens[:, :-1], tokens[:, 1:])
     share = Share(model.layout, batch)
     return step, state, lambda: share.place(rows)
 

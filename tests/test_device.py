@@ -10,6 +10,7 @@ from helpers import layout_of, perturbed, random_tokens, tiny
 
 import neojax
 from neojax.config import TrainConfig
+from neojax.data.batch import Batch
 from neojax.data.share import Share
 from neojax.layout.mesh import single_device
 from neojax.models import Transformer
@@ -58,7 +59,7 @@ def test_products_kept_in_the_hosts_memory_give_the_same_step():
         optimizer = make_optimizer(train, model.dims())
         with jax.set_mesh(model.layout.mesh):
             step = make_train_step(model, optimizer, train)
-            rows = Share(model.layout, len(batch)).place({"inputs": batch[:, :-1], "targets": batch[:, 1:]})
+            rows = Share(model.layout, len(batch)).place(Batch(batch[:, :-1], batch[:, 1:]))
             state, metrics = step(init_state(model, optimizer), rows, jnp.int32(0))
             ends.append((float(metrics["loss"]), jax.tree.map(np.asarray, state["params"])))
     np.testing.assert_allclose(ends[0][0], ends[1][0], rtol=1e-5)

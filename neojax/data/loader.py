@@ -14,13 +14,11 @@ import grain
 import numpy as np
 
 from neojax.config import DataConfig, SourceConfig
+from neojax.data.batch import NOT_SCORED, Batch
 from neojax.data.sources import TokenSource, open_source
 from neojax.errors import NeojaxError
 
-NOT_SCORED = -1  # target of a position that holds no token
 _THREADS = 2  # a batch is a few copies from the page cache: more threads only wait for each other
-
-Batch = dict[str, np.ndarray]
 
 
 class Windows:
@@ -55,14 +53,14 @@ class Windows:
 
 
 def _stack(windows: Sequence[np.ndarray], n_rows: int, n_ctx: int) -> Batch:
-    """Windows as a batch {"inputs", "targets"}, each int32 [n_rows, n_ctx]; what they leave is not scored."""
-    inputs = np.zeros((n_rows, n_ctx), np.int32)
+    """Windows as a batch of n_rows rows of n_ctx tokens; what they leave is not scored."""
+    tokens = np.zeros((n_rows, n_ctx), np.int32)
     targets = np.full((n_rows, n_ctx), NOT_SCORED, np.int32)
     for row, window in enumerate(windows):
         n = len(window) - 1
-        inputs[row, :n] = window[:-1]
+        tokens[row, :n] = window[:-1]
         targets[row, :n] = window[1:]
-    return {"inputs": inputs, "targets": targets}
+    return Batch(tokens, targets)
 
 
 class Place(NamedTuple):
@@ -127,8 +125,8 @@ def train_batches(
 ) -> Iterator[Batch]:
     """The batches of a run from `start_step` on, without end; `data.prefetch` are read ahead by threads.
 
-    rows: which of a batch's `batch_size` rows to read, in rising order; default all. Yields {"inputs", "targets"},
-    each int32 [len(rows), n_ctx]. A row depends only on (data, seed, step, its number), never on who reads it. A target
+    rows: which of a batch's `batch_size` rows to read, in rising order; default all. Yields batches
+    [len(rows), n_ctx]. A row depends only on (data, seed, step, its number), never on who reads it. A target
     is -1 where there is no token to score. Raises `NeojaxError`.
     """
     stream = _stream(data, n_ctx, seed, lambda windows: windows)

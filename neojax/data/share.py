@@ -1,11 +1,12 @@
 """The rows of a batch that one process reads, and their way onto its devices."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import jax
 import numpy as np
 
+from neojax.data.batch import Batch
 from neojax.layout.mesh import Layout
 
 BATCH_DIMS = ("microbatches", "batch", "sequence")
@@ -32,8 +33,8 @@ class Share:
         """The rows of a whole batch of `batch_size` sequences that are this process's, rising."""
         return (np.arange(0, batch_size, self.microbatch)[:, None] + self.held).ravel()
 
-    def place(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-        """This process's rows of a batch, int32 [microbatches * len(held), sequence], as part of arrays
+    def place(self, batch: Batch) -> Batch:
+        """This process's rows of a batch, [microbatches * len(held), sequence], as part of arrays
         [microbatches, microbatch, sequence] over all processes."""
 
         def array(rows: np.ndarray) -> jax.Array:
@@ -49,4 +50,4 @@ class Share:
             sharding = self.layout.sharding(BATCH_DIMS, shape, what="the batch")
             return jax.make_array_from_callback(shape, sharding, part)
 
-        return {name: array(np.asarray(rows)) for name, rows in batch.items()}
+        return jax.tree.map(lambda rows: array(np.asarray(rows)), batch)

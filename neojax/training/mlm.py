@@ -4,28 +4,25 @@ gpt-neo scored the tokens it had not masked, by a slip; here, as in BERT, it is 
 https://arxiv.org/abs/1810.04805
 """
 
-from collections.abc import Mapping
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from neojax.config import TrainConfig
+from neojax.data.batch import NOT_SCORED, Batch
 from neojax.data.share import BATCH_DIMS
 from neojax.layout.mesh import Layout
 
 
-def hide(
-    batch: Mapping[str, jax.Array], key: jax.Array, train: TrainConfig, n_vocab: int, layout: Layout
-) -> dict[str, jax.Array]:
-    """A batch of next-token prediction, int32 [microbatches, batch, sequence], as one of masked tokens.
+def mask_tokens(batch: Batch, key: jax.Array, train: TrainConfig, n_vocab: int, layout: Layout) -> Batch:
+    """A batch of next-token prediction, [microbatches, batch, sequence], as one of masked tokens.
 
     Each token is scored with probability `mlm_mask_prob`, unless its id is in `mlm_mask_ignore_ids` or it is padding. A
     scored token stays as it is with probability `mlm_same_token_prob`, becomes any id with `mlm_random_token_prob`, and
     otherwise becomes `mlm_mask_id`. `mlm_cls_token_id` takes the place of the first token of each row, and is not
     scored. The choice depends on `key` and the place in the batch, not on the mesh.
     """
-    tokens, present = batch["inputs"], batch["targets"] >= 0
+    tokens, present = jnp.asarray(batch.tokens), batch.targets >= 0
     sharding = layout.sharding(BATCH_DIMS, tokens.shape)
     which, how, what = (
         jax.random.bits(k, tokens.shape, jnp.uint32, out_sharding=sharding) for k in jax.random.split(key, 3)
@@ -42,7 +39,9 @@ def hide(
     other = (what % n_vocab).astype(tokens.dtype)
     shown = jnp.where(how < _share(same + random), other, mask)
     shown = jnp.where(how < _share(same), tokens, shown)
-    return {"inputs": jnp.where(scored, shown, tokens), "targets": jnp.where(scored, tokens, -1)}
+    return batch._replace(
+        tokens=jnp.where(scored, shown, tokens), targets=jnp.where(scored, tokens, NOT_SCORED)
+    )
 
 
 def _share(probability: float) -> np.uint32:

@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 
 from neojax.config import TrainConfig
+from neojax.data.batch import Batch
 from neojax.data.share import Share
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
 from neojax.training.compiler import compiler_options, deterministic_options
-from neojax.training.mlm import hide
+from neojax.training.mlm import mask_tokens
 from neojax.training.optimizer import Optimizer, taken
 from neojax.training.schedule import learning_rate
 
@@ -35,10 +36,10 @@ def abstract_state(model: Transformer, optimizer: Optimizer) -> State:
 
 def make_train_step(
     model: Transformer, optimizer: Optimizer, train: TrainConfig
-) -> Callable[[State, Mapping[str, jax.Array], Any], tuple[State, dict[str, jax.Array]]]:
+) -> Callable[[State, Batch, Any], tuple[State, dict[str, jax.Array]]]:
     """The jitted step (state, batch, step) -> (state, metrics); the state is donated.
 
-    batch: `inputs` and `targets`, int32 [microbatches, batch, sequence]. Gradients are summed over microbatches and
+    Its batch is [microbatches, batch, sequence]. Gradients are summed over microbatches and
     divided by the number of scored tokens in all of them, so the step equals that of the whole batch. Where the loss or
     the gradients' norm is not finite, the state comes back as it was, the place in the schedule included. `step` (int32
     scalar, 0 for the first) seeds dropout and masks. Metrics, float32 scalars: loss (nats per token), grad_norm,
@@ -52,8 +53,8 @@ def make_train_step(
         if drops:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(train.seed), step), index)
         total, nll, _ = model.bind(params).loss(
-            batch["inputs"],
-            batch["targets"],
+            batch.tokens,
+            batch.targets,
             z_loss=train.z_loss,
             entmax=train.loss == "entmax",
             dropout_key=key,
@@ -64,7 +65,7 @@ def make_train_step(
 
     def gradients(params, batch, step):
         """Summed gradients and nats over the microbatches."""
-        count = batch["inputs"].shape[0]
+        count = batch.tokens.shape[0]
         if count == 1:
             (_, nll), grads = grad(params, jax.tree.map(lambda x: x[0], batch), 0, step)
             return grads, nll
@@ -77,12 +78,14 @@ def make_train_step(
         zeros = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
         return jax.lax.scan(accumulate, zeros, (jnp.arange(count), batch))[0]
 
-    def train_step(state: State, batch: Mapping[str, jax.Array], step: Any):
+    def train_step(state: State, batch: Batch, step: Any):
         if train.mlm_mask_id is not None:
             key = jax.random.fold_in(jax.random.key(train.seed), step)
-            batch = hide(batch, jax.random.fold_in(key, MASKS), train, model.config.n_vocab, model.layout)
-        scored = jnp.maximum(jnp.sum(batch["targets"] >= 0, dtype=jnp.float32), 1.0)
-        grads, nll = gradients(state["params"], dict(batch), step)
+            batch = mask_tokens(
+                batch, jax.random.fold_in(key, MASKS), train, model.config.n_vocab, model.layout
+            )
+        scored = jnp.maximum(jnp.sum(batch.targets >= 0, dtype=jnp.float32), 1.0)
+        grads, nll = gradients(state["params"], batch, step)
         loss = nll / scored
         params, opt_state, norm = optimizer.update(grads, state["opt_state"], state["params"], scored, loss)
         metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate(taken(state["opt_state"]))}
@@ -94,7 +97,7 @@ def make_train_step(
 
 def make_eval_step(
     model: Transformer, train: TrainConfig | None = None
-) -> Callable[[Mapping[str, jax.Array], Mapping[str, jax.Array]], Any]:
+) -> Callable[[Mapping[str, jax.Array], Batch], Any]:
     """The jitted function (params, batch) -> (sum of nats, scored tokens) over a batch of [1, batch, sequence].
 
     `train` says which loss, and whether it is of masked tokens; these are at the same places at every evaluation.
@@ -104,9 +107,9 @@ def make_eval_step(
     def eval_step(params, batch):
         if train.mlm_mask_id is not None:
             key = jax.random.fold_in(jax.random.key(train.seed), MASKS)
-            batch = hide(batch, key, train, model.config.n_vocab, model.layout)
-        inputs, targets = batch["inputs"][0], batch["targets"][0]
-        _, nll, scored = model.bind(params).loss(inputs, targets, entmax=train.loss == "entmax")
+            batch = mask_tokens(batch, key, train, model.config.n_vocab, model.layout)
+        tokens, targets = batch.tokens[0], batch.targets[0]
+        _, nll, scored = model.bind(params).loss(tokens, targets, entmax=train.loss == "entmax")
         return nll, scored
 
     options = deterministic_options(model.layout) if train.deterministic else {}
@@ -114,7 +117,7 @@ def make_eval_step(
 
 
 def evaluate(
-    eval_step: Callable, params: Mapping[str, jax.Array], batches: Iterator, share: Share
+    eval_step: Callable, params: Mapping[str, jax.Array], batches: Iterator[Batch], share: Share
 ) -> tuple[float, int]:
     """Mean nats per token over `batches`, and the number of tokens scored. Raises `NeojaxError` if there are none."""
     nats, tokens = 0.0, 0

@@ -60,7 +60,7 @@ def test_the_rows_shown_are_those_of_the_step(prepared, capsys, step):
         (step, micro, row) for micro in range(2) for row in range(2)
     ]
     batch = next(train_batches(config.data, 12, 4, 3, step - 1))
-    for row, inputs, targets in zip(rows, batch["inputs"], batch["targets"], strict=True):
+    for row, inputs, targets in zip(rows, batch.tokens, batch.targets, strict=True):
         tokens = [id for document in row["documents"] for id in document["tokens"]]
         scored = targets >= 0
         assert tokens[:-1] == inputs[: scored.sum()].tolist() and tokens[1:] == targets[scored].tolist()
@@ -87,7 +87,7 @@ def test_documents_are_told_apart_with_their_text(prepared, capsys):
 def test_places_are_those_of_the_windows_read(prepared):
     data = DataConfig(train=(SourceConfig(f"{prepared}/a"), SourceConfig(f"{prepared}/b", 3.0)))
     batch = next(train_batches(data, 9, 8, 1, 5))
-    for place, inputs in zip(train_places(data, 9, 8, 1, 5), batch["inputs"], strict=True):
+    for place, inputs in zip(train_places(data, 9, 8, 1, 5), batch.tokens, strict=True):
         tokens = place.source.read(place.start, place.stop)
         np.testing.assert_array_equal(tokens[:-1], inputs[: len(tokens) - 1])
 

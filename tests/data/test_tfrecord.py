@@ -2,6 +2,7 @@ import itertools
 import os
 import struct
 
+import jax
 import numpy as np
 import pytest
 import tfrecord_writer as writer
@@ -72,9 +73,9 @@ def test_a_file_a_folder_and_a_glob_are_read_in_natural_order(tmp_path):
 def test_examples_of_the_context_length_are_the_windows(fixed):
     examples = np.arange(40 * (N_CTX + 1)).reshape(40, -1)
     batches = list(validation_batches(SourceConfig(str(fixed)), N_CTX, 4))
-    np.testing.assert_array_equal(np.concatenate([b["inputs"] for b in batches]), examples[:, :-1])
-    np.testing.assert_array_equal(np.concatenate([b["targets"] for b in batches]), examples[:, 1:])
-    rows = np.concatenate([b["inputs"][:, 0] for b in take(10, data((fixed, 1)), N_CTX, 4, 0)])
+    np.testing.assert_array_equal(np.concatenate([b.tokens for b in batches]), examples[:, :-1])
+    np.testing.assert_array_equal(np.concatenate([b.targets for b in batches]), examples[:, 1:])
+    rows = np.concatenate([b.tokens[:, 0] for b in take(10, data((fixed, 1)), N_CTX, 4, 0)])
     assert sorted(rows) == examples[:, 0].tolist()
 
 
@@ -87,28 +88,29 @@ def test_examples_of_other_lengths_are_one_stream_of_which_nothing_is_lost(tmp_p
     ours = list(validation_batches(SourceConfig(str(file)), N_CTX, 2))
     store = list(validation_batches(SourceConfig(make_store("s", sizes)), N_CTX, 2))
     for a, b in zip(ours, store, strict=True):
-        np.testing.assert_array_equal(a["inputs"], b["inputs"])
-        np.testing.assert_array_equal(a["targets"], b["targets"])
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+        np.testing.assert_array_equal(a.targets, b.targets)
 
 
 def test_a_mixture_with_a_token_store_resumes_at_any_step_and_shards(fixed, make_store):
     config = data((fixed, 3.0), (make_store("s", [500], first=10_000), 1.0))
     whole = take(20, config, N_CTX, 4, seed=3)
-    firsts = np.concatenate([b["inputs"][:, 0] for b in whole])
+    firsts = np.concatenate([b.tokens[:, 0] for b in whole])
     assert abs((firsts < 10_000).sum() - 60) <= 2
     resumed = take(13, config, N_CTX, 4, seed=3, start_step=7)
     shards = [take(13, config, N_CTX, 4, 3, 7, rows=rows) for rows in ([0, 1], [2, 3])]
     for batch, again, *parts in zip(whole[7:], resumed, *shards, strict=True):
-        for key in batch:
-            np.testing.assert_array_equal(batch[key], again[key])
-            np.testing.assert_array_equal(batch[key], np.concatenate([p[key] for p in parts]))
+        whole_again = jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+        for own, other, joined in zip(*map(jax.tree.leaves, (batch, again, whole_again)), strict=True):
+            np.testing.assert_array_equal(own, other)
+            np.testing.assert_array_equal(own, joined)
 
 
 def test_a_late_step_is_reached_without_the_steps_before(fixed):
     late = take(3, data((fixed, 1)), N_CTX, 4, 0, start_step=10**15)
     again = take(1, data((fixed, 1)), N_CTX, 4, 0, start_step=10**15 + 2)
-    for key in again[0]:
-        np.testing.assert_array_equal(late[2][key], again[0][key])
+    for own, other in zip(jax.tree.leaves(late[2]), jax.tree.leaves(again[0]), strict=True):
+        np.testing.assert_array_equal(own, other)
 
 
 def test_the_index_is_made_once_and_anew_where_it_no_longer_holds(tmp_path, monkeypatch):

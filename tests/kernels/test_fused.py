@@ -125,6 +125,7 @@ def test_the_training_step_compiles_for_a_tpu_with_splash():
     """Forward and backward kernels of both layers, once each: the backward pass of remat runs no second forward."""
     pytest.importorskip("libtpu")
     from neojax.config import MeshConfig
+    from neojax.data.batch import Batch
     from neojax.data.share import BATCH_DIMS
     from neojax.layout.topology import tpu_devices
     from neojax.training.optimizer import make_optimizer
@@ -138,7 +139,7 @@ def test_the_training_step_compiles_for_a_tpu_with_splash():
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.sharding(BATCH_DIMS, shape))
     with jax.set_mesh(layout.mesh):
         step = make_train_step(model, optimizer, TrainConfig())
-        batch = {"inputs": tokens, "targets": tokens}
+        batch = Batch(tokens, tokens)
         lowered = step.lower(abstract_state(model, optimizer), batch, jax.ShapeDtypeStruct((), jnp.int32))
         hlo = lowered.compile().as_text()
     calls = [line for line in hlo.splitlines() if 'custom_call_target="tpu_custom_call"' in line]

@@ -8,6 +8,7 @@ import pytest
 from bundle_writer import write
 
 from neojax.convert import mesh_tf
+from neojax.data.batch import Batch
 from neojax.training.moments import opt_state
 from neojax.training.optimizer import make_optimizer
 from neojax.training.step import make_train_step
@@ -53,7 +54,7 @@ def losses(loaded, batches):
         step = make_train_step(model, optimizer, train)
         state = jax.tree.map(jnp.copy, {"params": model.params(), "opt_state": opt_state(loaded)})
         for i, tokens in enumerate(batches):
-            batch = {"inputs": jnp.asarray(tokens[None, :, :-1]), "targets": jnp.asarray(tokens[None, :, 1:])}
+            batch = Batch(jnp.asarray(tokens[None, :, :-1]), jnp.asarray(tokens[None, :, 1:]))
             state, metrics = step(state, batch, loaded.step + i)
             found.append(float(metrics["loss"]))
     return found

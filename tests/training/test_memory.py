@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from helpers import layout_of
 
+from neojax.data.batch import Batch
 from neojax.data.share import BATCH_DIMS
 from neojax.errors import NeojaxError
 from neojax.host_memory import host_memory
@@ -92,9 +93,7 @@ def test_a_run_never_takes_less_than_is_counted(settings):
         tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.sharding(BATCH_DIMS, shape))
         step = make_train_step(model, optimizer, config.train)
         state = abstract_state(model, optimizer)
-        found = (
-            step.lower(state, {"inputs": tokens, "targets": tokens}, jnp.int32(0)).compile().memory_analysis()
-        )
+        found = step.lower(state, Batch(tokens, tokens), jnp.int32(0)).compile().memory_analysis()
     ahead = config.data.prefetch * config.train.batch_size * config.model.n_ctx * memory.TOKEN_BYTES
     counted = (needed(config, layout).host - ahead) / layout.mesh.size
     assert 0.3 * found.argument_size_in_bytes < counted

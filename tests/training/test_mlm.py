@@ -10,11 +10,12 @@ import pytest
 from helpers import N_VOCAB, layout_of, random_tokens
 
 from neojax.config import Config, ModelConfig, TrainConfig, check
+from neojax.data.batch import Batch
 from neojax.data.share import BATCH_DIMS
 from neojax.errors import NeojaxError
 from neojax.layout.mesh import single_device
 from neojax.models.flops import forward_flops_per_token, visible_keys
-from neojax.training.mlm import hide
+from neojax.training.mlm import mask_tokens
 from neojax.training.optimizer import make_optimizer
 from neojax.training.schedule import learning_rate
 
@@ -27,39 +28,39 @@ TRAIN = TrainConfig(
 )
 TOKENS = random_tokens(256, 24).reshape(2, 128, 24) % 50
 PRESENT = np.broadcast_to(np.arange(24) < 20, TOKENS.shape)
-BATCH = {"inputs": TOKENS, "targets": np.where(PRESENT, TOKENS, -1)}
+BATCH = Batch(TOKENS, np.where(PRESENT, TOKENS, -1))
 
 
-def hidden(layout, train=TRAIN, key=0):
+def masked(layout, train=TRAIN, key=0):
     sharding = layout.sharding(BATCH_DIMS)
-    batch = {name: jax.device_put(x, sharding) for name, x in BATCH.items()}
+    batch = jax.device_put(BATCH, sharding)
     with jax.set_mesh(layout.mesh):
-        out = jax.jit(lambda b: hide(b, jax.random.key(key), train, N_VOCAB, layout))(batch)
-    return {name: np.asarray(x) for name, x in out.items()}
+        out = jax.jit(lambda b: mask_tokens(b, jax.random.key(key), train, N_VOCAB, layout))(batch)
+    return jax.tree.map(np.asarray, out)
 
 
 def test_the_masked_tokens_are_scored_and_hidden_as_asked():
-    out = hidden(single_device())
-    scored = out["targets"] >= 0
+    out = masked(single_device())
+    scored = out.targets >= 0
     may = PRESENT & (TOKENS != 3)
     may[..., 0] = False
     assert not (scored & ~may).any()
     assert scored.sum() / may.sum() == pytest.approx(0.15, abs=0.02)
-    assert (out["targets"][scored] == TOKENS[scored]).all()
-    assert (out["inputs"][..., 0] == 59).all()
+    assert (out.targets[scored] == TOKENS[scored]).all()
+    assert (out.tokens[..., 0] == 59).all()
     rest = ~scored
     rest[..., 0] = False
-    assert (out["inputs"][rest] == TOKENS[rest]).all()
-    shown = out["inputs"][scored]
+    assert (out.tokens[rest] == TOKENS[rest]).all()
+    shown = out.tokens[scored]
     assert (shown == 60).mean() == pytest.approx(0.7, abs=0.06)
     assert (shown == TOKENS[scored]).mean() == pytest.approx(0.1, abs=0.05)
 
 
 def test_masks_depend_on_the_key_and_not_on_the_mesh():
-    one = hidden(single_device())
-    many = hidden(layout_of("x:2, y:4", "batch:x, sequence:y"))
-    assert all(np.array_equal(one[name], many[name]) for name in one)
-    assert not np.array_equal(one["targets"], hidden(single_device(), key=1)["targets"])
+    one = masked(single_device())
+    many = masked(layout_of("x:2, y:4", "batch:x, sequence:y"))
+    assert np.array_equal(one.tokens, many.tokens) and np.array_equal(one.targets, many.targets)
+    assert not np.array_equal(one.targets, masked(single_device(), key=1).targets)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from helpers import layout_of, random_tokens
 
+from neojax.data.batch import Batch
 from neojax.data.share import Share
 
 PROCESSES = {  # devices of each process, as numbered in the mesh's order
@@ -40,6 +41,6 @@ def test_a_microbatch_is_the_same_rows_of_the_batch_whoever_reads_them():
 def test_placed_rows_are_the_batch():
     layout = layout_of("data:2, model:2", "batch:data, heads:model")
     rows = random_tokens(8, 12)
-    placed = Share(layout, 4).place({"inputs": rows})["inputs"]
+    placed = Share(layout, 4).place(Batch(rows, rows)).tokens
     np.testing.assert_array_equal(placed, rows.reshape(2, 4, 12))
     assert placed.sharding.spec[1] == "data"

@@ -10,6 +10,7 @@ import pytest
 from helpers import layout_of, random_tokens, tiny, true_rows
 
 from neojax.config import TrainConfig
+from neojax.data.batch import Batch
 from neojax.data.share import Share
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
@@ -32,7 +33,7 @@ def batch_of(seed=0, rows=8):
     targets = random_tokens(rows, 12, seed + 1)
     for row in range(rows):
         targets[row, : row * 12 // rows] = -1
-    return {"inputs": random_tokens(rows, 12, seed), "targets": targets}
+    return Batch(random_tokens(rows, 12, seed), targets)
 
 
 def setup(config=CONFIG, train=TRAIN, layout=LAYOUT):
@@ -78,7 +79,7 @@ def test_metrics_are_the_loss_the_norm_before_clipping_and_the_rate(whole):
     batch = batch_of()
 
     def mean(params):
-        total, _, count = model.bind(params).loss(batch["inputs"], batch["targets"])
+        total, _, count = model.bind(params).loss(batch.tokens, batch.targets)
         return total / count
 
     loss, grads = jax.jit(jax.value_and_grad(mean))(state["params"])
@@ -115,7 +116,7 @@ def test_the_step_learns():
     """Ids that follow one another are learnt within a few steps."""
     _, state, run = setup()
     rows = (np.arange(13)[None] * 3 + np.arange(8)[:, None]).astype(np.int32) % 61
-    batch = Share(LAYOUT, 8).place({"inputs": rows[:, :-1], "targets": rows[:, 1:]})
+    batch = Share(LAYOUT, 8).place(Batch(rows[:, :-1], rows[:, 1:]))
     losses = []
     for step in range(40):
         state, metrics = run(state, batch, jnp.int32(step))
@@ -134,7 +135,7 @@ def test_padding_of_the_vocabulary_is_never_trained():
 
 def test_a_batch_without_targets_changes_nothing_but_decay():
     batch = batch_of()
-    batch["targets"][:] = -1
+    batch.targets[:] = -1
     state, metrics = stepped(1, train=TrainConfig(weight_decay=0.0), batch=batch)
     assert metrics["loss"] == metrics["grad_norm"] == 0
     _, start, _ = setup()
@@ -154,8 +155,8 @@ def test_a_step_without_a_finite_loss_leaves_the_state_as_it_was(options, microb
     table[60] = np.nan  # the row of a token that only the bad batch has
     batches = {name: batch_of() for name in ("good", "bad")}
     for batch in batches.values():
-        batch["inputs"] %= 60
-    batches["bad"]["inputs"][-1, 0] = 60
+        batch.tokens[:] %= 60
+    batches["bad"].tokens[-1, 0] = 60
     batches = {n: Share(LAYOUT, 8 // microbatches).place(b) for n, b in batches.items()}
     ends = []
     for order in (["good", "bad", "bad", "good"], ["good", "good"]):
@@ -195,11 +196,11 @@ def test_evaluation_weighs_by_token_and_refuses_nothing():
     model, state, _ = setup()
     eval_step = make_eval_step(model)
     batches = [batch_of(0), batch_of(5)]
-    batches[1]["targets"][:6] = -1
+    batches[1].targets[:6] = -1
     share = Share(LAYOUT, 8)
     loss, count = evaluate(eval_step, state["params"], iter(batches), share)
     means = [evaluate(eval_step, state["params"], iter([b]), share) for b in batches]
-    assert [n for _, n in means] == [(b["targets"] >= 0).sum() for b in batches]
+    assert [n for _, n in means] == [(b.targets >= 0).sum() for b in batches]
     assert count == means[0][1] + means[1][1]
     assert loss == pytest.approx(np.average([m for m, _ in means], weights=[n for _, n in means]), rel=1e-6)
     with pytest.raises(NeojaxError, match="no token"):
