@@ -37,10 +37,12 @@ def gradients(dtype: str, reduce_dtype: str, tokens: Any, parts: int, embd: int)
     import jax
     import numpy as np
 
-    from neojax.config import ModelConfig
+    from neojax.config import AttentionConfig, ModelConfig
     from neojax.models import Transformer
 
-    config = ModelConfig(n_layer=2, n_embd=embd, n_head=4, n_ctx=tokens.shape[1] - 1, n_vocab=1000)
+    config = ModelConfig(
+        n_layer=2, n_embd=embd, n_ctx=tokens.shape[1] - 1, n_vocab=1000, attention=AttentionConfig(heads=4)
+    )
     model = Transformer(config, dtype=dtype, reduce_dtype=reduce_dtype).init(0)
 
     def own(rows: Any) -> Parts:

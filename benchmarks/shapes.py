@@ -13,10 +13,10 @@ SHAPES = {
 
 def ours(name: str, n_ctx: int = 2048) -> Any:
     """A `neojax.config.ModelConfig`."""
-    from neojax.config import ModelConfig
+    from neojax.config import AttentionConfig, ModelConfig
 
     layers, embd, heads = SHAPES[name]
-    return ModelConfig(n_layer=layers, n_embd=embd, n_head=heads, n_ctx=n_ctx)
+    return ModelConfig(n_layer=layers, n_embd=embd, n_ctx=n_ctx, attention=AttentionConfig(heads=heads))
 
 
 def hugging_face(name: str, n_ctx: int = 2048, device: str = "cpu") -> Any:

@@ -81,7 +81,7 @@ def load_params(path: str | Path, model: Transformer) -> dict[str, jax.Array]:
         mine, its = (tuple(p[name].shape) if name in p else "none" for p in (ours, theirs))
         if mine != its:
             raise NeojaxError(
-                f"model.init_from={path}: parameter {name} is {its} there but {mine} in this configuration; "
+                f"train.init_from={path}: parameter {name} is {its} there but {mine} in this configuration; "
                 "leave the keys of model out to take them from there"
             )
     return theirs

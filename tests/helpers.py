@@ -1,11 +1,12 @@
 """What several test files share: a tiny model and its layouts."""
 
+import json
 import math
 
 import jax
 import numpy as np
 
-from neojax.config import MeshConfig, ModelConfig
+from neojax.config import MeshConfig, ModelConfig, from_dict, to_dict
 from neojax.layout.mesh import Layout, make_layout
 from neojax.layout.names import parse_shape
 
@@ -15,7 +16,15 @@ N_VOCAB = 61  # divides by no axis, so that every split vocabulary is padded
 def tiny(**changes) -> ModelConfig:
     """Two groups of a global and a local layer; the window is shorter than the context and does not divide it."""
     sizes = {"n_layer": 4, "n_embd": 32, "n_head": 4, "n_ctx": 24, "n_vocab": N_VOCAB, "window_size": 7}
-    return ModelConfig(**{**sizes, **changes})
+    return model_config(**{**sizes, **changes})
+
+
+def model_config(base: ModelConfig | None = None, **keys) -> ModelConfig:
+    """A model's config from keys in either spelling, over `base` or the defaults."""
+    raw = {"model": {} if base is None else to_dict(base)}
+    override = [f"model.{key}={json.dumps(value)}" for key, value in keys.items()]
+    causal = keys.get("causal", base is None or base.causal)
+    return from_dict(raw, [*override, *([] if causal else ["train.mlm_mask_id=0"])]).model
 
 
 def layout_of(shape: str, layout: str = "", param_layout: str = "") -> Layout:

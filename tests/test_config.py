@@ -44,18 +44,18 @@ def refused(call, *args):
         ("train.tensorboard=maybe", ["train.tensorboard", "true or false"]),
         ("data.train=7", ["data.train", "a path or a list"]),
         ("train.no_decay=[1]", ["train.no_decay", "a list of texts"]),
-        ("model.n_head=5", ["model.n_embd", "model.n_head=5"]),
-        ("model.res_dropout=1", ["model.res_dropout"]),
-        ("model.attention_types=[global, locl]", ["model.attention_types", "did you mean local"]),
-        ("model.attention_types=[[[global], 5]]", ["model.attention_types", "5 layers", "12"]),
+        ("model.n_head=5", ["model.n_embd", "model.attention.heads=5"]),
+        ("model.res_dropout=1", ["model.dropout"]),
+        ("model.attention_types=[global, locl]", ["model.attention.types", "did you mean local"]),
+        ("model.attention_types=[[[global], 5]]", ["model.attention.types", "5 layers", "12"]),
         ("model.attention_types=[global, global, local, local, local]", ["5 layers", "model.n_layer"]),
-        ("model.attention_types=[]", ["model.attention_types"]),
-        ("model.attention_types=[[global, 5]]", ["model.attention_types"]),
+        ("model.attention_types=[]", ["model.attention.types"]),
+        ("model.attention_types=[[global, 5]]", ["model.attention.types"]),
         (
             "model.attention_types=[[[global, local], 1000000000]]",
-            ["model.attention_types", "1000000000 times"],
+            ["model.attention.types", "1000000000 times"],
         ),
-        ("model.attention_types=[[[global], 0], [[local], 12]]", ["model.attention_types", "0 times"]),
+        ("model.attention_types=[[[global], 0], [[local], 12]]", ["model.attention.types", "0 times"]),
         ("train.adafactor_decay=1", ["train.adafactor_decay", "below 1", "got 1"]),
         ("train.beta1=1.5", ["train.beta1", "at least 0 and below 1", "got 1.5"]),
         ("train.beta2=1", ["train.beta2", "below 1"]),
@@ -206,8 +206,7 @@ def test_every_key_is_documented():
     for name, kind, default, doc in rows:
         assert len(doc) > 10, name
         assert kind, name
-        section, key = name.split(".")
-        assert getattr(getattr(Config(), section), key) == default
+        assert configuration.value_at(Config(), name) == default
         assert not isinstance(default, float) or math.isfinite(default)
 
 

@@ -38,7 +38,7 @@ def laid_out(path):
 def test_published_parameter_counts(name, capsys):
     config = laid_out(CONFIGS / f"{name}.yml")
     assert config.model.attention_layers[:2] == ("global", "local")
-    assert (config.model.n_ctx, config.model.window_size) == (2048, 256)
+    assert (config.model.n_ctx, config.model.attention.window) == (2048, 256)
     print_model(config)
     assert f"{PUBLISHED[name]:,} parameters" in capsys.readouterr().out
 

@@ -1,16 +1,20 @@
 """Run configuration: what keys there are (`keys`), and how they are read and written (`reading`)."""
 
-from neojax.config.keys import (
+from neojax.config.families import FAMILIES
+from neojax.config.keys import Config, DataConfig, MeshConfig, SourceConfig, TrainConfig
+from neojax.config.model import (
     ACTIVATIONS,
     ATTENTION_TYPES,
-    Config,
-    DataConfig,
-    MeshConfig,
+    AttentionConfig,
+    EmbeddingConfig,
+    InitConfig,
+    MlpConfig,
     ModelConfig,
-    SourceConfig,
-    TrainConfig,
+    NormConfig,
+    PositionsConfig,
     expand_attention_types,
 )
+from neojax.config.paths import replaced, set_at, value_at
 from neojax.config.reading import (
     check,
     describe,
@@ -27,10 +31,17 @@ from neojax.config.reading import (
 __all__ = [
     "ACTIVATIONS",
     "ATTENTION_TYPES",
+    "FAMILIES",
+    "AttentionConfig",
     "Config",
     "DataConfig",
+    "EmbeddingConfig",
+    "InitConfig",
     "MeshConfig",
+    "MlpConfig",
     "ModelConfig",
+    "NormConfig",
+    "PositionsConfig",
     "SourceConfig",
     "TrainConfig",
     "check",
@@ -43,5 +54,8 @@ __all__ = [
     "override",
     "parse",
     "read_yaml",
+    "replaced",
+    "set_at",
     "to_dict",
+    "value_at",
 ]

@@ -6,19 +6,19 @@ A wrong key, type or value raises `NeojaxError` with one line that names the key
 import dataclasses
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from neojax.config.keys import (
-    LARGEST_FLOAT,
-    Config,
-    ModelConfig,
-    SourceConfig,
-    TrainConfig,
-)
+from neojax.config.declare import LARGEST_FLOAT
+from neojax.config.families import FAMILIES
+from neojax.config.formats import FORMAT, upgrade
+from neojax.config.keys import Config, SourceConfig, TrainConfig
+from neojax.config.model import ModelConfig
+from neojax.config.paths import value_at
+from neojax.config.spelling import FLAT, GROUPS, lay_over
 from neojax.errors import NeojaxError, suggest
 
 
@@ -73,26 +73,43 @@ def of_run(run_dir: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def from_dict(raw: Any, overrides: Iterable[str] = (), source: str = "config") -> Config:
-    """Builds a `Config` from nested dictionaries (as YAML gives them), applies overrides and checks it."""
-    config = _build(Config, override(raw, overrides, source), "", source)
+    """Builds a `Config` from nested dictionaries (as YAML gives them), applies overrides and checks it.
+
+    Keys of the model that are not given are as its family has them, so that the config says everything.
+    """
+    overrides = list(overrides)
+    family = value_at(override(raw, overrides, source), "model.family", ModelConfig.family)
+    if not isinstance(family, str) or family not in FAMILIES:
+        near = suggest(str(family), FAMILIES)
+        known = "" if "known" in near else f"; known: {', '.join(FAMILIES)}"
+        raise NeojaxError(f"{source}: model.family: there is no family {family!r}{known}{near}")
+    tree = override(raw, overrides, source, {"model": FAMILIES[family]})
+    tree.pop("format")
+    config = _build(Config, tree, "", source)
     check(config)
     return config
 
 
-def override(raw: Any, overrides: Iterable[str], source: str) -> dict[str, Any]:
-    """Nested dictionaries with `section.key=value` overrides applied."""
+def override(
+    raw: Any, overrides: Iterable[str], source: str, under: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The sections `raw`, in any format and spelling, with `section.key=value` overrides applied, over those `under`.
+
+    The result is in today's spelling. Raises `NeojaxError`.
+    """
     if not isinstance(raw, Mapping):
         raise NeojaxError(f"{source}: expected sections model, mesh, data, train; got {type(raw).__name__}")
-    raw = {k: dict(v) if isinstance(v, Mapping) else v for k, v in raw.items()}
+    tree = lay_over(under or {}, upgrade(raw, source), source)
     for text in overrides:
-        _apply(text, raw)
-    return raw
+        tree = lay_over(tree, _parse_override(text), "command line")
+    return {"format": FORMAT, **tree}
 
 
-def _apply(override: str, raw: dict) -> None:
+def _parse_override(override: str) -> dict[str, Any]:
+    """One override as the nested dictionaries that it stands for."""
     name, equals, text = override.partition("=")
-    section, dot, key = name.strip().partition(".")
-    if not equals or not dot:
+    section, *keys = name.strip().split(".")
+    if not equals or not keys:
         raise NeojaxError(f"override {override!r}: expected section.key=value, such as train.steps=100")
     sections = [f.name for f in dataclasses.fields(Config)]
     if section not in sections:
@@ -101,9 +118,11 @@ def _apply(override: str, raw: dict) -> None:
         value = yaml.safe_load(text) if text.strip() else ""
     except (yaml.YAMLError, ValueError, RecursionError):
         raise NeojaxError(f"override {override!r}: the value is not valid YAML") from None
-    target = raw.get(section)
-    raw[section] = target = dict(target) if isinstance(target, Mapping) else {}
-    target[key] = value
+    if len(keys) > 1 and not (section == "model" and keys[0] in GROUPS):  # such as data.train.path: no group
+        keys = [".".join(keys)]
+    for key in reversed(keys):
+        value = {key: value}
+    return {section: value}
 
 
 def _build(cls: type, raw: Any, prefix: str, source: str) -> Any:
@@ -117,15 +136,25 @@ def _build(cls: type, raw: Any, prefix: str, source: str) -> Any:
     values = {}
     for name, value in raw.items():
         if name not in fields:
-            near = suggest(str(name), fields)
-            elsewhere = [key for key, *_ in describe() if key.endswith(f".{name}")]
-            if elsewhere:
-                raise NeojaxError(f"{source}: unknown key {prefix}{name}; did you mean {elsewhere[0]}?")
-            if "did you mean" in near and prefix:
-                near = near.replace("did you mean ", f"did you mean {prefix}")
-            raise NeojaxError(f"{source}: unknown key {prefix}{name}{near}")
+            raise NeojaxError(f"{source}: unknown key {prefix}{name}{_meant(str(name), prefix, fields)}")
         values[name] = _convert(value, hints[name], fields[name].metadata, f"{prefix}{name}", source)
     return cls(**values)
+
+
+def _meant(name: str, prefix: str, known: Iterable[str]) -> str:
+    """What to say of a key `name` that is none of those `known` where it stands: the keys that it may be instead."""
+    elsewhere: dict[str, list[str]] = {}
+    for path, *_ in describe():
+        elsewhere.setdefault(path.rpartition(".")[2], []).append(path)
+    elsewhere |= {flat: [path] for flat, path in FLAT.items()}
+    if paths := elsewhere.get(name.rpartition(".")[2]):
+        return f"; did you mean {' or '.join(paths)}?"
+    flat = FLAT if prefix == "model." else {}
+    near = suggest(name, [*known, *flat])
+    if "did you mean" not in near:
+        return suggest(name, known)
+    meant = near.removeprefix("; did you mean ").removesuffix("?")
+    return f"; did you mean {flat.get(meant, prefix + meant)}?"
 
 
 def _convert(value: Any, hint: Any, meta: Mapping, name: str, source: str) -> Any:
@@ -203,17 +232,18 @@ def _freeze(value: Any) -> Any:
 def check(config: Config) -> None:
     """Checks what spans several keys. Raises `NeojaxError`; the mesh is checked by `neojax.layout.mesh`."""
     model, train = config.model, config.train
-    if model.n_embd % model.n_head:
+    heads = model.attention.heads
+    if model.n_embd % heads:
         raise NeojaxError(
-            f"model.n_embd={model.n_embd} is not a multiple of model.n_head={model.n_head}; change one of them"
+            f"model.n_embd={model.n_embd} is not a multiple of model.attention.heads={heads}; change one of them"
         )
     _ = model.attention_layers  # raises where the pattern does not fit n_layer
-    if model.rotary_emb and model.head_dim % 2:
+    if model.positions.kind == "rotary" and model.head_dim % 2:
         raise NeojaxError(
-            f"model.rotary_emb turns pairs of features, but n_embd / n_head = {model.head_dim} is odd; change n_head"
+            f"model.positions.kind=rotary turns pairs of features, but n_embd / attention.heads = {model.head_dim} is odd; "
+            "change model.attention.heads"
         )
-    if model.axial_pos_emb:
-        _check_axial(model)
+    _check_axial(model)
     if train.microbatch and train.batch_size % train.microbatch:
         raise NeojaxError(
             f"train.microbatch={train.microbatch} does not divide train.batch_size={train.batch_size}"
@@ -261,20 +291,29 @@ def _check_mlm(model: ModelConfig, train: TrainConfig) -> None:
 
 
 def _check_axial(model: ModelConfig) -> None:
-    match model.axial_pos_emb:
+    axial, kind = model.positions.axial, model.positions.kind
+    given = f"model.positions.axial={list(axial)}"
+    if kind != "axial":
+        if axial:
+            raise NeojaxError(
+                f"{given} is for model.positions.kind=axial, which is {kind}; set that, or leave it out"
+            )
+        return
+    match axial:
         case (int(rows), int(columns)) if rows > 0 and columns > 0:
             if rows * columns < model.n_ctx:
                 raise NeojaxError(
-                    f"model.axial_pos_emb={list(model.axial_pos_emb)} has {rows * columns} positions, but "
-                    f"model.n_ctx={model.n_ctx}; make their product at least that"
+                    f"{given} has {rows * columns} positions, but model.n_ctx={model.n_ctx}; make their product at "
+                    "least that"
                 )
         case _:
-            raise NeojaxError(f"model.axial_pos_emb={list(model.axial_pos_emb)}: expected two counts, [a, b]")
+            raise NeojaxError(f"{given}: expected two counts, [a, b]")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The config as plain nested dictionaries."""
-    return dataclasses.asdict(config)
+    """The config, or a part of one, as plain nested dictionaries; a whole one with its format."""
+    values = dataclasses.asdict(config)
+    return {"format": FORMAT, **values} if isinstance(config, Config) else values
 
 
 def dump(config: Config) -> str:
@@ -284,11 +323,15 @@ def dump(config: Config) -> str:
 
 def describe() -> list[tuple[str, str, Any, str]]:
     """Every key as (dotted name, type, default, meaning), in order of declaration."""
-    rows = []
-    for section in dataclasses.fields(Config):
-        cls = typing.get_type_hints(Config)[section.name]
-        for f in dataclasses.fields(cls):
-            hint = typing.get_type_hints(cls)[f.name]
+    return list(_keys(Config, ""))
+
+
+def _keys(cls: type, prefix: str) -> Iterator[tuple[str, str, Any, str]]:
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        hint, name = hints[f.name], f"{prefix}{f.name}"
+        if dataclasses.is_dataclass(hint):
+            yield from _keys(typing.cast(type, hint), f"{name}.")
+        else:
             kind = " | ".join(f.metadata["choices"]) or getattr(hint, "__name__", str(hint))
-            rows.append((f"{section.name}.{f.name}", kind, f.default, f.metadata["doc"]))
-    return rows
+            yield name, kind, f.default, f.metadata["doc"]

@@ -1,6 +1,6 @@
 """A configuration of any format that neojax reads: its own YAML, or a gpt-neo JSON; with the model of `init_from`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,16 @@ from neojax.errors import NeojaxError
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Reads a configuration and applies `section.key=value` overrides. Raises `NeojaxError`.
 
-    With `model.init_from`, keys of `model` that are not given are those of the model there.
+    With `train.init_from`, keys of `model` that are not given are those of the model there.
     """
     overrides = list(overrides)
     given = configuration.override({}, overrides, str(path))  # of a gpt-neo config, what is given is not read
     raw = gpt_neo.load(path, given) if Path(path).suffix == ".json" else configuration.read_yaml(path)
-    raw = configuration.override(raw, overrides, str(path))
-    model = raw.get("model")
-    if isinstance(model, Mapping) and isinstance(model.get("init_from"), str) and model["init_from"]:
-        raw["model"] = {**model_of(model["init_from"]), **model}
-    return configuration.from_dict(raw, source=str(path))
+    origin = configuration.value_at(configuration.override(raw, overrides, str(path)), "train.init_from")
+    if isinstance(origin, str) and origin:
+        raw = configuration.override(raw, overrides, str(path), {"model": model_of(origin)})
+        return configuration.from_dict(raw, source=str(path))
+    return configuration.from_dict(raw, overrides, source=str(path))
 
 
 def model_of(path: str) -> dict[str, Any]:
@@ -34,4 +34,4 @@ def model_of(path: str) -> dict[str, Any]:
         if (run / "config.yml").is_file():
             return configuration.to_dict(configuration.of_run(run).model)
     cause = "is neither a Hugging Face directory (config.json) nor a run (config.yml)"
-    raise NeojaxError(f"model.init_from: {path} {cause if folder.exists() else 'does not exist'}")
+    raise NeojaxError(f"train.init_from: {path} {cause if folder.exists() else 'does not exist'}")

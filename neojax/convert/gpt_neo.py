@@ -3,12 +3,14 @@
 `read` gives the sections of our config, `convert_text` the same as commented YAML. What is given on the command line in
 place of a key is not read from it, so that no value there is in the way. The mapping, key by key:
 
-- n_head n_embd n_vocab n_ctx n_layer, embed_dropout attn_dropout res_dropout, attention_types, rotary_emb (`false` is
-  off; gpt-neo took any value for on) axial_pos_emb num_mem_kv mlp_glu scalenorm rezero macaron share_parameters
-  scale_by_depth scale_by_in: model, under the same names; local_attention_radius: model.window_size;
-  intermediate_size: model.n_inner; no_weight_tie: model.tie_word_embeddings, negated.
-- activation_fn, else activation_function: model.activation_function; gelu is the tanh form, gelu_new. (gpt-neo read
-  only the first spelling, so that its own configs, which use the second, always trained with gelu.)
+- n_embd n_vocab n_ctx n_layer share_parameters: model, under the same names; n_head embed_dropout attn_dropout
+  res_dropout attention_types num_mem_kv mlp_glu macaron scale_by_depth scale_by_in: in the groups of model
+  (`neojax.config.spelling`); local_attention_radius: model.attention.window; intermediate_size: model.mlp.width;
+  no_weight_tie: model.embedding.tied, negated.
+- rezero, else scalenorm: model.norm.kind; rotary_emb (`false` is off; gpt-neo took any value for on), else axial_pos_emb:
+  model.positions.kind.
+- activation_fn, else activation_function: model.mlp.activation; gelu is the tanh form, gelu_new. (gpt-neo read only the
+  first spelling, so that its own configs, which use the second, always trained with gelu.)
 - mesh_shape, layout: mesh.shape, mesh.layout. Layout rules that name no dimension or axis are left out, as gpt-neo did,
   but not silently.
 - attention_types; before it was a key, `"model": "GPT2"` was a model of global layers (`gpt_neo_history`).
@@ -27,7 +29,7 @@ place of a key is not read from it, so that no value there is in the way. The ma
 """
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +37,7 @@ from typing import Any
 
 from neojax import config as configuration
 from neojax.config import ACTIVATIONS
+from neojax.config.spelling import FLAT
 from neojax.convert.gpt_neo_data import convert_data
 from neojax.convert.gpt_neo_history import attention_types, refuse_other_models
 from neojax.convert.gpt_neo_keys import Conversion, Keys, Sections
@@ -48,15 +51,8 @@ from neojax.runs.run_dir import yaml_word
 
 REQUIRED = {"n_head": "16", "n_embd": "1024", "n_vocab": "50257", "n_layer": "24"}
 RATES = ("embed_dropout", "attn_dropout", "res_dropout")
-FLAGS = (
-    *("rotary_emb", "mlp_glu", "scalenorm", "rezero", "macaron", "share_parameters"),
-    *("scale_by_depth", "scale_by_in"),
-)
-OPTIONAL = {
-    "local_attention_radius": "window_size",
-    "intermediate_size": "n_inner",
-    "num_mem_kv": "num_mem_kv",
-}
+FLAGS = ("mlp_glu", "macaron", "share_parameters", "scale_by_depth", "scale_by_in")
+COUNTS = {"local_attention_radius": "window_size", "intermediate_size": "n_inner", "num_mem_kv": "num_mem_kv"}
 MLM_NUMBERS = ("mask_prob", "same_token_prob", "random_token_prob")
 # Keys that gpt-neo reads and that have nothing to set here: sampling has flags, and data needs no hints.
 NOTHING_TO_SET = (
@@ -96,7 +92,7 @@ def read(path: str | Path, given: Sections = {}) -> Conversion:  # noqa: B006 - 
     keys, out = Keys(Path(path), read_json(Path(path))), Conversion(given)
     if "model_type" in keys or "architectures" in keys:
         raise NeojaxError(
-            f"{path} is a Hugging Face config, not a gpt-neo one; train from its directory with model.init_from"
+            f"{path} is a Hugging Face config, not a gpt-neo one; train from its directory with train.init_from"
         )
     refuse_other_models(keys)
     for convert in (_model, _mesh, convert_data, _train):
@@ -108,22 +104,45 @@ def read(path: str | Path, given: Sections = {}) -> Conversion:  # noqa: B006 - 
 
 
 def _model(keys: Keys, out: Conversion) -> None:
+    out.put("model.family", lambda: "gpt_neo", "gpt-neo's own")
     for key, example in REQUIRED.items():
-        out.put(f"model.{key}", partial(_required, keys, key, example), key)
+        out.put(_name(key), partial(_required, keys, key, example), key)
     out.put("model.n_ctx", lambda: keys.count("n_ctx", 2048, least=1), "n_ctx")
     for key in RATES:
-        out.put(f"model.{key}", partial(keys.number, key), key)
-    out.put("model.attention_types", lambda: attention_types(keys), "attention_types")
+        out.put(_name(key), partial(keys.number, key), key)
+    out.put("model.attention.types", lambda: attention_types(keys), "attention_types")
     for key in FLAGS:
         if key in keys:
-            out.put(f"model.{key}", partial(keys.flag, key), key)
-    for key, ours in OPTIONAL.items():
-        out.put(f"model.{ours}", partial(keys.count, key), key)
-    out.put("model.axial_pos_emb", lambda: keys.get("axial_pos_emb"), "axial_pos_emb")
-    for name, key in {"model.tie_word_embeddings": "no_weight_tie", "model.causal": "mlm_training"}.items():
+            out.put(_name(key), partial(keys.flag, key), key)
+    for key, flat in COUNTS.items():
+        out.put(_name(flat), partial(keys.count, key), key)
+    _kinds(keys, out)
+    for name, key in {"model.embedding.tied": "no_weight_tie", "model.causal": "mlm_training"}.items():
         out.put(name, partial(_where, keys, key, False), key)
     origin = "activation_fn" if "activation_fn" in keys else "activation_function"
-    out.put("model.activation_function", lambda: _activation(keys, origin), origin)
+    out.put("model.mlp.activation", lambda: _activation(keys, origin), origin)
+
+
+def _name(key: str) -> str:
+    """The dotted name of the key of ours that is spelt as gpt-neo's."""
+    return FLAT.get(key, f"model.{key}")
+
+
+def _kinds(keys: Keys, out: Conversion) -> None:
+    """What gpt-neo said by flags, of which one won: of norms rezero, of positions rotary ones."""
+
+    def norm() -> str | None:
+        scale = keys.flag("scalenorm")
+        return "rezero" if keys.flag("rezero") else "scale" if scale else None
+
+    def positions() -> str | None:
+        axial = keys.get("axial_pos_emb")
+        return "rotary" if keys.flag("rotary_emb") else "axial" if axial else None
+
+    out.put("model.norm.kind", norm, "rezero" if "rezero" in keys else "scalenorm")
+    out.put("model.positions.kind", positions, "rotary_emb" if "rotary_emb" in keys else "axial_pos_emb")
+    if out.get("model.positions.kind") == "axial":
+        out.put("model.positions.axial", lambda: keys.get("axial_pos_emb"), "axial_pos_emb")
 
 
 def _where(keys: Keys, key: str, value: Any) -> Any:
@@ -134,8 +153,8 @@ def _where(keys: Keys, key: str, value: Any) -> Any:
 def _required(keys: Keys, key: str, example: str) -> int:
     if key not in keys:
         raise NeojaxError(
-            f"{keys.path}: no key {key}, which a gpt-neo config needs; is it one? If so, give model.{key}, such as "
-            f"model.{key}={example}"
+            f"{keys.path}: no key {key}, which a gpt-neo config needs; is it one? If so, give {_name(key)}, such as "
+            f"{_name(key)}={example}"
         )
     return keys.count(key, least=1)
 
@@ -262,7 +281,7 @@ def _optimizer(keys: Keys, out: Conversion) -> None:
         out.put("train.weight_decay", lambda: 0.0, "gpt-neo's Adafactor decayed no weights")
     for key in (*ADAM, "ada_epsilon1", "ada_epsilon2"):
         keys.get(key)  # those of the other optimizer have no part in this run, as in gpt-neo
-    rezero = out.get("model.rezero") is True
+    rezero = out.get("model.norm.kind") == "rezero"
     out.put("train.no_decay", lambda: _no_decay(rezero), "names matching norm or bias, but not ln_f")
     out.put("train.clip_norm", lambda: keys.number("gradient_clipping", 0.0), "gradient_clipping")
     out.put("train.z_loss", lambda: keys.number("z_loss", 1e-4), "z_loss")
@@ -303,21 +322,33 @@ def convert_text(path: str | Path, overrides: Iterable[str] = ()) -> str:
     `section.key=value` in `overrides` stand in it in place of what `path` says. Raises `NeojaxError` for what training
     would refuse on any machine: nothing is written that would not be read.
     """
-    given = configuration.override({}, overrides, str(path))
-    conversion = read(path, given)
+    overrides = list(overrides)
+    conversion = read(path, configuration.override({}, overrides, str(path)))
     lines = [f"# From {Path(path).name}, a gpt-neo config; the original's keys stand on the right."]
     if conversion.ignored:
         lines.append(f"# Without: {', '.join(conversion.ignored)}")
+    sections = configuration.override(conversion.sections, overrides, str(path))
     for section in ("model", "mesh", "data", "train"):
-        values = {**conversion.sections.get(section, {}), **given.get(section, {})}
-        lines += ["", f"{section}:"] if values else []
-        for key, value in values.items():
-            name = f"{section}.{key}"
-            origin = "given" if conversion.is_given(name) else conversion.origin[name]
-            lines.append(f"  {key}: {yaml_word(value)}" + (f"  # {origin}" if origin != key else ""))
+        if section in sections:
+            lines += ["", f"{section}:", *_yaml(sections[section], section, conversion)]
     text = "".join(f"{_one_line(line)}\n" for line in lines)
     _check(text, str(path))
     return text
+
+
+def _yaml(values: Mapping[str, Any], prefix: str, conversion: Conversion) -> Iterator[str]:
+    """The keys under `prefix` as lines of YAML, groups of keys last, with where each came from."""
+    indent = "  " * (prefix.count(".") + 1)
+    groups = {key: value for key, value in values.items() if prefix == "model" and isinstance(value, Mapping)}
+    for key, value in values.items():
+        name = f"{prefix}.{key}"
+        if key not in groups:
+            is_read = configuration.value_at(conversion.sections, name, conversion) == value
+            origin = conversion.origin[name] if is_read and not conversion.is_given(name) else "given"
+            yield f"{indent}{key}: {yaml_word(value)}" + (f"  # {origin}" if origin != key else "")
+    for key, group in groups.items():
+        yield f"{indent}{key}:"
+        yield from _yaml(group, f"{prefix}.{key}", conversion)
 
 
 def _check(text: str, source: str) -> None:

@@ -47,12 +47,12 @@ def attention_types(keys: Keys) -> Any:
     """`attention_types`, or what layers were before that key."""
     if "attention_types" in keys:
         return keys.get("attention_types")
-    help = "give model.attention_types, such as model.attention_types=global or [global,local]"
+    help = "give model.attention.types, such as model.attention.types=global or [global,local]"
     if keys.flag("local"):
         raise NeojaxError(
             f"{keys.path}: local=true without attention_types: every layer was local, by gpt-neo's version in windows "
-            "of 128 tokens or in blocks of fixed_attn_block_size; give model.attention_types=local model.window_size=128, "
-            "or model.attention_types=global"
+            "of 128 tokens or in blocks of fixed_attn_block_size; give model.attention.types=local model.attention.window=128, "
+            "or model.attention.types=global"
         )
     if keys.text("model") == "GPT2":
         return ["global"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from neojax.config import set_at, value_at
 from neojax.errors import NeojaxError
 
 Sections = Mapping[str, Mapping[str, Any]]
@@ -91,24 +92,20 @@ class Conversion:
     ignored: list[str] = field(default_factory=list)
 
     def is_given(self, name: str) -> bool:
-        section, key = name.split(".")
-        return key in self.given.get(section, {})
+        return value_at(self.given, name, self) is not self
 
     def put(self, name: str, value: Callable[[], Any], origin: str) -> None:
         """Sets `name` to what `value()` reads, unless that is None."""
-        section, key = name.split(".")
         if self.is_given(name):
             with contextlib.suppress(NeojaxError):
                 value()  # its keys have been read, and need not be listed as ignored
         elif (read := value()) is not None:
-            self.sections.setdefault(section, {})[key] = read
+            set_at(self.sections, name.split("."), read)
             self.origin[name] = origin
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value that `name` will have: the one given, or the one read."""
-        section, key = name.split(".")
-        read = self.sections.get(section, {}).get(key, default)
-        return self.given.get(section, {}).get(key, read)
+        return value_at(self.given, name, value_at(self.sections, name, default))
 
     def count(self, name: str, default: int) -> int:
         """As `get`, for reckoning with: `default` for what is no count (it is refused where it is used)."""

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from neojax.convert import hf_tensors
-from neojax.convert.hf_config import CONFIG, is_hf_dir, kind_of, read_config, to_json
+from neojax.convert.hf_config import CONFIG, is_hf_dir, read_config, to_json
 from neojax.convert.hf_tensors import Place
 from neojax.convert.hf_tokenizer import read_eos_token_id, read_tokenizer, write_tokenizer
 from neojax.convert.place import Index, Piece, pieces, place
@@ -59,7 +59,7 @@ def load(
         )
     model.stored()  # a layout that does not fit, before files are opened
     files = open_tensors(path)
-    where = {p.piece: p for p in hf_tensors.places(kind_of(config), pieces(model))}
+    where = {p.piece: p for p in hf_tensors.places(config.family, pieces(model))}
     names = hf_tensors.match(where.values(), files, path)
 
     def read(piece: Piece, index: Index) -> np.ndarray:

@@ -3,7 +3,6 @@
 Sources: `GPTNeoConfig` and `GPT2Config` of transformers, whose defaults stand for keys that a file leaves out.
 """
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,37 +14,37 @@ from neojax.errors import NeojaxError, suggest
 
 CONFIG = "config.json"
 
-# model_type -> key of config.json -> (key of ModelConfig, transformers' default)
+# model_type, which is the family's name -> key of config.json -> (key of ModelConfig, transformers' default)
 KEYS: dict[str, dict[str, tuple[str, Any]]] = {
     "gpt_neo": {
         "vocab_size": ("n_vocab", 50257),
         "max_position_embeddings": ("n_ctx", 2048),
         "hidden_size": ("n_embd", 2048),
         "num_layers": ("n_layer", 24),
-        "num_heads": ("n_head", 16),
-        "intermediate_size": ("n_inner", None),
-        "window_size": ("window_size", 256),
-        "activation_function": ("activation_function", "gelu_new"),
-        "layer_norm_epsilon": ("layer_norm_epsilon", 1e-5),
-        "embed_dropout": ("embed_dropout", 0.0),
-        "attention_dropout": ("attn_dropout", 0.0),
-        "resid_dropout": ("res_dropout", 0.0),
-        "tie_word_embeddings": ("tie_word_embeddings", True),
+        "num_heads": ("attention.heads", 16),
+        "intermediate_size": ("mlp.width", None),
+        "window_size": ("attention.window", 256),
+        "activation_function": ("mlp.activation", "gelu_new"),
+        "layer_norm_epsilon": ("norm.epsilon", 1e-5),
+        "embed_dropout": ("embedding.dropout", 0.0),
+        "attention_dropout": ("attention.dropout", 0.0),
+        "resid_dropout": ("dropout", 0.0),
+        "tie_word_embeddings": ("embedding.tied", True),
     },
     "gpt2": {
         "vocab_size": ("n_vocab", 50257),
         "n_positions": ("n_ctx", 1024),
         "n_embd": ("n_embd", 768),
         "n_layer": ("n_layer", 12),
-        "n_head": ("n_head", 12),
-        "n_inner": ("n_inner", None),
-        "activation_function": ("activation_function", "gelu_new"),
-        "layer_norm_epsilon": ("layer_norm_epsilon", 1e-5),
-        "embd_pdrop": ("embed_dropout", 0.1),
-        "attn_pdrop": ("attn_dropout", 0.1),
-        "resid_pdrop": ("res_dropout", 0.1),
-        "scale_attn_weights": ("scale_attention", True),
-        "tie_word_embeddings": ("tie_word_embeddings", True),
+        "n_head": ("attention.heads", 12),
+        "n_inner": ("mlp.width", None),
+        "activation_function": ("mlp.activation", "gelu_new"),
+        "layer_norm_epsilon": ("norm.epsilon", 1e-5),
+        "embd_pdrop": ("embedding.dropout", 0.1),
+        "attn_pdrop": ("attention.dropout", 0.1),
+        "resid_pdrop": ("dropout", 0.1),
+        "scale_attn_weights": ("attention.scale", True),
+        "tie_word_embeddings": ("embedding.tied", True),
     },
 }
 # Other names that transformers takes for the same keys.
@@ -63,9 +62,9 @@ UNSUPPORTED = ("scale_attn_by_inverse_layer_idx", "add_cross_attention", "quanti
 # Names of activations that transformers has under another name than ours.
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "silu"}
 SHARED_ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu", "sigmoid", "tanh", "mish")
-ATTENTION = ("global", "local")
+ATTENTION = {"gpt_neo": ("global", "local"), "gpt2": ("global",)}
 # Keys that matter only to initial weights.
-INITIAL = ("scale_by_depth", "scale_by_in", "initializer_range", "init_from")
+INITIAL = ("init.std", "init.scale_by_depth", "init.scale_by_in")
 
 
 def is_hf_dir(path: str | Path) -> bool:
@@ -113,21 +112,21 @@ def read_config(path: str | Path) -> ModelConfig:
                 f"{source}: {key}={json.dumps(raw[key])} is not supported; only a model without it is"
             )
     raw = {ALIASES[kind].get(key, key): value for key, value in raw.items()}
-    model = {ours: raw.get(theirs, default) for theirs, (ours, default) in KEYS[kind].items()}
-    activation = model["activation_function"]
-    model["activation_function"] = ACTIVATIONS.get(activation, activation)
-    if model["activation_function"] not in SHARED_ACTIVATIONS:
+    model: dict[str, Any] = {"family": kind}
+    for theirs, (ours, default) in KEYS[kind].items():
+        configuration.set_at(model, ours.split("."), raw.get(theirs, default))
+    activation = model["mlp"]["activation"]
+    model["mlp"]["activation"] = ACTIVATIONS.get(activation, activation)
+    if model["mlp"]["activation"] not in SHARED_ACTIVATIONS:
         near = suggest(str(activation), [*SHARED_ACTIVATIONS, *ACTIVATIONS])
         raise NeojaxError(f"{source}: activation_function {activation!r} is not one that neojax has{near}")
-    if kind == "gpt2":
-        model |= {"attention_bias": True, "attention_types": ["global"]}
-    else:
-        model["attention_types"] = _attention_types(raw, str(source))
+    if kind == "gpt_neo":
+        model["attention"]["types"] = _attention_types(raw, str(source))
     config = configuration.from_dict({"model": model}, source=str(source)).model
     for attention in config.attention_layers:
-        if attention not in ATTENTION:
+        if attention not in ATTENTION[kind]:
             raise NeojaxError(
-                f"{source}: attention type {attention!r} is not one of {kind}'s: {', '.join(ATTENTION)}"
+                f"{source}: attention type {attention!r} is not one of {kind}'s: {', '.join(ATTENTION[kind])}"
             )
     return config
 
@@ -144,16 +143,11 @@ def _attention_types(raw: Mapping[str, Any], source: str) -> list:
     return types
 
 
-def kind_of(model: ModelConfig) -> str:
-    """The model_type whose attention `model` has: gpt2 where it is biased and all global, else gpt_neo."""
-    return "gpt2" if model.attention_bias and set(model.attention_layers) == {"global"} else "gpt_neo"
-
-
 def to_json(model: ModelConfig, eos_token_id: int | None) -> dict[str, Any]:
     """The contents of config.json for `model`. Raises `NeojaxError` for what transformers cannot express."""
-    kind = kind_of(model)
-    _check_exportable(model, kind)
-    values = {theirs: getattr(model, ours) for theirs, (ours, _) in KEYS[kind].items()}
+    kind = model.family
+    _check_exportable(model)
+    values = {theirs: configuration.value_at(model, ours) for theirs, (ours, _) in KEYS[kind].items()}
     if kind == "gpt_neo":
         layers = list(model.attention_layers)
         values |= {"attention_types": [[layers, 1]], "attention_layers": layers}
@@ -167,22 +161,29 @@ def to_json(model: ModelConfig, eos_token_id: int | None) -> dict[str, Any]:
     }
 
 
-def _check_exportable(model: ModelConfig, kind: str) -> None:
-    known = {ours for ours, _ in KEYS[kind].values()} | {"attention_types", "window_size", *INITIAL}
-    known |= {"attention_bias"} if kind == "gpt2" else set()
-    if others := set(model.attention_layers) - set(ATTENTION):
+def _check_exportable(model: ModelConfig) -> None:
+    kind = model.family
+    if kind not in KEYS:
         raise NeojaxError(
-            f"model.attention_types with {', '.join(sorted(others))} cannot be exported: transformers' {kind} has "
-            f"only {' and '.join(ATTENTION)}"
+            f"model.family={kind} cannot be exported: neojax writes {' and '.join(KEYS)} for transformers"
         )
-    for key in dataclasses.fields(model):
-        value = getattr(model, key.name)
-        if key.name not in known and value != key.default:
-            raise NeojaxError(
-                f"model.{key.name}={value} cannot be exported: transformers' {kind} has no such option"
-            )
-    if model.activation_function not in SHARED_ACTIVATIONS:
+    if others := set(model.attention_layers) - set(ATTENTION[kind]):
         raise NeojaxError(
-            f"model.activation_function={model.activation_function} cannot be exported: transformers has "
+            f"model.attention.types with {', '.join(sorted(others))} cannot be exported: transformers' {kind} has "
+            f"only {' and '.join(ATTENTION[kind])}"
+        )
+    free = {ours for ours, _ in KEYS[kind].values()} | {"attention.types", "attention.window", *INITIAL}
+    usual = configuration.from_dict({"model": {"family": kind}}).model
+    for name, *_ in configuration.describe():
+        section, _, key = name.partition(".")
+        if section == "model" and key not in free:
+            value = configuration.value_at(model, key)
+            if value != configuration.value_at(usual, key):
+                raise NeojaxError(
+                    f"{name}={value} cannot be exported: transformers' {kind} has no such option"
+                )
+    if model.mlp.activation not in SHARED_ACTIVATIONS:
+        raise NeojaxError(
+            f"model.mlp.activation={model.mlp.activation} cannot be exported: transformers has "
             f"{', '.join(SHARED_ACTIVATIONS)}"
         )

@@ -116,8 +116,10 @@ def _read_config(source: Path, files: Bundle) -> Config:
     if source.suffix != ".json":
         return configuration.load(source)
     raw = gpt_neo.load(source)
-    if raw["model"].get("rotary_emb") is False and "gpt2/wpe" not in files.shapes:
-        raw["model"]["rotary_emb"] = True  # so gpt-neo took any value, and saved no table of positions
+    if "rotary_emb" in read_json(source) and "gpt2/wpe" not in files.shapes:
+        raw["model"]["positions"] = {
+            "kind": "rotary"
+        }  # gpt-neo took any value for on, and saved no table then
     return configuration.from_dict(raw, source=str(source))
 
 

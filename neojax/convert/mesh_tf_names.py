@@ -52,14 +52,14 @@ def check_readable(model: ModelConfig, source: Path) -> None:
             f"{source}: attention_types has layers of type none, at which gpt-neo doubled its activations; weights "
             "trained so mean something else here and are not converted"
         )
-    if not model.tie_word_embeddings:
+    if not model.embedding.tied:
         raise NeojaxError(
             f"{source}: no_weight_tie: gpt-neo's own output table had a bias and no normalisation before it, here it is "
             "the other way round; such weights are not converted"
         )
-    if model.activation_function in LEARNED:
+    if model.mlp.activation in LEARNED:
         raise NeojaxError(
-            f"{source}: activation {model.activation_function}: gpt-neo saved its scalars under random names, so that "
+            f"{source}: activation {model.mlp.activation}: gpt-neo saved its scalars under random names, so that "
             "which is which is lost; such weights are not converted"
         )
 
@@ -71,7 +71,7 @@ def places(model: ModelConfig, pieces: Iterable[Piece]) -> list[Place]:
         mlp, _, role = piece.role.partition(".")
         part, parts = 0, 1
         if mlp in ("mlp", "mlp_macaron"):
-            if model.mlp_glu and role in GATED:
+            if model.mlp.gated and role in GATED:
                 (role, part), parts = GATED[role], 2
             name, axes = MLP[role]
             name = f"{mlp}/{name}"

@@ -111,9 +111,9 @@ def _general_obstacle(call: Call) -> str:
     if not call.causal:
         return "the model is not causal"
     if call.memory:
-        return "model.num_mem_kv adds learned keys"
+        return "model.attention.memory_slots adds learned keys"
     if call.dropout:
-        return "model.attn_dropout drops single weights"
+        return "model.attention.dropout drops single weights"
     if call.split:
         return f"mesh.layout splits {' and '.join(call.split)}, which blocks need whole"
     return ""
@@ -154,10 +154,10 @@ def of_layers(wanted: str, config: ModelConfig, layout: Layout, dtype: Any) -> d
                 length=config.n_ctx,
                 head_dim=config.head_dim,
                 dtype=jnp.dtype(dtype).name,
-                window=None if everything else config.window_size,
+                window=None if everything else config.attention.window,
                 causal=config.causal,
-                memory=everything and config.num_mem_kv > 0,
-                dropout=everything and config.attn_dropout > 0,
+                memory=everything and config.attention.memory_slots > 0,
+                dropout=everything and config.attention.dropout > 0,
             )
             choices[kind] = choose(wanted, call)
     return choices

@@ -27,7 +27,7 @@ def forward_flops_per_token(model: ModelConfig, n_ctx: int | None = None) -> flo
     head_dim columns. Embedding look-ups, normalisation, softmax and biases are left out.
     """
     length = n_ctx or model.n_ctx
-    width = model.n_head * model.head_dim
+    width = model.attention.heads * model.head_dim
     layers = model.attention_layers
     attention = 4 * model.n_embd * width * sum(kind != "none" for kind in layers)
     keys = 0.0
@@ -35,9 +35,9 @@ def forward_flops_per_token(model: ModelConfig, n_ctx: int | None = None) -> flo
         if kind == "linear":
             keys += model.head_dim
         elif kind != "none":
-            keys += visible_keys(kind, length, model.window_size, model.causal)
-    keys += model.num_mem_kv * layers.count("global")
-    mlp = (3 if model.mlp_glu else 2) * model.n_embd * model.mlp_dim * (2 if model.macaron else 1)
+            keys += visible_keys(kind, length, model.attention.window, model.causal)
+    keys += model.attention.memory_slots * layers.count("global")
+    mlp = (3 if model.mlp.gated else 2) * model.n_embd * model.mlp_dim * (2 if model.mlp.macaron else 1)
     return 2.0 * (attention + model.n_layer * mlp + 2 * width * keys + model.n_embd * model.n_vocab)
 
 

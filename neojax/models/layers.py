@@ -66,11 +66,11 @@ class Attention(nnx.Module):
     ):
         embd, head_dim = config.n_embd, config.head_dim
         self.kernel = kernel
-        self.window = config.window_size
-        self.rate = config.attn_dropout
+        self.window = config.attention.window
+        self.rate = config.attention.dropout
         self.causal = config.causal
-        self.rotary = config.rotary_emb
-        self.scale = head_dim**-0.5 if config.scale_attention else 1.0
+        self.rotary = config.positions.kind == "rotary"
+        self.scale = head_dim**-0.5 if config.attention.scale else 1.0
         three = {**sizes, "projections": 3}
         init = Normal(embd**-0.5)
         self.joined = Param("embd projections heads head_dim", init, three) if joined else None
@@ -78,14 +78,14 @@ class Attention(nnx.Module):
             self.query = Param("embd heads head_dim", Normal(embd**-0.5 * head_dim**-0.5), sizes)
             self.key = Param("embd heads head_dim", init, sizes)
             self.value = Param("embd heads head_dim", init, sizes)
-        biased = config.attention_bias
+        biased = config.attention.bias
         self.query_bias = Param("heads head_dim", Constant(0.0), sizes) if biased else None
         self.key_bias = Param("heads head_dim", Constant(0.0), sizes) if biased else None
         self.value_bias = Param("heads head_dim", Constant(0.0), sizes) if biased else None
-        self.out = Param("heads head_dim embd", Normal((config.n_head * head_dim) ** -0.5), sizes)
+        self.out = Param("heads head_dim embd", Normal((config.attention.heads * head_dim) ** -0.5), sizes)
         self.out_bias = Param("embd", Constant(0.0), sizes)
         # All-attention's persistent vectors, https://arxiv.org/abs/1907.01470, beside the tokens' keys and values.
-        memory = config.num_mem_kv and "global" in kinds
+        memory = config.attention.memory_slots and "global" in kinds
         init = Normal(head_dim**-0.5)
         self.memory_key = Param("memory_slots heads head_dim", init, sizes) if memory else None
         self.memory_value = Param("memory_slots heads head_dim", init, sizes) if memory else None
@@ -234,17 +234,17 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, sizes: Mapping[str, int]):
         std_in = std_out = 0.02
-        if config.scale_by_in:
+        if config.init.scale_by_in:
             std_in, std_out = std_in * config.n_embd**-0.5, std_out * config.mlp_dim**-0.5
-        if config.scale_by_depth:
+        if config.init.scale_by_depth:
             std_out *= config.n_layer**-0.5
-        self.activation = config.activation_function
+        self.activation = config.mlp.activation
         scalars = LEARNED.get(self.activation, {})
         self.curve = nnx.Dict({name: Param("", Constant(value), sizes) for name, value in scalars.items()})
         self.up = Param("embd mlp", Normal(std_in), sizes)
         self.up_bias = Param("mlp", Constant(0.0), sizes)
-        self.gate = Param("embd mlp", Normal(std_in), sizes) if config.mlp_glu else None
-        self.gate_bias = Param("mlp", Constant(0.0), sizes) if config.mlp_glu else None
+        self.gate = Param("embd mlp", Normal(std_in), sizes) if config.mlp.gated else None
+        self.gate_bias = Param("mlp", Constant(0.0), sizes) if config.mlp.gated else None
         self.down = Param("mlp embd", Normal(std_out), sizes)
         self.down_bias = Param("embd", Constant(0.0), sizes)
 
@@ -291,9 +291,9 @@ class Block(nnx.Module):
         *,
         joined: bool = False,
     ):
-        self.rate = config.res_dropout
+        self.rate = config.dropout
         attends = bool(kinds - {"none"})
-        self.mlp_macaron = MLP(config, sizes) if config.macaron else None
+        self.mlp_macaron = MLP(config, sizes) if config.mlp.macaron else None
         self.norm_1 = before_branch(config, sizes) if attends else Identity()
         self.attn = Attention(config, kinds, sizes, kernel, joined=joined) if attends else None
         self.gate_1 = after_branch(config, sizes) if attends else Identity()

@@ -73,13 +73,13 @@ def standardise(x: jax.Array, epsilon: float) -> jax.Array:
 
 def before_branch(config: ModelConfig, sizes: Mapping[str, int]) -> Identity | LayerNorm | ScaleNorm:
     """The normalisation of a branch's input; ReZero needs none."""
-    if config.rezero:
+    if config.norm.kind == "rezero":
         return Identity()
-    if config.scalenorm:
-        return ScaleNorm(config.layer_norm_epsilon, sizes)
-    return LayerNorm(config.layer_norm_epsilon, sizes)
+    if config.norm.kind == "scale":
+        return ScaleNorm(config.norm.epsilon, sizes)
+    return LayerNorm(config.norm.epsilon, sizes)
 
 
 def after_branch(config: ModelConfig, sizes: Mapping[str, int]) -> Identity | Gate:
     """What a branch's output goes through before it is added."""
-    return Gate(sizes) if config.rezero else Identity()
+    return Gate(sizes) if config.norm.kind == "rezero" else Identity()

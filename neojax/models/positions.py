@@ -32,10 +32,10 @@ class AxialPositions(nnx.Module):
 
 def position_table(config: ModelConfig, sizes: Mapping[str, int]) -> Param | AxialPositions | None:
     """The position embedding of `config`; rotary positions have none, and win where both are asked for."""
-    if config.rotary_emb:
+    if config.positions.kind == "rotary":
         return None
-    if config.axial_pos_emb:
-        rows, columns = config.axial_pos_emb
+    if config.positions.kind == "axial":
+        rows, columns = config.positions.axial
         return AxialPositions({**sizes, "axial_rows": rows, "axial_columns": columns})
     return Param("positions embd", Normal(STD), sizes)
 

@@ -98,10 +98,10 @@ class Transformer(nnx.Module):
             "vocab": layout.padded_vocab(config.n_vocab),
             "positions": config.n_ctx,
             "embd": config.n_embd,
-            "heads": config.n_head,
+            "heads": config.attention.heads,
             "head_dim": config.head_dim,
             "mlp": config.mlp_dim,
-            "memory_slots": config.num_mem_kv,
+            "memory_slots": config.attention.memory_slots,
         }
         self.wte = Param("vocab embd", Normal(0.02), sizes)
         self.wpe = position_table(config, sizes)
@@ -112,8 +112,8 @@ class Transformer(nnx.Module):
             self.blocks = nnx.List(
                 [Block(config, {kind}, block_sizes, attention_kernel, joined=joined) for kind in self.kinds]
             )
-        self.norm_f = LayerNorm(config.layer_norm_epsilon, sizes)
-        tied = config.tie_word_embeddings
+        self.norm_f = LayerNorm(config.norm.epsilon, sizes)
+        tied = config.embedding.tied
         self.lm_head = None if tied else Param("vocab embd", Normal(0.02), sizes)
 
     # Parameters in, parameters out
@@ -155,7 +155,7 @@ class Transformer(nnx.Module):
 
     def init(self, seed: int = 0) -> "Transformer":
         """The model with initial weights in float32, in the stored layout; the same for every mesh."""
-        specs, std = self.stored(), self.config.initializer_range
+        specs, std = self.stored(), self.config.init.std
 
         @partial(jax.jit, out_shardings={name: spec.sharding for name, spec in specs.items()})
         def make(key: jax.Array) -> dict[str, jax.Array]:
@@ -270,7 +270,7 @@ class Transformer(nnx.Module):
         keys = [None, None] if dropout_key is None else list(jax.random.split(dropout_key))
         with named.use_layout(self.layout, self.reduce_dtype):
             x = self.embed(named.lay(tokens, "batch sequence"), where)
-            x = residual_dropout(x, self.config.embed_dropout, keys[0])
+            x = residual_dropout(x, self.config.embedding.dropout, keys[0])
             run = self._scan if self.repeats > 1 else self._unroll
             x, caches = run(x, where, caches, keys[1])
             return self.norm_f(x), caches

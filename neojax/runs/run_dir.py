@@ -87,7 +87,7 @@ def check_resume(saved: Config, now: Config, run_dir: Path, step: int) -> list[s
     Raises `NeojaxError` where the checkpoint no longer fits: another model, or another optimizer.
     """
     old, new = configuration.to_dict(saved), configuration.to_dict(now)
-    old["model"]["init_from"] = new["model"]["init_from"] = ""  # only told where the run once began
+    old["train"]["init_from"] = new["train"]["init_from"] = ""  # only told where the run once began
     model = differences(old["model"], new["model"], "model.")
     keys = ["train.optimizer "]
     if now.train.optimizer == "adafactor" and 0 in (
@@ -99,7 +99,7 @@ def check_resume(saved: Config, now: Config, run_dir: Path, step: int) -> list[s
     if model or optimizer:
         anew = "start anew with another train.run_dir"
         if not model:  # the weights fit, only the optimizer's state does not
-            anew = f"begin another run with these weights: train.run_dir=NEW model.init_from={run_dir}"
+            anew = f"begin another run with these weights: train.run_dir=NEW train.init_from={run_dir}"
         raise NeojaxError(
             f"{run_dir} holds a run with other settings: {', '.join(model + optimizer)}; set them back, or {anew}"
         )
@@ -125,7 +125,7 @@ def check_data(saved: dict[str, Any], now: dict[str, Any], run_dir: Path, step: 
         raise NeojaxError(
             f"{run_dir} holds a run with another tokenizer than that of data.tokenizer, or beside data.train, now: its ids "
             f"mean other text; set it back ({run_dir / TOKENIZER} is the run's own), or begin another run with these "
-            f"weights: train.run_dir=NEW model.init_from={run_dir}"
+            f"weights: train.run_dir=NEW train.init_from={run_dir}"
         )
     lines = []
     for split, sources in (saved.get("data") or {}).items() if step else ():

@@ -176,5 +176,5 @@ class Batch:
             ),
         )
         source = column(np.int32, lambda row: prompts.index(row.prompt))
-        slots = {"global": self.slots, "local": min(self.slots, config.window_size)}
+        slots = {"global": self.slots, "local": min(self.slots, config.attention.window)}
         return self._decoder.prefill(tokens, start, source, asked, slots), length

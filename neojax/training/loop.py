@@ -133,9 +133,9 @@ def train(config: Config, stop: Stop | None = None) -> None:
         if state is not None:
             health = Health(config.train, checkpoints.restore_meta(start).get("health"))
             progress.note(f"resuming {folder} from step {start}")
-        elif config.model.init_from:
-            state = init_state(model.bind(load_params(config.model.init_from, model)), optimizer)
-            progress.note(f"starting from the weights of {config.model.init_from}")
+        elif config.train.init_from:
+            state = init_state(model.bind(load_params(config.train.init_from, model)), optimizer)
+            progress.note(f"starting from the weights of {config.train.init_from}")
         else:
             state = init_state(model.init(config.train.seed), optimizer)
         parameters = sum(math.prod(p.shape) for p in state["params"].values())

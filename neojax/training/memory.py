@@ -5,7 +5,6 @@ layer's input and MLP for a microbatch; on the host, the batches read ahead. Wha
 would fit is never refused. Memory is all that the machine or container has, in use or not.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from neojax.config import Config
+from neojax.config import Config, replaced, value_at
 from neojax.data.share import Share
 from neojax.errors import NeojaxError
 from neojax.host_memory import host_memory
@@ -26,17 +25,17 @@ from neojax.training.step import abstract_state
 
 TOKEN_BYTES = 8  # a token as input and as target, int32 each
 
-# The keys that may be too large: (section, key, least value, usual value).
+# The keys that may be too large: (key, least value, usual value).
 SIZES = (
-    ("train", "batch_size", 1, 8),
-    ("train", "microbatch", 1, 8),
-    ("data", "prefetch", 1, 8),
-    ("model", "n_layer", 1, 12),
-    ("model", "n_embd", 1, 768),
-    ("model", "n_ctx", 1, 2048),
-    ("model", "n_vocab", 2, 50257),
-    ("model", "n_inner", 1, 3072),
-    ("model", "num_mem_kv", 0, 16),
+    ("train.batch_size", 1, 8),
+    ("train.microbatch", 1, 8),
+    ("data.prefetch", 1, 8),
+    ("model.n_layer", 1, 12),
+    ("model.n_embd", 1, 768),
+    ("model.n_ctx", 1, 2048),
+    ("model.n_vocab", 2, 50257),
+    ("model.mlp.width", 1, 3072),
+    ("model.attention.memory_slots", 0, 16),
 )
 
 
@@ -69,7 +68,7 @@ def check_memory(config: Config, layout: Layout) -> None:
         what, more = f"{_bytes(need.host)} of this machine's memory, which has {_bytes(has.host)}", ""
     excess, cause = max(_remedies(config, layout, has), default=(0, ""))
     if not excess:
-        cause = "lower " + ", ".join(f"{s}.{k}={getattr(getattr(config, s), k)}" for s, k, *_ in SIZES)
+        cause = "lower " + ", ".join(f"{key}={value_at(config, key)}" for key, *_ in SIZES)
     raise NeojaxError(f"the run needs at least {what}: {cause}{more}")
 
 
@@ -105,18 +104,12 @@ def available(layout: Layout) -> Memory:
 
 def _remedies(config: Config, layout: Layout, has: Memory) -> Iterator[tuple[float, str]]:
     """For every key that alone can be lowered until the run fits: (how many times the usual it is, what to say)."""
-    for section, key, least, usual in SIZES:
-        part = getattr(config, section)
-        value, step = getattr(part, key), _step(config, layout, key)
+    for key, least, usual in SIZES:
+        value, step = value_at(config, key), _step(config, layout, key)
 
-        def fits(
-            multiple: int, part: Any = part, section: str = section, key: str = key, step: int = step
-        ) -> bool:
-            changed = dataclasses.replace(
-                config, **{section: dataclasses.replace(part, **{key: multiple * step})}
-            )
+        def fits(multiple: int, key: str = key, step: int = step) -> bool:
             try:
-                return has.holds(needed(changed, layout))
+                return has.holds(needed(replaced(config, key, multiple * step), layout))
             except NeojaxError:  # it does not go with the others
                 return False
 
@@ -126,26 +119,26 @@ def _remedies(config: Config, layout: Layout, has: Memory) -> Iterator[tuple[flo
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if fits(middle) else (low, middle)
-        yield value / usual, f"{section}.{key}={value}; it may be up to {low * step:,} here"
+        yield value / usual, f"{key}={value}; it may be up to {low * step:,} here"
 
 
 def _step(config: Config, layout: Layout, key: str) -> int:
     """What a value of `key` is to be a multiple of."""
     model = config.model
     match key:
-        case "batch_size":
+        case "train.batch_size":
             return config.train.microbatch or layout.split("batch")
-        case "microbatch":
+        case "train.microbatch":
             return layout.split("batch")
-        case "n_layer":
-            return len(model.attention_types)
-        case "n_embd":
-            return math.lcm(2 * model.n_head, *_splits(layout, "embd", "heads", "mlp"))
-        case "n_inner":
+        case "model.n_layer":
+            return len(model.attention.types)
+        case "model.n_embd":
+            return math.lcm(2 * model.attention.heads, *_splits(layout, "embd", "heads", "mlp"))
+        case "model.mlp.width":
             return math.lcm(*_splits(layout, "mlp"))
-        case "num_mem_kv":
+        case "model.attention.memory_slots":
             return math.lcm(*_splits(layout, "memory_slots"))
-        case "n_ctx":
+        case "model.n_ctx":
             return math.lcm(*_splits(layout, "sequence", "memory_length", "positions"))
     return 1
 

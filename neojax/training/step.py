@@ -46,7 +46,7 @@ def make_train_step(
     learning_rate. Raises `NeojaxError` for train.compiler_options that the compiler does not take.
     """
     rate = learning_rate(train)
-    drops = any((model.config.embed_dropout, model.config.attn_dropout, model.config.res_dropout))
+    drops = any((model.config.embedding.dropout, model.config.attention.dropout, model.config.dropout))
 
     def objective(params, batch, index, step):
         key = None

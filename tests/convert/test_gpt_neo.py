@@ -6,6 +6,8 @@ import pytest
 import yaml
 
 from neojax import cli
+from neojax.config import value_at
+from neojax.config.spelling import FLAT
 from neojax.convert import configs, gpt_neo
 from neojax.errors import NeojaxError
 
@@ -50,7 +52,7 @@ def test_every_shipped_config_loads_and_its_yaml_is_the_same_config(shipped, tmp
         raw = json.loads(path.read_text())
         model, train = config.model, config.train
         for key in ("n_head", "n_embd", "n_vocab", "n_ctx", "n_layer", "res_dropout", "scale_by_depth"):
-            assert getattr(model, key) == raw[key]
+            assert value_at(config, FLAT.get(key, f"model.{key}")) == raw[key]
         assert (train.learning_rate, train.batch_size, train.steps) == (
             raw["lr"],
             raw["train_batch_size"],
@@ -60,7 +62,7 @@ def test_every_shipped_config_loads_and_its_yaml_is_the_same_config(shipped, tmp
         assert train.remat == ("full" if raw["recompute_grad"] else "none")
         assert train.precision == raw.get("precision", "float32")
         assert train.run_dir == raw["model_path"]
-        assert model.activation_function == "gelu_new"
+        assert model.mlp.activation == "gelu_new"
         assert not train.bias_correction and train.warmup_scales_decay
 
 
@@ -114,15 +116,18 @@ def test_weights_nulls_and_several_datasets(tmp_path):
 
 
 FEATURES = {
-    "rotary_emb": ({"rotary_emb": True}, "model.rotary_emb", True),
-    "rotary off": ({"rotary_emb": False}, "model.rotary_emb", False),
-    "axial": ({"axial_pos_emb": [4, 2]}, "model.axial_pos_emb", (4, 2)),
-    "memory": ({"num_mem_kv": "4"}, "model.num_mem_kv", 4),
-    "untied": ({"no_weight_tie": True}, "model.tie_word_embeddings", False),
-    "radius": ({"local_attention_radius": 4}, "model.window_size", 4),
-    "what was read": ({"activation_fn": "selu"}, "model.activation_function", "selu"),
-    "what was written": ({"activation_function": "mish"}, "model.activation_function", "mish"),
-    "gelu": ({"activation_function": "gelu"}, "model.activation_function", "gelu_new"),
+    "rotary_emb": ({"rotary_emb": True, "axial_pos_emb": [4, 2]}, "model.positions.kind", "rotary"),
+    "rotary off": ({"rotary_emb": False}, "model.positions.kind", "learned"),
+    "axial": ({"axial_pos_emb": [4, 2]}, "model.positions.axial", (4, 2)),
+    "axial kind": ({"axial_pos_emb": [4, 2], "rotary_emb": "False"}, "model.positions.kind", "axial"),
+    "rezero": ({"rezero": True, "scalenorm": True}, "model.norm.kind", "rezero"),
+    "scalenorm": ({"rezero": False, "scalenorm": True}, "model.norm.kind", "scale"),
+    "memory": ({"num_mem_kv": "4"}, "model.attention.memory_slots", 4),
+    "untied": ({"no_weight_tie": True}, "model.embedding.tied", False),
+    "radius": ({"local_attention_radius": 4}, "model.attention.window", 4),
+    "what was read": ({"activation_fn": "selu"}, "model.mlp.activation", "selu"),
+    "what was written": ({"activation_function": "mish"}, "model.mlp.activation", "mish"),
+    "gelu": ({"activation_function": "gelu"}, "model.mlp.activation", "gelu_new"),
     "adafactor": ({"opt_name": "Adafactor"}, "train.optimizer", "adafactor"),
     "numeric text": ({"lr": "1e-4"}, "train.learning_rate", 1e-4),
     "null": ({"gradient_clipping": None, "seed": None}, "train.clip_norm", 0.0),
@@ -145,8 +150,7 @@ def test_each_key_has_its_meaning(name, tmp_path):
     keys, where, value = FEATURES[name]
     if "microbatch" in where:
         keys = {**keys, "mesh_shape": "x:1", "layout": "batch:x"}
-    section, key = where.split(".")
-    assert getattr(getattr(load(tmp_path, **keys), section), key) == value
+    assert value_at(load(tmp_path, **keys), where) == value
 
 
 def test_unknown_keys_and_rules_are_listed_once(tmp_path, capsys):
@@ -220,7 +224,7 @@ def test_rezero_and_scalenorm_have_weights_to_leave_undecayed(tmp_path):
         ({"mlm_training": True}, "mlm_mask_id"),
         ({"model_type": "gpt_neo"}, "Hugging Face"),
         ({"datasets": [[3]]}, "datasets"),
-        ({"axial_pos_emb": [2, 2]}, "axial_pos_emb"),
+        ({"axial_pos_emb": [2, 2]}, "positions.axial"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(keys, message, tmp_path):

@@ -1,13 +1,14 @@
 """config.json of GPT-Neo and GPT-2: every key is carried over, older and newer files are read, the rest is named."""
 
-import dataclasses
 import json
 import re
 
 import pytest
+from helpers import model_config
 
-from neojax.config import ModelConfig
-from neojax.convert.hf_config import is_hf_dir, kind_of, read_config, to_json
+from neojax.config import ModelConfig, describe, replaced, value_at
+from neojax.config.spelling import FLAT
+from neojax.convert.hf_config import is_hf_dir, read_config, to_json
 from neojax.errors import NeojaxError
 
 NEO = {
@@ -34,7 +35,7 @@ def without(*keys, **changes):
 def test_the_published_125m_config(shared_data, tmp_path):
     model = read(tmp_path, (shared_data / "hf-configs" / "gpt-neo-125m.config.json").read_text())
     assert model.attention_layers == ModelConfig().attention_layers
-    assert model == ModelConfig(attention_types=model.attention_types)
+    assert model == model_config(attention_types=model.attention.types)
 
 
 @pytest.mark.parametrize(
@@ -51,13 +52,19 @@ def test_the_published_125m_config(shared_data, tmp_path):
 )
 def test_older_and_newer_files_mean_the_same(raw, tmp_path):
     model = read(tmp_path, raw)
-    assert (model.n_vocab, model.n_ctx, model.n_embd, model.n_layer, model.n_head) == (100, 64, 32, 4, 4)
+    assert (model.n_vocab, model.n_ctx, model.n_embd, model.n_layer, model.attention.heads) == (
+        100,
+        64,
+        32,
+        4,
+        4,
+    )
     assert model.attention_layers == tuple(LAYERS)
-    assert kind_of(model) == "gpt_neo"
+    assert model.family == "gpt_neo"
 
 
 def test_every_key_of_gpt_neo_survives_a_round_trip(tmp_path):
-    model = ModelConfig(
+    model = model_config(
         n_layer=3,
         n_embd=36,
         n_head=3,
@@ -74,7 +81,7 @@ def test_every_key_of_gpt_neo_survives_a_round_trip(tmp_path):
         tie_word_embeddings=False,
     )
     again = read(tmp_path, to_json(model, 0))
-    assert again == ModelConfig(**{**vars(model), "attention_types": again.attention_types})
+    assert again == replaced(model, "attention.types", again.attention.types)
     assert again.attention_layers == model.attention_layers
 
 
@@ -82,62 +89,60 @@ def test_every_key_of_gpt_neo_survives_a_round_trip(tmp_path):
 def test_gpt2_has_its_own_keys_and_defaults(size, tmp_path):
     model = read(tmp_path, {"model_type": "gpt2", "n_layer": 2, **size})
     assert model.attention_layers == ("global", "global")
-    assert model.attention_bias and model.scale_attention
-    assert (model.n_vocab, model.n_embd, model.n_ctx, model.res_dropout) == (50257, 768, 77, 0.1)
+    assert model.attention.bias and model.attention.scale
+    assert (model.n_vocab, model.n_embd, model.n_ctx, model.dropout) == (50257, 768, 77, 0.1)
     assert read(tmp_path, to_json(model, None)) == model
 
 
-# A value of each option that is not its default; what only makes initial weights or says where they came from is left out.
+# A value of each option that is not its default; what only makes initial weights is left out.
 OTHER = {
-    "n_layer": 6, "n_embd": 64, "n_head": 2, "n_ctx": 17, "n_vocab": 99, "n_inner": 20, "window_size": 3,
-    "attention_types": ("local",), "activation_function": "relu", "layer_norm_epsilon": 1e-3,
-    "embed_dropout": 0.1, "attn_dropout": 0.1, "res_dropout": 0.1, "tie_word_embeddings": False,
-    "attention_bias": True, "scale_attention": True, "mlp_glu": True, "macaron": True, "causal": False,
-    "rotary_emb": True, "axial_pos_emb": (4, 6), "num_mem_kv": 2, "scalenorm": True, "rezero": True,
-    "share_parameters": True,
+    "n_layer": 6, "n_embd": 64, "n_ctx": 17, "n_vocab": 99, "causal": False, "share_parameters": True, "dropout": 0.1,
+    "attention.heads": 2, "attention.types": ("local",), "attention.window": 3, "attention.bias": True,
+    "attention.scale": True, "attention.memory_slots": 2, "attention.dropout": 0.1,
+    "mlp.width": 20, "mlp.activation": "relu", "mlp.gated": True, "mlp.macaron": True,
+    "norm.kind": "rezero", "norm.epsilon": 1e-3, "positions.kind": "rotary", "positions.axial": (4, 6),
+    "embedding.tied": False, "embedding.dropout": 0.1,
 }  # fmt: skip
-INITIAL = {"scale_by_depth", "scale_by_in", "initializer_range", "init_from"}
+INITIAL = {"init.scale_by_depth", "init.scale_by_in", "init.std"}
 
 
 def test_every_option_is_known_here():
-    assert {f.name for f in dataclasses.fields(ModelConfig)} == OTHER.keys() | INITIAL
+    names = {name.removeprefix("model.") for name, *_ in describe() if name.startswith("model.")}
+    assert names == OTHER.keys() | INITIAL | {"family"}
 
 
 @pytest.mark.parametrize("option", OTHER)
-@pytest.mark.parametrize("kind", ["gpt_neo", "gpt2"])
-def test_every_option_is_exported_or_refused_by_name(kind, option, tmp_path):
-    sizes = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_ctx": 24}
-    if kind == "gpt2":
-        sizes |= {"attention_types": ("global",), "attention_bias": True, "scale_attention": True}
+@pytest.mark.parametrize("family", ["gpt_neo", "gpt2"])
+def test_every_option_is_exported_or_refused_by_name(family, option, tmp_path):
+    usual = model_config(family=family, n_layer=2, n_embd=32, n_head=4, n_ctx=24)
     value = OTHER[option]
-    if option in sizes and isinstance(value, bool):
-        value = not sizes[option]
-    model = ModelConfig(**{**sizes, option: value})
+    if isinstance(value, bool):
+        value = not value_at(usual, option)
+    model = replaced(usual, option, value)
     try:
         raw = to_json(model, 0)
     except NeojaxError as e:
-        # What is no longer GPT-2 is GPT-Neo, which has nothing else of GPT-2 either.
-        others = {"attention_bias", "scale_attention"} if kind == "gpt2" else set()
-        assert any(f"model.{name}" in str(e) for name in {option, *others})
+        assert f"model.{option}" in str(e)
         assert "cannot be exported" in str(e) and "\n" not in str(e)
     else:
         again = read(tmp_path, raw)
-        if option == "attention_types":
+        assert again.family == family
+        if option == "attention.types":
             assert again.attention_layers == model.attention_layers
-        elif not (kind == "gpt2" and option == "window_size"):  # which then sees nothing
-            assert getattr(again, option) == value
+        elif not (family == "gpt2" and option == "attention.window"):  # which then sees nothing
+            assert value_at(again, option) == value
 
 
 @pytest.mark.parametrize(
     "changes", [{"attention_types": ("global", "linear")}, {"activation_function": "snake"}]
 )
 def test_a_value_that_transformers_has_not_is_refused_by_name(changes):
-    with pytest.raises(NeojaxError, match=rf"model\.{next(iter(changes))}.* cannot be exported"):
-        to_json(ModelConfig(**changes), 0)
+    with pytest.raises(NeojaxError, match=rf"{re.escape(FLAT[next(iter(changes))])}.* cannot be exported"):
+        to_json(model_config(**changes), 0)
 
 
 def test_other_names_of_an_activation_are_understood(tmp_path):
-    assert read(tmp_path, without(activation_function="gelu_pytorch_tanh")).activation_function == "gelu_new"
+    assert read(tmp_path, without(activation_function="gelu_pytorch_tanh")).mlp.activation == "gelu_new"
 
 
 BAD = {
@@ -168,7 +173,7 @@ BAD = {
         "attention type 'linear' is not one of gpt_neo's",
     ),
     "number": (without(hidden_size="wide"), "model.n_embd: expected a whole number, got 'wide'"),
-    "heads": (without(num_heads=5), "model.n_embd=32 is not a multiple of model.n_head=5"),
+    "heads": (without(num_heads=5), "model.n_embd=32 is not a multiple of model.attention.heads=5"),
 }
 
 

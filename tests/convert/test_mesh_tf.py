@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import yaml
-from helpers import layout_of, tiny, write_data
+from helpers import layout_of, model_config, tiny, write_data
 
 from neojax import config as configuration
 from neojax.config import Config, DataConfig, SourceConfig, TrainConfig
@@ -97,9 +97,9 @@ def hugging_face(tensors):
         vocab_size=c.n_vocab,
         hidden_size=c.n_embd,
         num_layers=c.n_layer,
-        num_heads=c.n_head,
+        num_heads=c.attention.heads,
         max_position_embeddings=c.n_ctx,
-        window_size=c.window_size,
+        window_size=c.attention.window,
         attention_types=[[["global", "local"], c.n_layer // 2]],
     )
     config._attn_implementation = "eager"
@@ -307,7 +307,7 @@ def original_variables(config, params):
         for mlp in ("mlp", "mlp_macaron"):
             if f"{mlp}.up" not in own:
                 continue
-            halves = ["up", "gate"] if config.mlp_glu else ["up"]
+            halves = ["up", "gate"] if config.mlp.gated else ["up"]
             put(f"{mlp}/conv1d_main/c_fc/kernel", np.concatenate([own[f"{mlp}.{n}"] for n in halves], -1))
             put(f"{mlp}/conv1d_main/c_fc/bias", np.concatenate([own[f"{mlp}.{n}_bias"] for n in halves], -1))
             put(f"{mlp}/conv1d_main/c_proj/kernel", own[f"{mlp}.down"])
@@ -325,9 +325,12 @@ OPTIONS = {
 @pytest.mark.parametrize("name", OPTIONS)
 def test_every_option_is_read_from_its_original_variables(tmp_path, name):
     config = tiny(**OPTIONS[name], n_vocab=53)
-    sizes = {k: getattr(config, k) for k in ("n_head", "n_embd", "n_vocab", "n_ctx", "n_layer")}
+    sizes = {k: getattr(config, k) for k in ("n_embd", "n_vocab", "n_ctx", "n_layer")}
+    sizes["n_head"] = config.attention.heads
     types = {"attention_types": [[["global", "local"], 2]], "local_attention_radius": 7}
-    options = OPTIONS[name] | ({"rotary_emb": False} if config.rotary_emb else {})  # gpt-neo took it for true
+    options = OPTIONS[name] | (
+        {"rotary_emb": False} if config.positions.kind == "rotary" else {}
+    )  # gpt-neo took it for true
     (tmp_path / "config.json").write_text(json.dumps({**sizes, **types, **options}))
     rng = np.random.default_rng(0)
     params = {n: rng.normal(size=p.shape).astype("f4") * 0.2 for n, p in Transformer(config).params().items()}
@@ -343,14 +346,15 @@ def test_every_option_is_read_from_its_original_variables(tmp_path, name):
             np.testing.assert_array_equal(
                 np.asarray(found[key])[: len(value) if value.ndim else None], value + add
             )
-    assert loaded.config.model.rotary_emb == config.rotary_emb
+    assert loaded.config.model.positions == config.positions
 
 
 @pytest.mark.parametrize("beta1", [None, 0.9])
 def test_adafactor_goes_on_with_all_slots_it_had(tmp_path, weights, beta1, monkeypatch):
     """The second moment of every element stays what it was, and so does the momentum, by the learning rate."""
     monkeypatch.setattr("neojax.training.adafactor.MIN_FACTORED", 32)
-    sizes = {k: getattr(CONFIG, k) for k in ("n_head", "n_embd", "n_vocab", "n_ctx", "n_layer")}
+    sizes = {k: getattr(CONFIG, k) for k in ("n_embd", "n_vocab", "n_ctx", "n_layer")}
+    sizes["n_head"] = CONFIG.attention.heads
     types = {"attention_types": [[["global", "local"], 2]], "local_attention_radius": 7}
     optimizer = {"opt_name": "adafactor", "weight_decay": 0.1, "beta1": beta1, "lr": 0.02}
     (tmp_path / "config.json").write_text(json.dumps({**sizes, **types, **optimizer}))
@@ -401,7 +405,7 @@ def test_adafactor_goes_on_with_all_slots_it_had(tmp_path, weights, beta1, monke
 )
 def test_weights_that_mean_something_else_here_are_refused(tmp_path, weights, options, cause):
     path = tmp_path / "model.yml"
-    path.write_text(configuration.dump(Config(model=dataclasses.replace(CONFIG, **options))))
+    path.write_text(configuration.dump(Config(model=model_config(CONFIG, **options))))
     with pytest.raises(NeojaxError, match=cause) as e:
         mesh_tf.load(write(tmp_path, weights), path)
     assert "\n" not in str(e.value)

@@ -58,7 +58,7 @@ def test_xla_by_name_runs_anything_anywhere(where):
     "wanted, where, changes, named",
     [
         ("splash", CPU, {}, "devices are cpu"),
-        ("splash", TPU, {"dropout": True}, "attn_dropout"),
+        ("splash", TPU, {"dropout": True}, "attention.dropout"),
         ("splash", TPU, {"dtype": "float16"}, "float16"),
         ("splash", TPU, {"split": ("sequence",)}, "sequence"),
         ("cudnn", TPU, {}, "devices are tpu"),
@@ -84,6 +84,6 @@ def test_dropout_and_learned_keys_hinder_global_layers_alone():
         "global": "reference",
         "local": "local",
     }
-    assert describe(chosen).startswith("global attention: xla, reference (model.num_mem_kv")
+    assert describe(chosen).startswith("global attention: xla, reference (model.attention.memory_slots")
     assert describe(chosen).endswith("local attention: xla, local")
     assert of_layers("auto", tiny(attention_types=("linear",)), layout_of("data:1"), jnp.float32) == {}

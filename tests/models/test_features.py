@@ -74,7 +74,7 @@ def weights(name):
 def by_hand(config, params, tokens):
     p = {n: np.asarray(x, np.float64) for n, x in params.items()}
     pattern = smallest_pattern(config.attention_layers)
-    heads, length = config.n_head, tokens.shape[1]
+    heads, length = config.attention.heads, tokens.shape[1]
     time = np.arange(length)
 
     def layer(i):
@@ -84,20 +84,20 @@ def by_hand(config, params, tokens):
         return {n.removeprefix(group): x[i // len(pattern)] for n, x in p.items() if n.startswith(group)}
 
     def norm(x, w, name):
-        if config.rezero and name != "norm_f":
+        if config.norm.kind == "rezero" and name != "norm_f":
             return x
-        y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + config.layer_norm_epsilon)
+        y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + config.norm.epsilon)
         return y * w[f"{name}.scale"] + w.get(f"{name}.bias", 0.0)
 
     def act(x, w, name):
-        if config.activation_function == "aria":
+        if config.mlp.activation == "aria":
             a, k, c, q, b, nu = (w[f"{name}.curve.{n}"] for n in ("a", "k", "c", "q", "b", "nu"))
             return x * (a + k / (np.log1p(np.exp(c)) + q * np.exp(b * x) ** (1 / (np.log1p(np.exp(nu)) + 1))))
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
     def mlp(x, w, name):
         up = x @ w[f"{name}.up"] + w[f"{name}.up_bias"]
-        gate = x @ w[f"{name}.gate"] + w[f"{name}.gate_bias"] if config.mlp_glu else None
+        gate = x @ w[f"{name}.gate"] + w[f"{name}.gate_bias"] if config.mlp.gated else None
         hidden = act(up, w, name) if gate is None else up * act(gate, w, name)
         return hidden @ w[f"{name}.down"] + w[f"{name}.down_bias"]
 
@@ -109,7 +109,7 @@ def by_hand(config, params, tokens):
 
     def attend(x, w, kind):
         q, k, v = (np.einsum("bse,ehd->bhsd", x, w[f"attn.{n}"]) for n in ("query", "key", "value"))
-        if config.rotary_emb:
+        if config.positions.kind == "rotary":
             q, k = turn(q), turn(k)
         ago = time[:, None] - time
         if kind == "linear":
@@ -121,10 +121,10 @@ def by_hand(config, params, tokens):
                 share = np.einsum("bhqd,bhkd->bhqk", q, np.exp(k) / np.exp(k).sum(2, keepdims=True))
             out = share @ v
         else:
-            reach = config.window_size if kind == "local" else length
+            reach = config.attention.window if kind == "local" else length
             seen = ((ago >= 0) & (ago < reach)) if config.causal else abs(ago) <= reach
             scores = np.where(seen, np.einsum("bhqd,bhkd->bhqk", q, k), -np.inf)
-            if config.num_mem_kv and kind == "global":
+            if config.attention.memory_slots and kind == "global":
                 own = np.einsum("bhqd,mhd->bhqm", q, w["attn.memory_key"])
                 scores = np.concatenate([own, scores], -1)
                 extra = np.broadcast_to(
@@ -136,21 +136,25 @@ def by_hand(config, params, tokens):
         return np.einsum("bhsd,hde->bse", out, w["attn.out"]) + w["attn.out_bias"]
 
     x = p["wte"][tokens]
-    if config.axial_pos_emb:
+    if config.positions.kind == "axial":
         rows, columns = p["wpe.row"], p["wpe.column"]
         x = x + np.stack([(rows[t // len(columns)] + columns[t % len(columns)]) / 2 for t in time])
-    elif not config.rotary_emb:
+    elif config.positions.kind != "rotary":
         x = x + p["wpe"][:length]
-    weight = 0.5 if config.macaron else 1
+    weight = 0.5 if config.mlp.macaron else 1
     for i, kind in enumerate(config.attention_layers):
         w = layer(i)
-        gates = [w["gate_1.scale"] if kind != "none" else 0, w["gate_2.scale"]] if config.rezero else [1, 1]
-        if config.macaron:
+        gates = (
+            [w["gate_1.scale"] if kind != "none" else 0, w["gate_2.scale"]]
+            if config.norm.kind == "rezero"
+            else [1, 1]
+        )
+        if config.mlp.macaron:
             x = x + 0.5 * mlp(x, w, "mlp_macaron")
         if kind != "none":
             x = x + gates[0] * attend(norm(x, w, "norm_1"), w, kind)
         x = x + gates[1] * weight * mlp(norm(x, w, "norm_2"), w, "mlp")
-    return norm(x, p, "norm_f") @ p["wte" if config.tie_word_embeddings else "lm_head"].T
+    return norm(x, p, "norm_f") @ p["wte" if config.embedding.tied else "lm_head"].T
 
 
 @pytest.mark.parametrize("name", [*FEATURES, *TOGETHER])
@@ -283,7 +287,7 @@ def test_decoding_with_a_cache_gives_the_logits_of_whole_rows(name, padding):
     expected = np.asarray(model(tokens))
     rows = jnp.asarray(np.pad(tokens, ((0, 0), (padding, 0))))
     start = jnp.full((4,), padding) if padding else None
-    slots = {"global": 24, "local": config.window_size}
+    slots = {"global": 24, "local": config.attention.window}
 
     @jax.jit
     def prefill(m, t):

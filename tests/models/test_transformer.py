@@ -62,7 +62,7 @@ def by_hand(config, params, tokens):
 
     def norm(x, scale, bias):
         mean = x.mean(-1, keepdims=True)
-        return (x - mean) / np.sqrt(x.var(-1, keepdims=True) + config.layer_norm_epsilon) * scale + bias
+        return (x - mean) / np.sqrt(x.var(-1, keepdims=True) + config.norm.epsilon) * scale + bias
 
     def gelu_new(x):
         return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
@@ -75,7 +75,7 @@ def by_hand(config, params, tokens):
         h = norm(x, w["norm_1.scale"], w["norm_1.bias"])
         q, k, v = (np.einsum("bse,ehd->bhsd", h, w[f"attn.{n}"]) for n in ("query", "key", "value"))
         scores = np.einsum("bhqd,bhkd->bhqk", q, k)  # not scaled
-        seen = (ago >= 0) & (ago < (config.window_size if kind == "local" else length))
+        seen = (ago >= 0) & (ago < (config.attention.window if kind == "local" else length))
         scores = np.where(seen, scores, -1e10)
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         attended = np.einsum("bhqk,bhkd->bqhd", scores / scores.sum(-1, keepdims=True), v)

@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import pytest
+from helpers import model_config
 
 from neojax.config import ModelConfig
 from neojax.layout.chips import PEAK_FLOPS, peak_flops
@@ -13,7 +14,7 @@ from neojax.models.flops import (
 
 
 def test_a_tiny_model_against_a_count_by_hand():
-    model = ModelConfig(n_layer=2, n_embd=4, n_head=2, n_ctx=4, n_vocab=10, window_size=2)
+    model = model_config(n_layer=2, n_embd=4, n_head=2, n_ctx=4, n_vocab=10, window_size=2)
     per_sequence = 0
     for kind in ("global", "local"):
         for i in range(4):

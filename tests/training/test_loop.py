@@ -72,7 +72,8 @@ def test_raising_steps_goes_on(run, settings, capsys):
     said = " ".join("".join(capsys.readouterr()).split())
     assert "train.steps (20 -> 22)" in said and "resuming" in said and "from step 20" in said
     assert (
-        "global attention: xla, reference (model.attn_dropout" in said and said.count("local attention:") == 1
+        "global attention: xla, reference (model.attention.dropout" in said
+        and said.count("local attention:") == 1
     )
 
 
@@ -80,7 +81,7 @@ def test_raising_steps_goes_on(run, settings, capsys):
     "override, words",
     [
         ("model.n_layer=4", "model.n_layer (2 -> 4)"),
-        ("model.res_dropout=0", "model.res_dropout (0.1 -> 0.0)"),
+        ("model.res_dropout=0", "model.dropout (0.1 -> 0.0)"),
         ("train.optimizer=adafactor", "train.optimizer (adamw -> adafactor)"),
     ],
 )

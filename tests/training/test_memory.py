@@ -33,8 +33,8 @@ def machine(monkeypatch):
         {"model.n_embd": BIG},
         {"model.n_ctx": BIG},
         {"model.n_layer": 100_000, "model.n_embd": 512},
-        {"model.n_inner": BIG},
-        {"model.num_mem_kv": BIG},
+        {"model.mlp.width": BIG},
+        {"model.attention.memory_slots": BIG},
     ],
     ids=lambda sizes: ", ".join(sizes),
 )

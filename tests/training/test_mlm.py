@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import N_VOCAB, layout_of, random_tokens
+from helpers import N_VOCAB, layout_of, model_config, random_tokens
 
 from neojax.config import Config, ModelConfig, TrainConfig, check
 from neojax.data.batch import Batch
@@ -116,11 +116,11 @@ def test_adam_without_bias_correction():
 
 
 def test_flops_count_every_option():
-    plain = ModelConfig(n_layer=2, n_embd=8, n_head=2, n_ctx=6, n_vocab=10, attention_types=("global",))
+    plain = model_config(n_layer=2, n_embd=8, n_head=2, n_ctx=6, n_vocab=10, attention_types=("global",))
     base = forward_flops_per_token(plain)
 
     def more(**keys):
-        return forward_flops_per_token(dataclasses.replace(plain, **keys)) - base
+        return forward_flops_per_token(model_config(plain, **keys)) - base
 
     mlp = 2 * 8 * 32
     assert more(mlp_glu=True) == 2 * mlp

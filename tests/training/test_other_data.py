@@ -79,7 +79,7 @@ def test_another_tokenizer_under_the_same_path_is_refused_and_nothing_is_touched
     before = {f: f.read_bytes() for f in (folder / "run").rglob("*") if f.is_file()}
     with pytest.raises(NeojaxError) as error:
         go()
-    assert "another tokenizer" in str(error.value) and f"model.init_from={folder}/run" in str(error.value)
+    assert "another tokenizer" in str(error.value) and f"train.init_from={folder}/run" in str(error.value)
     assert "\n" not in str(error.value)
     assert before == {f: f.read_bytes() for f in (folder / "run").rglob("*") if f.is_file()}
 

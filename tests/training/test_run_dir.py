@@ -29,9 +29,9 @@ def test_changed_data_is_said_once_something_was_trained():
 
 @pytest.mark.parametrize("step", [0, 5])
 def test_another_optimizer_is_refused_with_the_way_to_keep_the_weights(step):
-    with pytest.raises(NeojaxError, match=r"adamw -> adafactor.*train.run_dir=NEW model.init_from=runs/a$"):
+    with pytest.raises(NeojaxError, match=r"adamw -> adafactor.*train.run_dir=NEW train.init_from=runs/a$"):
         resumed(step, "train.optimizer=adafactor")
-    with pytest.raises(NeojaxError, match=r"adafactor_momentum \(0.9 -> 0.0\).*model.init_from=runs/a$"):
+    with pytest.raises(NeojaxError, match=r"adafactor_momentum \(0.9 -> 0.0\).*train.init_from=runs/a$"):
         check_resume(momentum(0.9), momentum(0.0), Path("runs/a"), step)
     check_resume(momentum(0.9), momentum(0.5), Path("runs/a"), step)  # the same state
     with pytest.raises(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import layout_of, random_tokens, tiny, true_rows
+from helpers import layout_of, model_config, random_tokens, tiny, true_rows
 
 from neojax.config import TrainConfig
 from neojax.data.batch import Batch
@@ -147,7 +147,7 @@ def test_a_batch_without_targets_changes_nothing_but_decay():
 @pytest.mark.parametrize("microbatches", [1, 2])
 def test_a_step_without_a_finite_loss_leaves_the_state_as_it_was(options, microbatches):
     """Bit for bit, moments and schedule too; what comes after it is as if it had not been."""
-    config = dataclasses.replace(CONFIG, tie_word_embeddings=False)
+    config = model_config(CONFIG, tie_word_embeddings=False)
     train = dataclasses.replace(TRAIN, **options, warmup_steps=0)
     model, state, run = setup(config, train)
     first = state["params"]

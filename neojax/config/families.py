@@ -1,0 +1,12 @@
+"""The registry of model families, and the keys that stand where a configuration of that family does not give them.
+
+This is the one line that a new family adds outside its own module, `neojax/models/families/NAME.py`. What a family
+leaves out here is as declared in `neojax.config.model`.
+"""
+
+from typing import Any
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt_neo": {},
+    "gpt2": {"attention": {"types": ["global"], "bias": True, "scale": True}},
+}

@@ -1,0 +1,177 @@
+"""The keys of the model: its sizes, and a group of keys for each of its parts.
+
+Each family gives its own defaults (`neojax.config.families`); those here are gpt-neo's.
+"""
+
+from dataclasses import dataclass
+
+from neojax.config.declare import key
+from neojax.config.families import FAMILIES
+from neojax.errors import NeojaxError, suggest
+
+ATTENTION_TYPES = ("global", "local", "linear", "none")
+ACTIVATIONS = (
+    *("gelu_new", "gelu", "relu", "silu", "sigmoid", "tanh", "selu", "elu", "softplus", "mish", "abs", "sin"),
+    *("cos", "sign", "lrelu001", "lrelu020", "id", "triangle_relax", "square_relax", "spike", "spike2"),
+    *(
+        "tanhshrink",
+        "softsign",
+        "softmax",
+        "logsoftmax",
+        "bipolarsigmoid",
+        "elish",
+        "arcsinh",
+        "maxsig",
+        "cosid",
+    ),
+    *("minsin", "maxtanh", "tanhexp", "lisht", "seagull", "snake", "roottanh", "softplusmone"),
+    *("rrelu", "aria", "prelu", "parcsinh", "psoftplus", "proottanh"),
+)
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Attention of every block."""
+
+    heads: int = key(12, "attention heads; must divide n_embd", least=1)
+    types: tuple = key(
+        ("global", "local"),
+        "a pattern of global, local, linear, none repeated to n_layer ([global, local]) or gpt-neo's form "
+        "([[[global, local], 6]])",
+    )
+    window: int = key(256, "keys a local layer sees, the token itself included", least=1)
+    bias: bool = key(False, "give queries, keys and values a bias, as GPT-2 does")
+    scale: bool = key(False, "divide attention scores by sqrt(head_dim), as GPT-2 does")
+    memory_slots: int = key(0, "learned keys and values that every global layer also sees", least=0)
+    dropout: float = key(
+        0.0, "dropout rate on attention probabilities (global layers only)", least=0, below=1
+    )
+
+
+@dataclass(frozen=True)
+class MlpConfig:
+    """The MLP of every block."""
+
+    width: int | None = key(None, "width of the MLP; null means 4 * n_embd", least=1)
+    activation: str = key(
+        "gelu_new", "non-linearity; gelu_new is gpt-neo's gelu, gelu the exact one", choices=ACTIVATIONS
+    )
+    gated: bool = key(False, "gate the MLP: up(x) * activation(gate(x))")
+    macaron: bool = key(False, "an MLP before attention too, both at half weight")
+
+
+@dataclass(frozen=True)
+class NormConfig:
+    """Normalisation in every block."""
+
+    kind: str = key(
+        "layer",
+        "layer: the input of each branch by its mean and variance; scale: the same with one number as scale, without "
+        "bias; rezero: none in blocks, each branch times a number that starts at 0",
+        choices=("layer", "scale", "rezero"),
+    )
+    epsilon: float = key(1e-5, "added to the variance", least=0)
+
+
+@dataclass(frozen=True)
+class PositionsConfig:
+    """How the model is told where a token stands."""
+
+    kind: str = key(
+        "learned",
+        "learned: a table of n_ctx rows; axial: two tables, of the rows and columns that `axial` says; rotary: queries "
+        "and keys are turned by their position, and there is no table",
+        choices=("learned", "axial", "rotary"),
+    )
+    axial: tuple = key((), "[a, b], a * b >= n_ctx: rows of the two tables of kind axial")
+
+
+@dataclass(frozen=True)
+class EmbeddingConfig:
+    """The token embedding."""
+
+    tied: bool = key(True, "use the token embedding as the output table too")
+    dropout: float = key(0.0, "dropout rate on the sum of token and position embedding", least=0, below=1)
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """Initial weights."""
+
+    std: float | None = key(
+        None, "standard deviation of all initial matrices, as in GPT-2; null: gpt-neo's own for each", least=0
+    )
+    scale_by_depth: bool = key(False, "initialise the MLP's output projection smaller by sqrt(n_layer)")
+    scale_by_in: bool = key(False, "initialise MLP weights smaller by sqrt of their inputs")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model: its family, its sizes, and its parts."""
+
+    family: str = key(
+        "gpt_neo", "whose model it is: it gives keys that are left out their defaults", choices=FAMILIES
+    )
+    n_layer: int = key(12, "number of blocks", least=1, most=100_000)
+    n_embd: int = key(768, "width of the residual stream", least=1)
+    n_ctx: int = key(2048, "context length in tokens", least=1)
+    n_vocab: int = key(
+        50257, "number of token ids; padded internally so that a mesh axis can split it", least=2
+    )
+    causal: bool = key(True, "false: every token sees those after it; trained with train.mlm_mask_id")
+    share_parameters: bool = key(False, "one set of weights for all layers")
+    dropout: float = key(0.0, "dropout rate on the output of each attention and MLP branch", least=0, below=1)
+    attention: AttentionConfig = key(AttentionConfig(), "attention")
+    mlp: MlpConfig = key(MlpConfig(), "the MLP")
+    norm: NormConfig = key(NormConfig(), "normalisation")
+    positions: PositionsConfig = key(PositionsConfig(), "positions")
+    embedding: EmbeddingConfig = key(EmbeddingConfig(), "the token embedding")
+    init: InitConfig = key(InitConfig(), "initial weights")
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.attention.heads
+
+    @property
+    def mlp_dim(self) -> int:
+        return self.mlp.width or 4 * self.n_embd
+
+    @property
+    def attention_layers(self) -> tuple[str, ...]:
+        """The attention type of every layer, `n_layer` of them."""
+        return expand_attention_types(self.attention.types, self.n_layer)
+
+
+def expand_attention_types(spec: tuple, n_layer: int) -> tuple[str, ...]:
+    """Expands `[[[types], n], ...]` or a repeating pattern of names to `n_layer` names.
+
+    Source: `attention_types` of gpt-neo's and Hugging Face's configs.
+    """
+    where = "model.attention.types"
+    if all(isinstance(entry, str) for entry in spec):
+        names = list(spec)
+        if names and n_layer % len(names) == 0:
+            names *= n_layer // len(names)
+    else:
+        names = []
+        for entry in spec:
+            match entry:
+                case [[*pattern], int(repeats)]:
+                    if not 0 < repeats <= n_layer:
+                        raise NeojaxError(
+                            f"{where}: {pattern} is repeated {repeats} times; expected 1 to model.n_layer={n_layer}"
+                        )
+                    names += pattern * repeats
+                case _:
+                    raise NeojaxError(f"{where}: expected [[types], count] or a list of names, got {entry!r}")
+    for name in names:
+        if name not in ATTENTION_TYPES:
+            raise NeojaxError(
+                f"{where}: unknown attention type {name!r}{suggest(str(name), ATTENTION_TYPES)}"
+            )
+    if len(names) != n_layer:
+        raise NeojaxError(
+            f"{where}: {spec} gives {len(names)} layers but model.n_layer is {n_layer}; "
+            "make the pattern divide n_layer or the counts add up to it"
+        )
+    return tuple(names)
