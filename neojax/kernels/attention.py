@@ -41,6 +41,11 @@ def visible(
     return seen
 
 
+def together(query: jax.Array, key: jax.Array) -> jax.Array:
+    """Which keys are of a query's own segment: segments [..., sequence] and [..., keys] -> bool [..., sequence, keys]."""
+    return query[..., :, None] == key[..., None, :]
+
+
 def attention(
     q: jax.Array,
     k: jax.Array,
@@ -48,6 +53,7 @@ def attention(
     *,
     window: int | None = None,
     start: jax.Array | None = None,
+    segments: jax.Array | None = None,
     causal: bool = True,
     memory: "Memory | None" = None,
     dropout: "named.Dropout | None" = None,
@@ -57,8 +63,9 @@ def attention(
 
     q, k, v: [batch, sequence, heads, head_dim], laid out as those names say; `window`: keys a query sees,
     itself included (None: all before it); `memory`: more keys and values, seen by all; `start` int32 [batch]: number
-    of padding tokens at the left of a row; `kernel`: as train.attention_kernel. Returns the shape and layout of q,
-    named "attention" for remat policies. Raises `NeojaxError` where the named kernel cannot do it.
+    of padding tokens at the left of a row; `segments` int32 [batch, sequence]: the segment of each token, which sees no
+    token of another (None: all are of one); `kernel`: as train.attention_kernel. Returns the shape and layout of q, named
+    "attention" for remat policies. Raises `NeojaxError` where the named kernel cannot do it.
     """
     call = Call.on(
         named.current_layout(),
@@ -69,24 +76,26 @@ def attention(
         causal=causal,
         memory=memory is not None,
         dropout=dropout is not None,
+        segments=segments is not None,
     )
+    rows = {"start": start, "segments": segments}
     match choose(kernel, call).kernel:
         case "splash":
             from neojax.kernels import splash  # it loads Pallas for TPUs
 
-            return fused(partial(splash.attention, window=window), q, k, v, start=start)
+            return fused(partial(splash.attention, window=window), q, k, v, **rows)
         case "cudnn":
             from neojax.kernels import cudnn
 
             y = fused(partial(cudnn.attention, window=window), q, k, v, start=start)
         case "local":
             assert window is not None
-            y = local(q, k, v, window=window, start=start)
+            y = local(q, k, v, window=window, **rows)
         case "blocked":
-            y = blocked(q, k, v, window=window, start=start)
+            y = blocked(q, k, v, window=window, **rows)
         case _:
             plain = partial(reference, window=window, causal=causal, memory=memory, dropout=dropout)
-            y = jax.checkpoint(lambda q, k, v, start: plain(q, k, v, start=start))(q, k, v, start)
+            y = jax.checkpoint(lambda q, k, v, rows: plain(q, k, v, **rows))(q, k, v, rows)
     return checkpoint_name(y, "attention")
 
 
@@ -97,20 +106,23 @@ def fused(
     v: jax.Array,
     *,
     start: jax.Array | None = None,
+    segments: jax.Array | None = None,
 ) -> jax.Array:
-    """As `attention`, by a causal `kernel` (q, k, v) that works on one device and knows no padding.
+    """As `attention`, by a causal `kernel` (q, k, v, and the segments of the rows where there are any) that works on one
+    device and knows no padding.
 
     Rows with padding are turned until it stands at the right, where causal queries do not look.
     """
 
-    def turned(q: jax.Array, k: jax.Array, v: jax.Array, begin: jax.Array) -> jax.Array:
+    def turned(q: jax.Array, k: jax.Array, v: jax.Array, begin: jax.Array, own: jax.Array | None):
+        rows = (q, k, v) if own is None else (q, k, v, own)
         if start is None:
-            return kernel(q, k, v)
+            return kernel(*rows)
         turn = jax.vmap(partial(jnp.roll, axis=0))
-        return turn(kernel(*(turn(x, -begin) for x in (q, k, v))), begin)
+        return turn(kernel(*(turn(x, -begin) for x in rows)), begin)
 
     # Neither Pallas nor cuDNN says over which axes its results vary, so there is nothing to check.
-    return _on_each_device(turned, q, k, v, start, check_vma=False)
+    return _on_each_device(turned, q, k, v, start, segments, check_vma=False)
 
 
 def reference(
@@ -120,6 +132,7 @@ def reference(
     *,
     window: int | None = None,
     start: jax.Array | None = None,
+    segments: jax.Array | None = None,
     causal: bool = True,
     memory: "Memory | None" = None,
     dropout: "named.Dropout | None" = None,
@@ -127,7 +140,10 @@ def reference(
     """As `attention`, by the definition: the whole matrix of scores, masked. Works under every layout."""
     time = jnp.arange(q.shape[1])
     seen = visible(time, time, window, start, causal)
-    seen = seen[:, None] if start is not None else seen
+    if segments is not None:
+        own = named.lay(segments, "batch sequence"), named.lay(segments, "batch memory_length")
+        seen = seen & together(*own)
+    seen = seen[:, None] if seen.ndim == 3 else seen
     return weigh(q, tokens(k, v, seen), *learned(memory), dropout=dropout)
 
 
@@ -192,30 +208,45 @@ def log_sum(scores: jax.Array) -> jax.Array:
 
 
 def blocked(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, window: int | None = None, start: jax.Array | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    window: int | None = None,
+    start: jax.Array | None = None,
+    segments: jax.Array | None = None,
 ) -> jax.Array:
     """As `attention`, in blocks of BLOCK queries that look at all keys before them: the scores that are held at a time
     are [heads, BLOCK, keys], and those after the block are never computed."""
 
-    def by_blocks(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array) -> jax.Array:
-        length = q.shape[1]
-        return jnp.concatenate(
-            [
-                _plain(q[:, i : i + BLOCK], k[:, : i + BLOCK], v[:, : i + BLOCK], start, i, window)
-                for i in range(0, length, BLOCK)
-            ],
-            axis=1,
-        )
+    def by_blocks(
+        q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, segments: jax.Array | None
+    ) -> jax.Array:
+        blocks = []
+        for i in range(0, q.shape[1], BLOCK):
+            end = i + BLOCK
+            own = None if segments is None else segments[:, :end]
+            blocks.append(_plain(q[:, i:end], k[:, :end], v[:, :end], start, own, i, window))
+        return jnp.concatenate(blocks, axis=1)
 
-    return _on_each_device(by_blocks, q, k, v, start)
+    return _on_each_device(by_blocks, q, k, v, start, segments)
 
 
-@partial(jax.checkpoint, static_argnums=(4, 5))
+@partial(jax.checkpoint, static_argnums=(5, 6))
 def _plain(
-    q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, first: int, window: int | None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    start: jax.Array,
+    segments: jax.Array | None,
+    first: int,
+    window: int | None,
 ) -> jax.Array:
-    """Attention of queries of times `first`, ... to keys of times 0, ..., on one device."""
-    seen = visible(first + jnp.arange(q.shape[1]), jnp.arange(k.shape[1]), window, start)[:, None]
+    """Attention of queries of times `first`, ... to keys, and their `segments`, of times 0, ..., on one device."""
+    seen = visible(first + jnp.arange(q.shape[1]), jnp.arange(k.shape[1]), window, start)
+    if segments is not None:
+        seen &= together(segments[:, first:], segments)
+    seen = seen[:, None]
     multiply = partial(product, platform=named.current_layout().platform)
     scores = multiply("bqhd,bkhd->bhqk", q, k, dtype=jnp.float32)
     weights = jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=-1).astype(v.dtype)
@@ -223,31 +254,53 @@ def _plain(
 
 
 def _on_each_device(
-    kernel, q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array | None, *, check_vma: bool = True
+    kernel: Callable[..., jax.Array],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    start: jax.Array | None,
+    segments: jax.Array | None,
+    *,
+    check_vma: bool = True,
 ) -> jax.Array:
-    """Runs `kernel` (q, k, v, start) on every device's own rows and heads."""
+    """Runs `kernel` (q, k, v, start, segments) on every device's own rows and heads."""
     spec = named.sharding("batch sequence heads head_dim").spec
     if start is None:
         start = jnp.zeros((q.shape[0],), jnp.int32)
+    if segments is not None:
+        segments = named.lay(segments, "batch sequence")
     return jax.shard_map(
         kernel,
         mesh=named.current_layout().mesh,
-        in_specs=(spec, spec, spec, named.sharding("batch").spec),
+        in_specs=(spec, spec, spec, named.sharding("batch").spec, named.sharding("batch sequence").spec),
         out_specs=spec,
         check_vma=check_vma,
-    )(q, k, v, named.lay(start, "batch"))
+    )(q, k, v, named.lay(start, "batch"), segments)
 
 
 def local(
-    q: jax.Array, k: jax.Array, v: jax.Array, *, window: int, start: jax.Array | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    window: int,
+    start: jax.Array | None = None,
+    segments: jax.Array | None = None,
 ) -> jax.Array:
     """As `attention` with a window, in blocks of `window` queries that look at their own and the previous
     block of keys, so that time and memory are O(sequence * window) instead of O(sequence^2)."""
-    return _on_each_device(lambda q, k, v, start: _local_block(q, k, v, start, window), q, k, v, start)
+    return _on_each_device(lambda *rows: _local_block(*rows, window), q, k, v, start, segments)
 
 
-@partial(jax.checkpoint, static_argnums=4)
-def _local_block(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, window: int) -> jax.Array:
+@partial(jax.checkpoint, static_argnums=5)
+def _local_block(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    start: jax.Array,
+    segments: jax.Array | None,
+    window: int,
+) -> jax.Array:
     batch, length, heads, head_dim = q.shape
     blocks = -(-length // window)
     pad = blocks * window - length
@@ -263,7 +316,12 @@ def _local_block(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, win
     first = jnp.arange(blocks)[:, None] * window
     query_time = first + jnp.arange(window)
     key_time = first - window + jnp.arange(2 * window)
-    seen = visible(query_time, key_time, window, start)[:, None]
+    seen = visible(query_time, key_time, window, start)
+    if segments is not None:
+        own = jnp.pad(segments, ((0, 0), (0, pad))).reshape(batch, blocks, window)
+        before = jnp.pad(own[:, :-1], ((0, 0), (1, 0), (0, 0)))
+        seen &= together(own, jnp.concatenate([before, own], axis=-1))
+    seen = seen[:, None]
     multiply = partial(product, platform=named.current_layout().platform)
     scores = multiply("bhnqd,bhnkd->bhnqk", split(q), with_previous(split(k)), dtype=jnp.float32)
     weights = jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=-1).astype(v.dtype)

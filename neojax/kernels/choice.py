@@ -4,8 +4,8 @@
 
 | kernel | devices | can do |
 |-|-|-|
-| `splash` | TPU | causal, no dropout, no learned keys; float32, bfloat16; at least 128 tokens (shorter ones if named) |
-| `cudnn` | NVIDIA GPU, compute capability 8.0 or more | causal, no dropout, no learned keys; bfloat16, float16; head_dim a multiple of 8, at most 128 (256 from capability 9.0) |
+| `splash` | TPU | causal, no dropout, no learned keys, documents apart or not; float32, bfloat16; at least 128 tokens (shorter ones if named) |
+| `cudnn` | NVIDIA GPU, compute capability 8.0 or more | causal, no dropout, no learned keys, no documents apart; bfloat16, float16; head_dim a multiple of 8, at most 128 (256 from capability 9.0) |
 | `xla` | any | everything |
 
 A kernel that is asked for by name and cannot do it is refused. No kernel but XLA's `reference` works where the layout
@@ -13,11 +13,15 @@ splits `sequence`, `memory_length` or `head_dim`, since each needs them whole. W
 
 | way | when |
 |-|-|
-| `local` | causal, no dropout, no learned keys, nothing split, and twice the window is shorter than the sequence |
+| `local` | causal, no dropout, no learned keys, nothing split, documents apart or not, and twice the window is shorter than the sequence |
 | `blocked` | the same with a longer window or none, and the sequence is longer than 256 |
 | `reference` | all else: the whole matrix of scores |
 
-Decoding one token at a time, and linear attention, have no choice of kernels.
+Documents stand apart where `data.isolate_documents` is true: each token has a segment and sees no other. Of cuDNN's own
+form for such rows JAX has no public function, so that on a GPU they go to XLA.
+
+Decoding one token at a time, and linear attention, have no choice of kernels. Linear attention without a causal mask has
+one sum for the whole row, and is refused where documents stand apart.
 """
 
 import re
@@ -52,6 +56,7 @@ class Call:
     causal: bool = True
     memory: bool = False
     dropout: bool = False
+    segments: bool = False
 
     @staticmethod
     def on(layout: Layout, **asked: Any) -> "Call":
@@ -134,18 +139,33 @@ def _cudnn_obstacle(call: Call) -> str:
         return f"cudnn runs on NVIDIA GPUs of compute capability 8.0 or more and the devices are {have}"
     if call.dtype not in ("bfloat16", "float16"):
         return f"cudnn computes in bfloat16 and float16, not {call.dtype}"
+    if call.segments:
+        return "data.isolate_documents keeps documents apart, for which JAX's cudnn has no form"
     most = 256 if call.capability >= (9, 0) else 128
     if call.head_dim % 8 or call.head_dim > most:
         return f"cudnn takes a head_dim that is a multiple of 8 and at most {most} here, not {call.head_dim}"
     return ""
 
 
-def of_layers(wanted: str, config: ModelConfig, layout: Layout, dtype: Any) -> dict[str, Choice]:
+def check_linear(causal: bool, segments: bool) -> None:
+    """Raises `NeojaxError` where linear attention is to keep documents apart and cannot."""
+    if segments and not causal:
+        raise NeojaxError(
+            "data.isolate_documents cannot keep documents apart in linear attention without a causal mask, which has one "
+            "sum for the whole row; use other attention types, or data.isolate_documents=false"
+        )
+
+
+def of_layers(
+    wanted: str, config: ModelConfig, layout: Layout, dtype: Any, segments: bool = False
+) -> dict[str, Choice]:
     """What trains whole sequences of n_ctx tokens: attention type -> choice, for those that have one.
 
-    Raises `NeojaxError` as `choose` does.
+    `segments`: whether documents stand apart. Raises `NeojaxError` as `choose` and `check_linear` do.
     """
     choices: dict[str, Choice] = {}
+    if "linear" in config.attention_layers:
+        check_linear(config.causal, segments)
     for kind in ("global", "local"):
         if kind in config.attention_layers:
             everything = kind == "global"  # dropout and learned keys belong to global layers alone
@@ -158,6 +178,7 @@ def of_layers(wanted: str, config: ModelConfig, layout: Layout, dtype: Any) -> d
                 causal=config.causal,
                 memory=everything and config.attention.memory_slots > 0,
                 dropout=everything and config.attention.dropout > 0,
+                segments=segments,
             )
             choices[kind] = choose(wanted, call)
     return choices

@@ -13,10 +13,13 @@ https://arxiv.org/abs/2006.16236 and https://arxiv.org/abs/1812.01243.
 """
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from neojax.kernels.attention import together
+from neojax.kernels.choice import check_linear
 from neojax.layout import named
 
 EPSILON = 1e-6
@@ -32,6 +35,7 @@ def attention(
     v: jax.Array,
     *,
     start: jax.Array | None = None,
+    segments: jax.Array | None = None,
     causal: bool = True,
     time: jax.Array | int = 0,
     state: State | None = None,
@@ -39,10 +43,13 @@ def attention(
     """Over whole sequences: q, k, v [batch, sequence, heads, head_dim] -> the same shape, and the state after them.
 
     start: int32 [batch], the number of padding tokens at the left of a row. time: that of the first token; state: that
-    before it, where the sequence goes on from earlier tokens, which needs a whole sequence on every device. Without
-    `causal`, exp(k) is normalised by its sum over the whole sequence. Rule: causal attention runs in chunks, in time
-    linear in the sequence, unless the layout splits `sequence` or `memory_length`; then it compares all pairs.
+    before it, where the sequence goes on from earlier tokens, which needs a whole sequence on every device. segments:
+    int32 [batch, sequence], the segment of each token, which sees no token of another; `state` is then of the segment of
+    the first token, and what is returned of that of the last. Without `causal`, exp(k) is normalised by its sum over the
+    whole sequence. Rule: causal attention runs in chunks, in time linear in the sequence, unless the layout splits
+    `sequence` or `memory_length`; then it compares all pairs. Raises `NeojaxError` for segments without `causal`.
     """
+    check_linear(causal, segments is not None)
     dtype = v.dtype
     present = None if start is None else time + jnp.arange(k.shape[1]) >= start[:, None]
     q, k = features(q, k, present, causal)
@@ -50,7 +57,7 @@ def attention(
     if not causal:
         y, state = everywhere(q, k, v)
     elif layout.axes("sequence") or layout.axes("memory_length"):
-        y, state = reference(q, k, v)
+        y, state = reference(q, k, v, segments)
     else:
         keys, values = (
             named.sharding("batch sequence heads key_dim"),
@@ -59,12 +66,14 @@ def attention(
         v = v.astype(jnp.float32)
         state = state or sums(k[:, :0], v[:, :0])
         state_specs = tuple(jax.typeof(s).sharding.spec for s in state)
+        if segments is not None:
+            segments = named.lay(segments, "batch sequence")
         y, state = jax.shard_map(
             partial(_chunks, chunk=min(CHUNK, q.shape[1])),
             mesh=layout.mesh,
-            in_specs=(keys.spec, keys.spec, values.spec, state_specs),
+            in_specs=(keys.spec, keys.spec, values.spec, state_specs, named.sharding("batch sequence").spec),
             out_specs=(values.spec, state_specs),
-        )(q, k, v, state)
+        )(q, k, v, state, segments)
     return y.astype(dtype), state
 
 
@@ -124,11 +133,20 @@ def everywhere(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Sta
     return y, state
 
 
-def reference(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, State]:
+def reference(
+    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None = None
+) -> tuple[jax.Array, State]:
     """By the definition: the whole matrix of scores, masked. Works under every layout."""
-    state = sums(k, v)
     time = jnp.arange(q.shape[1])
     seen = time[:, None] >= time
+    if segments is None:
+        state = sums(k, v)
+    else:
+        segments = named.lay(segments, "batch sequence")
+        last = jnp.max(jnp.where(time == len(time) - 1, segments, 0), axis=1, keepdims=True)
+        state = sums(jnp.where((segments == last)[..., None, None], k, 0.0), v)
+        own = together(segments, named.lay(segments, "batch memory_length"))
+        seen = (seen & own)[:, None]
     k = named.lay(k, "batch memory_length heads key_dim")
     weights = named.einsum(
         "batch sequence heads key_dim, batch memory_length heads key_dim -> batch heads sequence memory_length",
@@ -144,8 +162,11 @@ def reference(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Stat
     return y, state
 
 
-def _chunks(q: jax.Array, k: jax.Array, v: jax.Array, state: State, chunk: int) -> tuple[jax.Array, State]:
-    """The attention of one device's share: scores within a chunk, the state for what came before it."""
+def _chunks(
+    q: jax.Array, k: jax.Array, v: jax.Array, state: State, segments: jax.Array | None, chunk: int
+) -> tuple[jax.Array, State]:
+    """The attention of one device's share: scores within a chunk, the state for what came before it. With segments, the
+    state is of that of the last token before the chunk."""
     batch, length, heads, _ = q.shape
     count = -(-length // chunk)
 
@@ -153,13 +174,30 @@ def _chunks(q: jax.Array, k: jax.Array, v: jax.Array, state: State, chunk: int) 
         x = jnp.pad(x, ((0, 0), (0, count * chunk - length), (0, 0), (0, 0)))
         return x.reshape(batch, count, chunk, heads, x.shape[-1]).transpose(1, 0, 3, 2, 4)
 
-    def body(state: State, inputs: tuple[jax.Array, ...]) -> tuple[State, jax.Array]:
-        context, total = state
-        q, k, v = inputs
+    def body(carry: Any, inputs: Any) -> tuple[Any, jax.Array]:
+        (context, total), last = carry
+        q, k, v, own = inputs
         within = jnp.tril(jnp.einsum("bhqd,bhkd->bhqk", q, k))
+        if own is not None:
+            # Queries of the state's own segment look at it; the next one is of the segment of the chunk's last token.
+            newest = own[:, -1]
+            goes_on = (newest == last)[:, None, None]
+            within = jnp.where(together(own, own)[:, None], within, 0.0)
+            q = jnp.where((own == last[:, None])[:, None, :, None], q, 0.0)
+            k = jnp.where((own == newest[:, None])[:, None, :, None], k, 0.0)
         weights = within.sum(axis=-1) + jnp.einsum("bhqd,bhd->bhq", q, total)
         y = mean(within @ v + q @ context, weights[..., None])
-        return (context + jnp.einsum("bhkd,bhke->bhde", k, v), total + k.sum(axis=2)), y
+        if own is not None:
+            context, total, last = (
+                jnp.where(goes_on[..., None], context, 0.0),
+                jnp.where(goes_on, total, 0.0),
+                newest,
+            )
+        return ((context + jnp.einsum("bhkd,bhke->bhde", k, v), total + k.sum(axis=2)), last), y
 
-    state, y = jax.lax.scan(body, state, (split(q), split(k), split(v)))
+    first = None if segments is None else segments[:, 0]
+    if segments is not None:
+        segments = jnp.pad(segments, ((0, 0), (0, count * chunk - length)), mode="edge")
+        segments = segments.reshape(batch, count, chunk).swapaxes(0, 1)
+    (state, _), y = jax.lax.scan(body, (state, first), (split(q), split(k), split(v), segments))
     return y.transpose(1, 0, 3, 2, 4).reshape(batch, count * chunk, heads, -1)[:, :length], state

@@ -18,6 +18,7 @@ def attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
+    segments: jax.Array | None = None,
     *,
     window: int | None = None,
     interpret: bool = False,
@@ -25,7 +26,7 @@ def attention(
 ) -> jax.Array:
     """Causal attention on one device: q, k, v [batch, sequence, heads, head_dim] -> the same shape and type.
 
-    `window`: keys a query sees, itself included. The result and the logarithm of each row's sum, which the backward
+    `window`: keys a query sees, itself included; `segments`: int32 [batch, sequence], of which it sees its own. The result and the logarithm of each row's sum, which the backward
     kernels need, are named "attention" for remat policies. `interpret` runs the kernels without a TPU, slowly. `size`:
     queries, and keys, of one block (default: what `block` chooses); it divides the padded sequence.
     """
@@ -46,7 +47,11 @@ def attention(
     def rows(x: jax.Array) -> jax.Array:  # -> [batch, heads, sequence, head_dim]
         return jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0))).swapaxes(1, 2)
 
-    return jax.vmap(kernel)(rows(q), rows(k), rows(v)).swapaxes(1, 2)[:, :length]
+    own = None
+    if segments is not None:
+        padded = jnp.pad(segments, ((0, 0), (0, pad)))
+        own = pallas.SegmentIds(padded, padded)
+    return jax.vmap(kernel)(rows(q), rows(k), rows(v), own).swapaxes(1, 2)[:, :length]
 
 
 def block(length: int, window: int | None) -> int:

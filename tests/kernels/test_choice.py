@@ -39,6 +39,10 @@ def call(where, **changes) -> Call:
         (CPU, {"window": 256}, "local"),
         (CPU, {"window": 1024}, "blocked"),
         (CPU, {"length": 256}, "reference"),
+        (TPU, {"segments": True, "window": 256}, "splash"),
+        (HOPPER, {"segments": True}, "blocked"),
+        (HOPPER, {"segments": True, "window": 256}, "local"),
+        (CPU, {"segments": True}, "blocked"),
     ],
 )
 def test_auto_takes_the_devices_own_kernel_or_falls_back_and_says_why(where, changes, kernel):
@@ -65,6 +69,7 @@ def test_xla_by_name_runs_anything_anywhere(where):
         ("cudnn", HOPPER, {"capability": (7, 5)}, "7.5"),
         ("cudnn", HOPPER, {"head_dim": 100}, "head_dim"),
         ("cudnn", HOPPER, {"dtype": "float32"}, "float32"),
+        ("cudnn", HOPPER, {"segments": True}, "isolate_documents"),
     ],
 )
 def test_a_kernel_by_name_is_refused_in_one_line_where_it_cannot(wanted, where, changes, named):
@@ -87,3 +92,13 @@ def test_dropout_and_learned_keys_hinder_global_layers_alone():
     assert describe(chosen).startswith("global attention: xla, reference (model.attention.memory_slots")
     assert describe(chosen).endswith("local attention: xla, local")
     assert of_layers("auto", tiny(attention_types=("linear",)), layout_of("data:1"), jnp.float32) == {}
+
+
+def test_documents_that_stand_apart_are_known_to_the_rule_of_a_whole_model():
+    layout, dtype = layout_of("data:1"), jnp.float32
+    causal = tiny(attention_types=("linear", "global"))
+    assert set(of_layers("auto", causal, layout, dtype, segments=True)) == {"global"}
+    both_ways = tiny(attention_types=("linear",), causal=False)
+    assert of_layers("auto", both_ways, layout, dtype) == {}
+    with pytest.raises(NeojaxError, match="one sum for the whole row"):
+        of_layers("auto", both_ways, layout, dtype, segments=True)
