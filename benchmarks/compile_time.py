@@ -27,7 +27,8 @@ def compile_seconds(layers: int, sequence: int = 512, batch: int = 2) -> float:
     from neojax.layout.mesh import single_device
     from neojax.models import Transformer
     from neojax.training.optimizer import make_optimizer
-    from neojax.training.step import abstract_state, make_train_step
+    from neojax.training.state import abstract_state
+    from neojax.training.step import make_train_step
 
     jax.clear_caches()
     config = dataclasses.replace(shapes.ours("125M", sequence), n_layer=layers)

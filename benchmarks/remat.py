@@ -45,6 +45,7 @@ def main() -> None:
     from neojax.layout.mesh import single_device
     from neojax.models import Transformer
     from neojax.training.optimizer import make_optimizer
+    from neojax.training.state import State
     from neojax.training.step import make_train_step
 
     layout = single_device()
@@ -62,7 +63,7 @@ def main() -> None:
         train = TrainConfig(schedule="constant", warmup_steps=0, **changes)
         model = Transformer(config, layout, dtype=options["dtype"], remat=train.remat)
         optimizers[name] = optimizer = make_optimizer(train, model.dims(), model.config.n_vocab)
-        state = {"params": params, "opt_state": jax.jit(optimizer.init)(params)}
+        state = State(params, {}, jax.jit(optimizer.init)(params))
         step = make_train_step(model, optimizer, train)
         programs[name] = step.lower(state, batch, jnp.int32(0)).compile()
         found = programs[name].memory_analysis()
@@ -76,14 +77,14 @@ def main() -> None:
     for turn in range(-1, options["rounds"]):  # the first is to warm up
         names = list(programs)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            state = {"params": params, "opt_state": jax.jit(optimizers[name].init)(params)}
+            state = State(params, {}, jax.jit(optimizers[name].init)(params))
             jax.block_until_ready(state)
             start = time.perf_counter()
             state, metrics = programs[name](state, batch, jnp.int32(0))
             jax.block_until_ready((state, metrics))
             if turn >= 0:
                 seconds[name].append(time.perf_counter() - start)
-            params = state["params"]
+            params = state.trained
             del state
     print("training step, {model}, {dtype}, batch {batch} x {sequence}".format(**options))
     rows = {}

@@ -40,7 +40,8 @@ def compiled(options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, float]]:
     from neojax.layout.topology import tpu_devices
     from neojax.models import Transformer
     from neojax.training.optimizer import make_optimizer
-    from neojax.training.step import abstract_state, make_train_step
+    from neojax.training.state import abstract_state
+    from neojax.training.step import make_train_step
 
     mesh = MeshConfig(options["shape"], options["layout"], options["param_layout"])
     layout = make_layout(mesh, tpu_devices(options["topology"]))

@@ -34,7 +34,8 @@ def neojax_program(options: Mapping[str, Any]) -> tuple[Any, Any, Callable[[], A
     from neojax.layout.mesh import single_device
     from neojax.models import Transformer
     from neojax.training.optimizer import make_optimizer
-    from neojax.training.step import init_state, make_train_step
+    from neojax.training.state import init_state
+    from neojax.training.step import make_train_step
 
     batch, sequence = options["batch"], options["sequence"]
     how = {name: options[name] for name in ("unroll", "remat", "attention_kernel") if name in options}

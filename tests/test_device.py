@@ -15,7 +15,8 @@ from neojax.data.share import Share
 from neojax.layout.mesh import single_device
 from neojax.models import Transformer
 from neojax.training.optimizer import make_optimizer
-from neojax.training.step import init_state, make_train_step
+from neojax.training.state import init_state
+from neojax.training.step import make_train_step
 
 pytestmark = [
     pytest.mark.gpu,
@@ -61,7 +62,7 @@ def test_products_kept_in_the_hosts_memory_give_the_same_step():
             step = make_train_step(model, optimizer, train)
             rows = Share(model.layout, len(batch)).place(Batch(batch[:, :-1], batch[:, 1:]))
             state, metrics = step(init_state(model, optimizer), rows, jnp.int32(0))
-            ends.append((float(metrics["loss"]), jax.tree.map(np.asarray, state["params"])))
+            ends.append((float(metrics["loss"]), jax.tree.map(np.asarray, state.params)))
     np.testing.assert_allclose(ends[0][0], ends[1][0], rtol=1e-5)
     for name, value in ends[0][1].items():
         np.testing.assert_allclose(value, ends[1][1][name], atol=2e-3, err_msg=name)

@@ -72,7 +72,7 @@ def run(step: Any, state: Any, batch: Any, steps: int) -> tuple[str, float]:
     jax.block_until_ready(state)
     seconds = (time.perf_counter() - start) / (steps - 1)
     digest = hashlib.sha256()
-    for value in [*losses, *(state["params"][name] for name in sorted(state["params"]))]:
+    for value in [*losses, *(state.params[name] for name in sorted(state.params))]:
         digest.update(np.asarray(value).tobytes())
     return digest.hexdigest(), seconds
 

@@ -124,6 +124,11 @@ class TrainConfig:
         'parameters without weight decay: "ndim<2" (vectors and numbers), a dimension name (vocab), or a name pattern '
         "(*norm*)",
     )
+    frozen: tuple[str, ...] = key(
+        (),
+        "parameters that keep their values, told as in no_decay (vocab, blocks.1.*); all others are trained. Frozen ones "
+        "have no gradient, no moments and no weight decay",
+    )
     beta1: float = key(0.9, "decay of AdamW's first moment", least=0, below=1)
     beta2: float = key(0.95, "decay of AdamW's second moment", least=0, below=1)
     epsilon: float = key(1e-8, "added to AdamW's denominator", above=0)

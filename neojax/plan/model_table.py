@@ -10,6 +10,7 @@ from neojax.layout.devices import shape_text
 from neojax.layout.mesh import Layout, abstract_layout
 from neojax.models import Transformer
 from neojax.models.flops import flops_per_token
+from neojax.training.selection import frozen_names
 
 MOMENT_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -17,22 +18,27 @@ MOMENT_BYTES = {"float32": 4, "bfloat16": 2}
 def print_model(config: Config, layout: Layout | None = None) -> None:
     """Every parameter: dimension names, shape, layout, bytes per device; then totals and model FLOPs.
 
-    layout: default that of the configuration, over devices that need not be here.
+    layout: default that of the configuration, over devices that need not be here. Raises `NeojaxError` where the model
+    cannot be laid out so, or `train.frozen` does not fit it.
     """
     layout = layout or abstract_layout(config.mesh)
     model = Transformer(config.model, layout)
     dims, stored = model.dims(), model.stored()
+    frozen = frozen_names(config.train.frozen, dims)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("parameter", "dimensions", "shape", "used as", "stored as"):
         table.add_column(title, no_wrap=True)
     table.add_column("bytes/device", justify="right", no_wrap=True)
-    count = held = 0
+    count = trained = held = held_trained = 0
     for name, value in stored.items():
         parts = math.prod(layout.split(d, stored=True) for d in dims[name])
         bytes_held = 4 * math.prod(value.shape) // parts
         true_shape = [config.model.n_vocab if d == "vocab" else n for d, n in zip(dims[name], value.shape)]
         count += math.prod(true_shape)
         held += bytes_held
+        if name not in frozen:
+            trained += math.prod(true_shape)
+            held_trained += bytes_held
         split = [
             " ".join(f"{d}:{'+'.join(axes)}" for d in dims[name] if (axes := layout.axes(d, stored=s)))
             or "whole"
@@ -44,13 +50,19 @@ def print_model(config: Config, layout: Layout | None = None) -> None:
     mesh = shape_text(layout.mesh.shape)
     padding = stored["wte"].shape[0] - config.model.n_vocab
     flops = flops_per_token(config.model)
-    print(f"\n{count:,} parameters" + (f" (and {padding} rows of vocabulary padding)" if padding else ""))
+    print(
+        f"\n{count:,} parameters"
+        + (f", {trained:,} of them trained" if frozen else "")
+        + (f" (and {padding} rows of vocabulary padding)" if padding else "")
+    )
     print(
         f"mesh {mesh}: {layout.mesh.size} device(s); each stores {held:,} bytes of float32 parameters", end=""
     )
-    # Two moments of each parameter, the second in float32; Adafactor's factors are next to nothing.
-    adam = held // 4 * (MOMENT_BYTES[config.train.moment_dtype] + 4)
-    state = adam if config.train.optimizer == "adamw" else held * (config.train.adafactor_momentum > 0)
+    # Two moments of each trained parameter, the second in float32; Adafactor's factors are next to nothing.
+    adam = held_trained // 4 * (MOMENT_BYTES[config.train.moment_dtype] + 4)
+    mean = held_trained * (config.train.adafactor_momentum > 0)
+    state = adam if config.train.optimizer == "adamw" else mean
     print(f" and {state:,} of {config.train.optimizer} state" if state else "")
-    print(f"{flops:,.0f} model FLOPs per trained token (3 x forward, attention to visible keys only)")
+    what = "3 x forward, attention to visible keys only" + (", as if all were trained" if frozen else "")
+    print(f"{flops:,.0f} model FLOPs per trained token ({what})")
     print(f"{flops * config.model.n_ctx * config.train.batch_size:,.0f} model FLOPs per step")

@@ -111,7 +111,10 @@ class Checkpoints:
         self._saving = _Saving(step, save, lambda: self._finish(step, folder, keep))
 
     def restore(
-        self, step: int, abstract_state: Mapping[str, Any], adapt: Callable[[Any, Collection[str]], Any] | None = None
+        self,
+        step: int,
+        abstract_state: Mapping[str, Any],
+        adapt: Callable[[Any, Collection[str]], Any] | None = None,
     ) -> dict[str, Any]:
         """The state saved at `step`, shaped, typed and laid out as `abstract_state`.
 

@@ -84,12 +84,13 @@ def yaml_word(value: Any) -> str:
 def check_resume(saved: Config, now: Config, run_dir: Path, step: int) -> list[str]:
     """What changed between a run's last checkpoint, at `step`, and the command that resumes it, as lines to show.
 
-    Raises `NeojaxError` where the checkpoint no longer fits: another model, or another optimizer.
+    Raises `NeojaxError` where the checkpoint no longer fits: another model, another optimizer, or other frozen
+    parameters.
     """
     old, new = configuration.to_dict(saved), configuration.to_dict(now)
     old["train"]["init_from"] = new["train"]["init_from"] = ""  # only told where the run once began
     model = differences(old["model"], new["model"], "model.")
-    keys = ["train.optimizer "]
+    keys = ["train.optimizer ", "train.frozen "]  # the state has moments of what is trained alone
     if now.train.optimizer == "adafactor" and 0 in (
         saved.train.adafactor_momentum,
         now.train.adafactor_momentum,

@@ -47,14 +47,8 @@ from neojax.training.optimizer import Optimizer, make_optimizer
 from neojax.training.profile import Profile
 from neojax.training.resume import go_on, may_begin
 from neojax.training.signals import Stop, Stopped
-from neojax.training.step import (
-    State,
-    abstract_state,
-    evaluate,
-    init_state,
-    make_eval_step,
-    make_train_step,
-)
+from neojax.training.state import State, abstract_state, init_state
+from neojax.training.step import evaluate, make_eval_step, make_train_step
 from neojax.training.together import Together
 from neojax.training.watchdog import Watchdog
 
@@ -138,9 +132,11 @@ def train(config: Config, stop: Stop | None = None) -> None:
             progress.note(f"starting from the weights of {config.train.init_from}")
         else:
             state = init_state(model.init(config.train.seed), optimizer)
-        parameters = sum(math.prod(p.shape) for p in state["params"].values())
+        parameters, trained = (
+            sum(math.prod(p.shape) for p in part.values()) for part in (state.params, state.trained)
+        )
         progress.note(
-            f"{parameters:,} parameters on mesh {shape_text(layout.mesh.shape)} ({layout.mesh.devices.flat[0].device_kind}), "
+            f"{parameters:,} parameters{f', {trained:,} of them trained,' if state.frozen else ''} on mesh {shape_text(layout.mesh.shape)} ({layout.mesh.devices.flat[0].device_kind}), "
             f"compute in {model.dtype}, run directory {folder}"
         )
         chosen = of_layers(model.attention_kernel, config.model, layout, model.dtype)
@@ -247,7 +243,7 @@ class Run:
     def save(self, checkpoints: Checkpoints, lock: Lock) -> None:
         """Starts to save the state, where the run directory is still this run's and all numbers are finite."""
         on_first(lock.check)
-        if bad := not_finite(self.state):
+        if bad := not_finite(self.state.saved()):
             raise NeojaxError(
                 f"{bad[0]} holds infinities or NaN after step {self.step}, which is not saved; {good(checkpoints)}: "
                 f"{CURE}, and run again"
@@ -255,7 +251,7 @@ class Run:
         meta = {**self.meta, "health": self.health.saved()}
         self.written(self.write_anew)
         self.written(checkpoints.wait)  # that the one before failed is no reason not to try
-        self.written(lambda: checkpoints.save(self.step, self.state, meta))
+        self.written(lambda: checkpoints.save(self.step, self.state.saved(), meta))
 
     def write_anew(self) -> None:
         """Makes a run directory again of one that was renamed or deleted meanwhile, so that what is saved can be used."""
@@ -310,7 +306,10 @@ class Run:
     def training_row(
         self, values: dict[str, jax.Array], rate: float | None, input_seconds: float
     ) -> dict[str, Any]:
-        """What metrics.jsonl says of a step; also moves the progress bar."""
+        """What metrics.jsonl says of a step; also moves the progress bar.
+
+        Model FLOPs are told where all parameters are trained: what frozen ones save depends on where they are.
+        """
         loss = float(values["loss"])
         self.progress.update(self.step, loss, rate)
         row = {
@@ -323,7 +322,7 @@ class Run:
             "input_seconds": input_seconds,
             **self.health.row(),
         }
-        if rate:
+        if rate and not self.state.frozen:
             row["model_flops_per_second"] = rate * flops_per_token(self.config.model)
             used = mfu(rate, self.config.model, self.model.layout.mesh.devices.flat)
             if used is not None:
@@ -342,7 +341,7 @@ class Run:
                 rows=self.share.held,
             )
             batches = self.until_stopped(islice(batches, self.config.train.eval_batches or None))
-            loss, _ = evaluate(self.eval_step, self.state["params"], batches, self.share)
+            loss, _ = evaluate(self.eval_step, self.state.params, batches, self.share)
             row |= {f"{name}_loss": loss, **self.perplexity(loss, f"{name}_")}
             self.progress.note(f"step {self.step}: {name} loss {loss:.4f}")
         return row

@@ -21,7 +21,7 @@ from neojax.layout.mesh import Layout
 from neojax.models import Transformer
 from neojax.models.transformer import compute_type
 from neojax.training.optimizer import make_optimizer
-from neojax.training.step import abstract_state
+from neojax.training.state import abstract_state
 
 TOKEN_BYTES = 8  # a token as input and as target, int32 each
 

@@ -13,6 +13,7 @@ from neojax.models import Transformer
 from neojax.runs import run_dir as runs
 from neojax.runs.checkpoint import Checkpoints
 from neojax.training.optimizer import make_optimizer
+from neojax.training.state import init_state
 
 
 def write_run(
@@ -40,7 +41,7 @@ def write_run(
         if text is not None:
             runs.write_text(folder / runs.TOKENIZER, text)
         if opt_state is None:
-            opt_state = jax.jit(make_optimizer(train, model.dims(), model.config.n_vocab).init)(params)
+            opt_state = init_state(model, make_optimizer(train, model.dims(), model.config.n_vocab)).opt_state
         meta = runs.meta(config, text, model.eos_token_id)
         with Checkpoints(folder, keep=1) as checkpoints:
             checkpoints.save(step, {"params": params, "opt_state": opt_state}, meta)

@@ -4,9 +4,7 @@ Optimizer state is made from the parameters by `init`: on an Explicit mesh each 
 a factored moment as its parameter is without the reduced dimension.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
@@ -14,23 +12,31 @@ import jax.numpy as jnp
 import optax
 
 from neojax.config import TrainConfig
-from neojax.errors import NeojaxError, suggest
 from neojax.training.adafactor import scale_by_adafactor
 from neojax.training.schedule import learning_rate
+from neojax.training.selection import VECTORS, Dims, frozen_names, selected
 
-Dims = Mapping[str, tuple[str, ...]]
-Params = dict[str, jax.Array]
+Params = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An optax transformation after clipping by the global norm. Call both methods under `jax.jit`."""
+    """An optax transformation after clipping by the global norm, of all parameters but those whose names are `frozen`.
+
+    Call `init` and `update`, which know nothing of the frozen ones, under `jax.jit`.
+    """
 
     transform: optax.GradientTransformation
     clip_norm: float
+    frozen: frozenset[str] = frozenset()
+
+    def split(self, params: Params) -> tuple[Params, Params]:
+        """The parameters that are trained, and those that are frozen."""
+        trained = {name: value for name, value in params.items() if name not in self.frozen}
+        return trained, {name: value for name, value in params.items() if name in self.frozen}
 
     def init(self, params: Params) -> Any:
-        """The optimizer state before the first step, stored as the parameters are."""
+        """The optimizer state before the first step, stored as the trained parameters `params` are."""
         return self.transform.init(params)
 
     def update(
@@ -62,14 +68,17 @@ class Optimizer:
 
 
 def make_optimizer(train: TrainConfig, dims: Dims, n_vocab: int | None = None) -> Optimizer:
-    """The optimizer that `train` asks for, for parameters with these dimension names, of which what is beyond `n_vocab`
-    along `vocab` is padding.
+    """The optimizer that `train` asks for, for a model's parameters with these dimension names, of which what is beyond
+    `n_vocab` along `vocab` is padding.
 
     Weight decay is decoupled and multiplied by the scheduled learning rate (Loshchilov and Hutter 2019). Adafactor's
     learning rate is relative to the RMS of each parameter, so its natural size is about 1e-2; its momentum is of the
     updates before that rate and the decay.
-    Raises `NeojaxError` for an entry of `train.no_decay` that matches no parameter.
+    Raises `NeojaxError` for an entry of `train.no_decay` or `train.frozen` that matches no parameter, and where all
+    are frozen.
     """
+    frozen = frozen_names(train.frozen, dims)
+    decays = {name: decays for name, decays in decay_mask(train.no_decay, dims).items() if name not in frozen}
     if train.optimizer == "adamw":
         make = optax.scale_by_adam if train.bias_correction else scale_by_uncorrected_adam
         scale = make(train.beta1, train.beta2, train.epsilon, mu_dtype=train.moment_dtype)
@@ -81,10 +90,10 @@ def make_optimizer(train: TrainConfig, dims: Dims, n_vocab: int | None = None) -
             scale = optax.chain(scale, optax.ema(train.adafactor_momentum, debias=False))
     transform = optax.chain(
         scale,
-        optax.add_decayed_weights(train.weight_decay, mask=decay_mask(train.no_decay, dims)),
+        optax.add_decayed_weights(train.weight_decay, mask=decays),
         optax.scale_by_learning_rate(learning_rate(train)),
     )
-    return Optimizer(transform, train.clip_norm)
+    return Optimizer(transform, train.clip_norm, frozen)
 
 
 def taken(opt_state: Any) -> jax.Array:
@@ -109,24 +118,7 @@ def scale_by_uncorrected_adam(
 
 
 def decay_mask(no_decay: tuple[str, ...], dims: Dims) -> dict[str, bool]:
-    """Which parameters decay: those that no entry of `no_decay` matches.
-
-    An entry is "ndim<2" (below two dimensions, where the stacked `layers` do not count, and `heads` and `head_dim`,
-    which split one, count as one: a bias of queries is a vector), the name of a dimension, or a shell-style pattern
-    of parameter names. Raises `NeojaxError` for an entry that matches nothing.
-    """
-    mask = dict.fromkeys(dims, True)
-    for entry in no_decay:
-        matched = [name for name in dims if _matches(entry, name, dims[name])]
-        # A model may have no vectors; every other entry is there because somebody expected a match.
-        if not matched and entry != "ndim<2":
-            known = sorted({d for ds in dims.values() for d in ds} | {"ndim<2"} | set(dims))
-            raise NeojaxError(f"train.no_decay: {entry!r} matches no parameter{suggest(entry, known)}")
-        mask.update(dict.fromkeys(matched, False))
-    return mask
-
-
-def _matches(entry: str, name: str, dims: tuple[str, ...]) -> bool:
-    if entry == "ndim<2":
-        return sum(d not in ("layers", "head_dim") for d in dims) < 2
-    return entry in dims or fnmatchcase(name, entry)
+    """Which parameters decay: those that no entry of `no_decay` matches. Raises `NeojaxError` for an entry that matches
+    nothing; but a model may have no vectors, which the default leaves out."""
+    kept = selected(no_decay, dims, "train.no_decay", may_miss=(VECTORS,))
+    return {name: name not in kept for name in dims}

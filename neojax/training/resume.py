@@ -14,6 +14,7 @@ from neojax.runs import run_dir as runs
 from neojax.runs.checkpoint import NEWEST, Checkpoints, DamagedError
 from neojax.training.adafactor import as_stored
 from neojax.training.metrics import METRICS, read_metrics
+from neojax.training.state import State
 
 Note = Callable[[str], None]
 
@@ -107,8 +108,8 @@ def _keep_aside(folder: Path) -> str | None:
 
 
 def go_on(
-    checkpoints: Checkpoints, config: Config, meta: dict[str, Any], like: dict[str, Any], note: Note
-) -> tuple[int, dict[str, Any] | None]:
+    checkpoints: Checkpoints, config: Config, meta: dict[str, Any], like: State, note: Note
+) -> tuple[int, State | None]:
     """The step that the run has come to and its state, laid out as `like`; (0, None) where there is no checkpoint, and
     no state where all steps are done.
 
@@ -123,7 +124,8 @@ def go_on(
             saved = checkpoints.restore_meta(step)
             lines = runs.check_data(saved, meta, folder, step)
             lines += runs.check_resume(runs.config_of(saved, source=str(folder)), config, folder, step)
-            state = None if step >= config.train.steps else checkpoints.restore(step, like, adapt)
+            done = step >= config.train.steps
+            state = None if done else like.restored(checkpoints.restore(step, like.saved(), adapt))
         except DamagedError as e:
             if config.train.on_damage == "stop" or len(checkpoints.steps()) == 1:
                 hint = "" if len(checkpoints.steps()) == 1 else "; train.on_damage=previous does so by itself"

@@ -15,23 +15,9 @@ from neojax.training.compiler import compiler_options, deterministic_options
 from neojax.training.mlm import mask_tokens
 from neojax.training.optimizer import Optimizer, taken
 from neojax.training.schedule import learning_rate
-
-State = dict[str, Any]
-"""{"params": {name: array}, "opt_state": the optimizer's tree}; parameters are float32 in their stored layout."""
+from neojax.training.state import State
 
 MASKS = 1 << 30  # sets the random bits of masked tokens apart from those of dropout
-
-
-def init_state(model: Transformer, optimizer: Optimizer) -> State:
-    """The state before the first step, from the weights bound to `model`, in the stored layout."""
-    params = model.params()
-    return {"params": params, "opt_state": jax.jit(optimizer.init)(params)}
-
-
-def abstract_state(model: Transformer, optimizer: Optimizer) -> State:
-    """The shapes, types and layouts of the state, without values."""
-    params = model.stored()
-    return {"params": params, "opt_state": jax.eval_shape(optimizer.init, params)}
 
 
 def make_train_step(
@@ -39,20 +25,20 @@ def make_train_step(
 ) -> Callable[[State, Batch, Any], tuple[State, dict[str, jax.Array]]]:
     """The jitted step (state, batch, step) -> (state, metrics); the state is donated.
 
-    Its batch is [microbatches, batch, sequence]. Gradients are summed over microbatches and
-    divided by the number of scored tokens in all of them, so the step equals that of the whole batch. Where the loss or
-    the gradients' norm is not finite, the state comes back as it was, the place in the schedule included. `step` (int32
-    scalar, 0 for the first) seeds dropout and masks. Metrics, float32 scalars: loss (nats per token), grad_norm,
-    learning_rate. Raises `NeojaxError` for train.compiler_options that the compiler does not take.
+    Its batch is [microbatches, batch, sequence]. Gradients of what is trained are summed over microbatches and divided by
+    the number of scored tokens in all of them, so the step equals that of the whole batch. Where the loss or the
+    gradients' norm is not finite, the state comes back as it was, the place in the schedule included. `step` (int32
+    scalar, 0 for the first) seeds dropout and masks. Metrics, float32 scalars: loss (nats per token), grad_norm (before
+    clipping), learning_rate. Raises `NeojaxError` for train.compiler_options that the compiler does not take.
     """
     rate = learning_rate(train)
     drops = any((model.config.embedding.dropout, model.config.attention.dropout, model.config.dropout))
 
-    def objective(params, batch, index, step):
+    def objective(trained, frozen, batch, index, step):
         key = None
         if drops:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(train.seed), step), index)
-        total, nll, _ = model.bind(params).loss(
+        total, nll, _ = model.bind({**trained, **frozen}).loss(
             batch.tokens,
             batch.targets,
             z_loss=train.z_loss,
@@ -63,19 +49,19 @@ def make_train_step(
 
     grad = jax.value_and_grad(objective, has_aux=True)
 
-    def gradients(params, batch, step):
-        """Summed gradients and nats over the microbatches."""
+    def gradients(trained, frozen, batch, step):
+        """Summed gradients of what is trained, and nats, over the microbatches."""
         count = batch.tokens.shape[0]
         if count == 1:
-            (_, nll), grads = grad(params, jax.tree.map(lambda x: x[0], batch), 0, step)
+            (_, nll), grads = grad(trained, frozen, jax.tree.map(lambda x: x[0], batch), 0, step)
             return grads, nll
 
         def accumulate(carry, indexed):
             index, micro = indexed
-            (_, nll), grads = grad(params, micro, index, step)
+            (_, nll), grads = grad(trained, frozen, micro, index, step)
             return jax.tree.map(jnp.add, carry, (grads, nll)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, params), jnp.zeros(())
+        zeros = jax.tree.map(jnp.zeros_like, trained), jnp.zeros(())
         return jax.lax.scan(accumulate, zeros, (jnp.arange(count), batch))[0]
 
     def train_step(state: State, batch: Batch, step: Any):
@@ -85,11 +71,11 @@ def make_train_step(
                 batch, jax.random.fold_in(key, MASKS), train, model.config.n_vocab, model.layout
             )
         scored = jnp.maximum(jnp.sum(batch.targets >= 0, dtype=jnp.float32), 1.0)
-        grads, nll = gradients(state["params"], batch, step)
+        grads, nll = gradients(state.trained, state.frozen, batch, step)
         loss = nll / scored
-        params, opt_state, norm = optimizer.update(grads, state["opt_state"], state["params"], scored, loss)
-        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate(taken(state["opt_state"]))}
-        return {"params": params, "opt_state": opt_state}, metrics
+        trained, opt_state, norm = optimizer.update(grads, state.opt_state, state.trained, scored, loss)
+        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate(taken(state.opt_state))}
+        return State(trained, state.frozen, opt_state), metrics
 
     options = compiler_options(model.layout, train.compiler_options, train.deterministic)
     return jax.jit(train_step, donate_argnums=0, compiler_options=options)

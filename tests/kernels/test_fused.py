@@ -129,7 +129,8 @@ def test_the_training_step_compiles_for_a_tpu_with_splash():
     from neojax.data.share import BATCH_DIMS
     from neojax.layout.topology import tpu_devices
     from neojax.training.optimizer import make_optimizer
-    from neojax.training.step import abstract_state, make_train_step
+    from neojax.training.state import abstract_state
+    from neojax.training.step import make_train_step
 
     layout = make_layout(MeshConfig("x:2, y:2", "batch:x, heads:y", "embd:x"), tpu_devices("v5e:2x2"))
     config = tiny(n_embd=256, n_head=2, n_ctx=256, window_size=100)

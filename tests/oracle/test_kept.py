@@ -11,6 +11,7 @@ from neojax.convert import mesh_tf
 from neojax.data.batch import Batch
 from neojax.training.moments import opt_state
 from neojax.training.optimizer import make_optimizer
+from neojax.training.state import State
 from neojax.training.step import make_train_step
 
 
@@ -52,7 +53,7 @@ def losses(loaded, batches):
     with jax.set_mesh(model.layout.mesh):
         optimizer = make_optimizer(train, model.dims(), model.config.n_vocab)
         step = make_train_step(model, optimizer, train)
-        state = jax.tree.map(jnp.copy, {"params": model.params(), "opt_state": opt_state(loaded)})
+        state = jax.tree.map(jnp.copy, State(model.params(), {}, opt_state(loaded)))
         for i, tokens in enumerate(batches):
             batch = Batch(jnp.asarray(tokens[None, :, :-1]), jnp.asarray(tokens[None, :, 1:]))
             state, metrics = step(state, batch, loaded.step + i)

@@ -139,7 +139,9 @@ def test_no_checkpoint_holds_infinities(part, run, settings, monkeypatch):
 
     def overflowing(step, state, batch, index):
         state, values = step(state, batch, index)
-        return {**state, part: jax.tree.map(lambda x: x * 2.0**127 * 4, state[part])}, values
+        saved = state.saved()
+        saved[part] = jax.tree.map(lambda x: x * 2.0**127 * 4, saved[part])
+        return state.restored(saved), values
 
     spoilt(monkeypatch, [20], overflowing)
     refused(settings(run, "train.steps=21"), f"{part}/", "after step 21", "not saved", "step 20")

@@ -12,7 +12,8 @@ from neojax.host_memory import host_memory
 from neojax.layout.mesh import make_layout
 from neojax.training import loop, memory
 from neojax.training.memory import Memory, check_memory, needed
-from neojax.training.step import abstract_state, make_train_step
+from neojax.training.state import abstract_state
+from neojax.training.step import make_train_step
 
 BIG = 2_000_000_000
 

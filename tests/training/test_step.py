@@ -16,12 +16,8 @@ from neojax.errors import NeojaxError
 from neojax.models import Transformer
 from neojax.training.optimizer import make_optimizer
 from neojax.training.schedule import learning_rate
-from neojax.training.step import (
-    evaluate,
-    init_state,
-    make_eval_step,
-    make_train_step,
-)
+from neojax.training.state import init_state
+from neojax.training.step import evaluate, make_eval_step, make_train_step
 
 LAYOUT = layout_of("data:2, model:2", "batch:data, heads:model, mlp:model, vocab:model", "embd:data")
 CONFIG = tiny(n_layer=1, attention_types=("global",), n_embd=16, n_ctx=12)
@@ -53,8 +49,8 @@ def setup(config=CONFIG, train=TRAIN, layout=LAYOUT):
 def stepped(microbatches, config=CONFIG, train=TRAIN, batch=None, layout=LAYOUT, step=3):
     """The state and the metrics of `step` as the first, with the schedule there."""
     _, state, run = setup(config, train, layout)
-    counts = optax.tree.set(state["opt_state"], count=jnp.int32(step))
-    state["opt_state"] = jax.tree.map(jnp.copy, counts)  # two counts, two arrays to donate
+    counts = optax.tree.set(state.opt_state, count=jnp.int32(step))
+    state = state._replace(opt_state=jax.tree.map(jnp.copy, counts))  # two counts, two arrays to donate
     state, metrics = run(state, Share(layout, 8 // microbatches).place(batch or batch_of()), jnp.int32(step))
     return state, {name: float(value) for name, value in metrics.items()}
 
@@ -70,8 +66,8 @@ def test_microbatches_equal_the_whole_batch(microbatches, whole):
     state, metrics = stepped(microbatches)
     for name, value in metrics.items():
         assert value == pytest.approx(whole[1][name], rel=1e-5), name
-    for name, value in true_rows(state["params"]).items():
-        np.testing.assert_allclose(value, true_rows(whole[0]["params"])[name], atol=2e-6, err_msg=name)
+    for name, value in true_rows(state.params).items():
+        np.testing.assert_allclose(value, true_rows(whole[0].params)[name], atol=2e-6, err_msg=name)
 
 
 def test_metrics_are_the_loss_the_norm_before_clipping_and_the_rate(whole):
@@ -82,7 +78,7 @@ def test_metrics_are_the_loss_the_norm_before_clipping_and_the_rate(whole):
         total, _, count = model.bind(params).loss(batch.tokens, batch.targets)
         return total / count
 
-    loss, grads = jax.jit(jax.value_and_grad(mean))(state["params"])
+    loss, grads = jax.jit(jax.value_and_grad(mean))(state.params)
     norm = float(optax.tree.norm(grads))
     assert norm > TRAIN.clip_norm
     expected = {"loss": float(loss), "grad_norm": norm, "learning_rate": float(learning_rate(TRAIN)(3))}
@@ -105,11 +101,11 @@ def test_the_new_state_takes_the_place_of_the_old(options):
 
 def test_state_is_donated_and_keeps_its_layout():
     model, state, run = setup()
-    before = state["params"]
+    before = state.params
     after, _ = run(state, Share(LAYOUT, 8).place(batch_of()), jnp.int32(0))
     assert all(p.is_deleted() for p in before.values())
     for name, spec in model.stored().items():
-        assert after["params"][name].sharding.is_equivalent_to(spec.sharding, len(spec.shape)), name
+        assert after.params[name].sharding.is_equivalent_to(spec.sharding, len(spec.shape)), name
 
 
 def test_the_step_learns():
@@ -129,7 +125,7 @@ def test_padding_of_the_vocabulary_is_never_trained():
     _, state, run = setup(train=TrainConfig(weight_decay=0.1, z_loss=1e-3, steps=10, warmup_steps=0))
     for step in range(3):
         state, _ = run(state, Share(LAYOUT, 8).place(batch_of(step)), jnp.int32(step))
-    table = np.asarray(state["params"]["wte"])
+    table = np.asarray(state.params["wte"])
     assert table.shape[0] == 62 and not table[61:].any()
 
 
@@ -139,8 +135,8 @@ def test_a_batch_without_targets_changes_nothing_but_decay():
     state, metrics = stepped(1, train=TrainConfig(weight_decay=0.0), batch=batch)
     assert metrics["loss"] == metrics["grad_norm"] == 0
     _, start, _ = setup()
-    for name, value in start["params"].items():
-        np.testing.assert_array_equal(value, state["params"][name])
+    for name, value in start.params.items():
+        np.testing.assert_array_equal(value, state.params[name])
 
 
 @pytest.mark.parametrize("options", [{}, {"moment_dtype": "bfloat16"}], ids=str)
@@ -150,7 +146,7 @@ def test_a_step_without_a_finite_loss_leaves_the_state_as_it_was(options, microb
     config = model_config(CONFIG, tie_word_embeddings=False)
     train = dataclasses.replace(TRAIN, **options, warmup_steps=0)
     model, state, run = setup(config, train)
-    first = state["params"]
+    first = state.params
     table = np.asarray(first["wte"]).copy()
     table[60] = np.nan  # the row of a token that only the bad batch has
     batches = {name: batch_of() for name in ("good", "bad")}
@@ -198,10 +194,10 @@ def test_evaluation_weighs_by_token_and_refuses_nothing():
     batches = [batch_of(0), batch_of(5)]
     batches[1].targets[:6] = -1
     share = Share(LAYOUT, 8)
-    loss, count = evaluate(eval_step, state["params"], iter(batches), share)
-    means = [evaluate(eval_step, state["params"], iter([b]), share) for b in batches]
+    loss, count = evaluate(eval_step, state.params, iter(batches), share)
+    means = [evaluate(eval_step, state.params, iter([b]), share) for b in batches]
     assert [n for _, n in means] == [(b.targets >= 0).sum() for b in batches]
     assert count == means[0][1] + means[1][1]
     assert loss == pytest.approx(np.average([m for m, _ in means], weights=[n for _, n in means]), rel=1e-6)
     with pytest.raises(NeojaxError, match="no token"):
-        evaluate(eval_step, state["params"], iter([]), share)
+        evaluate(eval_step, state.params, iter([]), share)
