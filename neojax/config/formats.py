@@ -38,7 +38,10 @@ def _name_gpt2(sections: dict[str, Any]) -> dict[str, Any]:
     model = sections.get("model")
     if not isinstance(model, Mapping) or "family" in model or model.get("attention_bias") is not True:
         return sections
-    if set(_words(model.get("attention_types"))) != {"global"}:
+    try:
+        if set(_words(model.get("attention_types"))) != {"global"}:
+            return sections
+    except RecursionError:  # a list that holds itself, which the reader of keys refuses
         return sections
     model = {**model, "family": "gpt2"}
     if not (model.get("init_from") or value_at(sections, "train.init_from")):

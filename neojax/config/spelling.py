@@ -60,19 +60,18 @@ def lay_over(under: Mapping[str, Any], given: Mapping[str, Any], source: str) ->
         if not isinstance(keys, Mapping):
             tree[section] = tree.get(section) if keys is None else keys
             continue
+        flat, groups = (FLAT, GROUPS) if section == "model" else ((), ())
         for name, value in keys.items():
-            if section == "model" and name in FLAT:
-                continue
-            if section == "model" and name in GROUPS and isinstance(value, Mapping):
+            if name in groups and isinstance(value, Mapping):
                 for own, its in value.items():
                     set_at(tree, (section, name, own), its)
-            elif value is not None or name not in GROUPS:
+            elif name not in flat and not (name in groups and value is None):
                 set_at(tree, (section, name), value)
     model = given.get("model")
     if isinstance(model, Mapping):
-        flat = {name: model[name] for name in FLAT if name in model}  # in the order of FLAT
-        _refuse_both(flat, given, source)
-        for path, value in _grouped(flat, tree, source):
+        said = {name: model[name] for name in FLAT if name in model}  # in the order of FLAT
+        _refuse_both(said, given, source)
+        for path, value in _grouped(said, tree, source):
             set_at(tree, path.split("."), value)
     return tree
 
@@ -107,5 +106,12 @@ def _refuse_both(flat: Iterable[str], given: Mapping[str, Any], source: str) -> 
                 )
 
 
-def _copy(value: Any) -> Any:
-    return {name: _copy(v) for name, v in value.items()} if isinstance(value, Mapping) else value
+def _copy(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections whose dictionaries and groups of keys may be changed; values are the same (an anchor of YAML can make
+    one hold itself)."""
+    return {
+        section: {name: dict(v) if isinstance(v, Mapping) else v for name, v in keys.items()}
+        if isinstance(keys, Mapping)
+        else keys
+        for section, keys in sections.items()
+    }

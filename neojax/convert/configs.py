@@ -18,10 +18,17 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     overrides = list(overrides)
     given = configuration.override({}, overrides, str(path))  # of a gpt-neo config, what is given is not read
     raw = gpt_neo.load(path, given) if Path(path).suffix == ".json" else configuration.read_yaml(path)
-    origin = configuration.value_at(configuration.override(raw, overrides, str(path)), "train.init_from")
+    said = configuration.override(raw, overrides, str(path))
+    origin = configuration.value_at(said, "train.init_from")
     if isinstance(origin, str) and origin:
-        raw = configuration.override(raw, overrides, str(path), {"model": model_of(origin)})
-        return configuration.from_dict(raw, source=str(path))
+        there = model_of(origin)
+        family = configuration.value_at(said, "model.family", there["family"])
+        if family != there["family"]:
+            raise NeojaxError(
+                f"{path}: model.family is {family}, but the model of train.init_from={origin} is a {there['family']}; "
+                "leave the keys of model out to take them from there"
+            )
+        raw, overrides = configuration.override(raw, overrides, str(path), {"model": there}), []
     return configuration.from_dict(raw, overrides, source=str(path))
 
 

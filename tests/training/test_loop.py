@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from neojax import config as configuration
+from neojax import loading
 from neojax.data.store import StoreWriter
 from neojax.data.tokenizer import train as train_tokenizer
 from neojax.errors import NeojaxError
@@ -216,3 +217,25 @@ def test_several_validation_stores_are_told_apart(run, settings, data, tmp_path)
     train(settings(run, f"data.validation=[{data}, {tmp_path / 'other'}]", "train.steps=21"))
     row = read_metrics(run)[-1]
     assert row["validation_other_loss"] == row[f"validation_{data.name}_loss"]
+
+
+def test_a_run_begins_with_the_weights_of_another(whole_run, settings, tmp_path, capsys):
+    origin = f"train.init_from={whole_run / 'checkpoints' / '15'}"
+    train(
+        settings(tmp_path / "run", origin, "train.steps=1", "train.warmup_steps=0", "train.learning_rate=0")
+    )
+    said = " ".join("".join(capsys.readouterr()).split())
+    assert f"starting from the weights of {whole_run}" in said
+    expected, found = (
+        loading.load(path).params() for path in (whole_run / "checkpoints" / "15", tmp_path / "run")
+    )
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(value, found[name], err_msg=name)
+    narrow = "model.attention.heads=4", "model.mlp.width=32"
+    refused(
+        settings(tmp_path / "other", origin, *narrow),
+        "train.init_from=",
+        "parameter blocks.0.",
+        "leave the keys",
+    )

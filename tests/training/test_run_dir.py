@@ -6,7 +6,7 @@ import pytest
 
 from neojax import config as configuration
 from neojax.errors import NeojaxError
-from neojax.runs.run_dir import check_resume
+from neojax.runs.run_dir import check_resume, config_of, meta
 
 SAVED = configuration.from_dict({})
 
@@ -38,3 +38,26 @@ def test_another_optimizer_is_refused_with_the_way_to_keep_the_weights(step):
         NeojaxError, match=r"model.n_layer \(12 -> 6\).*start anew with another train.run_dir$"
     ):
         resumed(step, "model.n_layer=6")
+
+
+def test_another_model_is_told_by_the_names_of_its_keys():
+    with pytest.raises(
+        NeojaxError, match=r"model\.attention\.heads \(12 -> 6\), model\.norm\.kind \(layer -> scale\);"
+    ):
+        resumed(5, "model.n_head=6", "model.scalenorm=true")
+    with pytest.raises(NeojaxError, match=r"model\.family \(gpt_neo -> gpt2\)"):
+        resumed(5, "model.family=gpt2")
+
+
+def test_where_a_run_once_began_is_not_told():
+    assert resumed(5, "train.init_from=elsewhere") == []
+
+
+@pytest.mark.parametrize("name", ["format-1", "format-1-gpt2", "format-1-rotary"])
+def test_a_run_of_an_earlier_format_goes_on_as_it_was(name):
+    """Its checkpoints hold the flat keys, and the command that resumes it may give either spelling."""
+    path = Path(__file__).parent.parent / "config" / "data" / f"{name}.yml"
+    saved = config_of({"config": configuration.read_yaml(path)}, "checkpoint")
+    now = configuration.from_dict(meta(saved, None, None)["config"])
+    for config in (configuration.load(path), now):
+        assert check_resume(saved, config, Path("runs/a"), 5) == []
