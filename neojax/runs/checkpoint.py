@@ -1,19 +1,14 @@
 """Checkpoints: all that a run needs to go on, written with Orbax and read back on any mesh.
 
 A checkpoint is the folder `checkpoints/STEP` of the run, with three items: `params`, `opt_state` (each array by its
-path in the tree) and `meta` (JSON), and the size and checksum of every file (`neojax.runs.integrity`). It is
-written as STEP.saving, and gets its name by one rename when everything is on disk, so a folder with a number for a
-name was complete once; if it is not complete now, or cannot be read, it is damaged, which is an error and never a fresh
-start.
+path in the tree) and `meta` (JSON), and the size and checksum of every file (`neojax.runs.integrity`). A
+folder with a number for a name was complete once (`neojax.runs.shelf`); if it is not complete now, or cannot be read, it
+is damaged, which is an error and never a fresh start.
 """
 
 import contextlib
 import gc
-import json
-import os
-import shutil
 import threading
-import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,14 +17,13 @@ from typing import Any
 import jax
 
 from neojax.errors import NeojaxError, SaveError, suggest
-from neojax.layout.hosts import agreed, barrier, from_first, on_first
+from neojax.layout.hosts import agreed, from_first, on_first
 from neojax.runs import integrity
 from neojax.runs.orbax import Save, flat, one_line, read_meta, read_trees, shapes
 from neojax.runs.quiet import quiet
-from neojax.runs.run_dir import checkpoints_in, write_text
+from neojax.runs.shelf import Folder, Shelf
 
 FORMAT = 1
-NEWEST = "newest.json"  # beside checkpoints/: the step of the last one saved, should they be lost
 
 
 class DamagedError(NeojaxError):
@@ -59,13 +53,14 @@ class Checkpoints:
         dims: Mapping[str, tuple[str, ...]] | None = None,
         n_vocab: int = 0,
     ):
-        self.path = Path(os.path.abspath(run_dir)) / "checkpoints"
+        self._shelf: Shelf = Folder(run_dir)
+        self.path = self._shelf.path
         self._keep, self.dims, self.n_vocab = keep, dims or {}, n_vocab
         self._saving: _Saving | None = None
         if keep:
-            on_first(self._make_room)
+            on_first(self._shelf.make_room)
         try:
-            steps = checkpoints_in(run_dir)
+            steps = self._shelf.steps()
         except OSError as e:
             raise NeojaxError(f"{self.path}: cannot read it: {one_line(e)}") from None
         self._steps = from_first(steps)  # a network file system may show each host another past
@@ -98,17 +93,16 @@ class Checkpoints:
         if step in self._steps:
             return
         trees = {item: flat(state[item]) for item in ("params", "opt_state")}
-        folder = self.path / f"{step}.saving"
         save, cause = None, ""
         try:
-            save = Save(folder, trees, {"format": FORMAT, **meta})
+            save = Save(self._shelf.begin(step), trees, {"format": FORMAT, **meta})
         except Exception as e:  # Orbax and TensorStore raise bare ones
             cause = one_line(e)
         if save is None:
             self._discard()
             raise self._unsaved(step, cause)
         keep = [*self._steps, step][-self._keep :]
-        self._saving = _Saving(step, save, lambda: self._finish(step, folder, keep))
+        self._saving = _Saving(step, save, lambda: self._shelf.finish(step, keep))
 
     def restore(
         self,
@@ -142,18 +136,16 @@ class Checkpoints:
 
     def set_aside(self, step: int) -> Path:
         """Takes a damaged checkpoint out of the run, and gives the folder where it lies now."""
-        aside = self.path / f"{step}.damaged"
 
         def move() -> None:
             try:
-                shutil.rmtree(aside, ignore_errors=True)
-                os.replace(self._folder(step), aside)
+                self._shelf.set_aside(step)
             except OSError as e:
-                raise NeojaxError(f"cannot move {self._folder(step)} to {aside}: {one_line(e)}") from None
+                raise NeojaxError(f"cannot move {self._folder(step)} aside: {one_line(e)}") from None
 
         on_first(move)
         self._steps.remove(step)
-        return aside
+        return self._shelf.aside(step)
 
     def wait(self) -> None:
         """Waits until the last save is on disk. Raises `SaveError` where it could not be written."""
@@ -186,63 +178,12 @@ class Checkpoints:
         finally:
             self._until_closed.close()
 
-    def _make_room(self) -> None:
-        """Makes the folder, and removes what a killed process left in it."""
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for left in self.path.iterdir():
-                if any(word in left.name for word in (".saving", ".deleting", ".orbax-checkpoint-tmp")):
-                    shutil.rmtree(left)
-        except OSError as e:
-            raise NeojaxError(f"{self.path}: cannot write there: {one_line(e)}") from None
-
-    def _finish(self, step: int, folder: Path, keep: Collection[int]) -> None:
-        """Makes a checkpoint of `folder`, all of which is written. Runs in the background, on every process."""
-        index = jax.process_index()
-        mine = folder / f"sums.{index}.json"
-        if index:  # what this process wrote is in its own memory still
-            with contextlib.suppress(OSError):  # else process 0 does it
-                own = {f"ocdbt.process_{index}", f"process_{index}"}
-                names = [n for n in integrity.names_in(folder) if own & set(n.split("/"))]
-                mine.write_text(json.dumps(integrity.sums(folder, names)))
-        barrier(f"neojax_summed_{step}")
-        try:
-            if not index:
-                known: integrity.Sums = {}
-                for sums in folder.glob("sums.*.json"):
-                    with contextlib.suppress(ValueError):
-                        known |= json.loads(sums.read_text())
-                    sums.unlink()
-                self._seal(folder, known)
-                os.rename(folder, self._folder(step))
-                integrity.sync_folder(self.path)
-                write_text(self.path.parent / NEWEST, json.dumps({"step": step}) + "\n")
-                for old in checkpoints_in(self.path.parent):
-                    if old not in keep and old < step:
-                        self._delete(old)
-        finally:
-            barrier(f"neojax_sealed_{step}")
-
-    def _seal(self, folder: Path, known: integrity.Sums) -> None:
-        integrity.seal(folder, known)
-
-    def _delete(self, step: int) -> None:
-        # By another name first: what is deleted in part must not look like a checkpoint.
-        going = self.path / f"{step}.deleting"
-        os.rename(self._folder(step), going)
-        shutil.rmtree(going, ignore_errors=True)
-
     def _discard(self) -> None:
-        """Removes what a failed save wrote: on a full disk the next one needs the room."""
+        """Removes what a failed save wrote."""
         gc.collect()  # while logging is quiet: what Orbax left unfinished complains when it goes
         if jax.process_index():
             return
-        for _ in range(20):  # the first failure is told at once, and other threads of Orbax still write
-            if not (left := list(self.path.glob("*.saving*"))):
-                return
-            for folder in left:
-                shutil.rmtree(folder, ignore_errors=True)
-            time.sleep(0.1)
+        self._shelf.discard()
 
     def _unsaved(self, step: int, cause: str) -> SaveError:
         last = self.latest()
@@ -265,8 +206,7 @@ class Checkpoints:
 
         def check() -> None:
             try:
-                listing = integrity.listing(self._folder(step))
-                fault = listing.fault(self._folder(step), items, (jax.process_index(), jax.process_count()))
+                fault = self._shelf.fault(step, items)
             except FileNotFoundError:
                 fault = f"{integrity.FILES} is missing"
             except (OSError, ValueError) as e:
@@ -348,7 +288,7 @@ class Checkpoints:
         )
 
     def _folder(self, step: int) -> Path:
-        return self.path / str(step)
+        return self._shelf.reading(step)
 
 
 class _Saving:

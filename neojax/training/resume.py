@@ -11,7 +11,8 @@ from neojax.config import Config
 from neojax.errors import NeojaxError
 from neojax.layout.hosts import agreed, on_first
 from neojax.runs import run_dir as runs
-from neojax.runs.checkpoint import NEWEST, Checkpoints, DamagedError
+from neojax.runs.checkpoint import Checkpoints, DamagedError
+from neojax.runs.shelf import NEWEST
 from neojax.training.adafactor import as_stored
 from neojax.training.metrics import METRICS, read_metrics
 from neojax.training.state import State
