@@ -11,7 +11,7 @@ import jax
 from neojax import config as configuration
 from neojax.arguments import wrong
 from neojax.config import Config, MeshConfig
-from neojax.convert import hf
+from neojax.convert import hf, hf_config
 from neojax.data import tokenizer as tokenizers
 from neojax.errors import NeojaxError
 from neojax.layout.mesh import Layout, layout_on, make_layout, single_device
@@ -20,6 +20,7 @@ from neojax.models.transformer import COMPUTE_TYPES, compute_type
 from neojax.models.weights import check_weights, narrowed
 from neojax.runs import run_dir as runs
 from neojax.runs.checkpoint import Checkpoints
+from neojax.storage.remote import is_remote, place
 
 
 def load(
@@ -35,7 +36,7 @@ def load(
     """
     if not isinstance(path, str | os.PathLike):
         raise wrong("path", path, "the folder of a run or of a Hugging Face model")
-    path = Path(path)
+    path = place(path)
     if not isinstance(dtype, str) or dtype not in ("auto", *COMPUTE_TYPES):
         raise wrong("dtype", dtype, "auto, float32 or bfloat16")
     check_weights(weights)
@@ -71,7 +72,7 @@ def usual_layout(usual: MeshConfig) -> Layout:
 def load_params(path: str | Path, model: Transformer) -> dict[str, jax.Array]:
     """The weights at `path`, as `load` takes it, for `model` in its stored layout. Raises `NeojaxError` where its
     parameters are not those of `model`."""
-    path = Path(path)
+    path = place(path)
     if hf.is_hf_dir(path):
         found = hf.load(path, model.layout)
     else:
@@ -141,4 +142,6 @@ def find_run(path: Path) -> tuple[Path, int | None]:
         cause = "does not exist"
     elif (path / runs.CONFIG).is_file():
         cause = "is a run directory without a checkpoint; train it first"
+    elif is_remote(path) and (path / hf_config.CONFIG).is_file():
+        cause = "is a Hugging Face directory in a bucket; copy it to this machine first"
     raise NeojaxError(f"{path} {cause}")

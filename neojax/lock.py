@@ -29,7 +29,7 @@ SETTLE = 2.0  # seconds after which two that took a lock at once, without flock,
 _UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOLCK)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
@@ -40,7 +40,7 @@ class Lock:
     ended without giving the lock back.
     """
 
-    def __init__(self, folder: str | Path, doing: str = "written", say: Callable[[str], None] = _say):
+    def __init__(self, folder: str | Path, doing: str = "written", say: Callable[[str], None] = say):
         self.folder, self._doing, self._say = Path(folder), doing, say
         self._path = self.folder / NAME
         self._fd: int | None = None
@@ -119,7 +119,7 @@ class Lock:
             if former is not None:
                 # On this machine the kernel has just said that the owner is gone.
                 is_here = is_locked and former.get("machine") == self._me["machine"]
-                was = f"{self.folder} was being {self._doing} by {_name(former)}"
+                was = f"{self.folder} was being {self._doing} by {owner_text(former)}"
                 if not is_here:
                     self._say(f"{was}; waiting {PATIENCE:.0f} seconds for a sign of life")
                     if self._is_alive():
@@ -145,7 +145,7 @@ class Lock:
         if owner is None:  # it has only just taken the lock, and is about to sign it
             time.sleep(0.5)
             owner = _owner(fd)
-        who = "another process" if owner is None else _name(owner)
+        who = "another process" if owner is None else owner_text(owner)
         return NeojaxError(
             f"{self.folder} is being {self._doing} by {who}; wait for it, stop it, or name another folder"
         )
@@ -214,7 +214,8 @@ def _owner(fd: int) -> dict[str, Any] | None:
     return owner if isinstance(owner, dict) else {}
 
 
-def _name(owner: dict[str, Any]) -> str:
+def owner_text(owner: dict[str, Any]) -> str:
+    """An owner, as its lock tells it, for a message."""
     unknown = "an unknown"
     process = owner.get("process", unknown)
     return f"process {process} on {owner.get('host', unknown + ' host')} since {owner.get('since', unknown + ' time')}"

@@ -53,3 +53,23 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"{reason}:")
         for test in sorted(tests):
             terminalreporter.write_line(f"  {test}")
+
+
+@pytest.fixture(scope="session")
+def gcs(tmp_path_factory):
+    """A Google Cloud Storage server of this machine with a bucket named `bucket`; skips where its package is missing."""
+    from buckets import FakeGcs
+
+    server = FakeGcs(tmp_path_factory.mktemp("gcs") / "log")
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def s3():
+    """An S3 server of this machine with a bucket named `bucket`; skips where its package is missing."""
+    from buckets import FakeS3
+
+    server = FakeS3()
+    yield server
+    server.close()

@@ -1,11 +1,11 @@
 """`neojax data`: the command line of what looks at data."""
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
 from neojax import config as configuration
 from neojax.convert import configs
 from neojax.data.show import show
+from neojax.storage.remote import place
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -23,6 +23,6 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Shows the batch."""
-    path = Path(args.path)
+    path = place(args.path)
     config = configuration.of_run(path) if path.is_dir() else configs.load(path)
     show(config, path, args.step, args.json)

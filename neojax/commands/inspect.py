@@ -15,7 +15,8 @@ from neojax.layout.topology import tpu_devices
 from neojax.plan.model_table import print_model
 from neojax.plan.slice_view import print_slice
 from neojax.runs import integrity
-from neojax.runs.run_dir import checkpoints_in
+from neojax.runs.bucket_shelf import shelf_of
+from neojax.storage.remote import place
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -44,7 +45,7 @@ def run(args: Namespace) -> None:
         return
     if not args.config:
         raise NeojaxError("name a configuration or a run directory, or give --keys")
-    path = Path(args.config)
+    path = place(args.config)
     if args.verify:
         verify(path)
         return
@@ -65,26 +66,26 @@ def on_slice(config: Config, topology: str) -> None:
 
 
 def verify(run_dir: Path) -> None:
-    """Reads all files of all checkpoints of a run, which may be training, and says of each whether it is what was
+    """Reads all files of all checkpoints of a run, which may be training (in a bucket: asks for their checksums), and says of each whether it is what was
     written. Raises `NeojaxError` where one is not, or where there is none."""
+    shelf = shelf_of(run_dir)
     try:
-        steps = checkpoints_in(run_dir)
+        steps = shelf.steps()
     except OSError as e:
         raise NeojaxError(f"cannot read {run_dir}/checkpoints: {e.strerror or e}") from None
     if not steps:
         raise NeojaxError(f"{run_dir} has no checkpoints to verify; name a run directory")
     whole = set(steps)
     for step in steps:
-        folder = run_dir / "checkpoints" / str(step)
         fault, listing = None, None
         try:
-            listing = integrity.listing(folder)
-            fault = listing.fault(folder)
+            listing = shelf.listing(step)
+            fault = shelf.fault(step)
         except FileNotFoundError:
             fault = f"{integrity.FILES} is missing"
         except (OSError, ValueError) as e:
             fault = str(e)
-        if fault and not folder.exists():
+        if fault and not shelf.reading(step).exists():
             print(f"checkpoint {step}: removed meanwhile, by the run that trains")
         elif fault or listing is None:
             whole.remove(step)

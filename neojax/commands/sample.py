@@ -19,6 +19,7 @@ from neojax.loading import find_run, load
 from neojax.output import json_line
 from neojax.sampling.generate import Sample, generate
 from neojax.sampling.requests import Sampling, sample_count
+from neojax.storage.remote import place
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -221,7 +222,7 @@ def mesh_of(source: str, overrides: list[str]) -> MeshConfig | None:
             raise NeojaxError(
                 f"override {override!r}: sampling takes those of the mesh, such as mesh.cpu_devices=8"
             )
-    path = Path(source)
+    path = place(source)
     raw = {}
     if not hf.is_hf_dir(path):
         raw = {"mesh": config.to_dict(config.load(find_run(path)[0] / "config.yml").mesh)}

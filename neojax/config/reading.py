@@ -20,6 +20,7 @@ from neojax.config.model import ModelConfig
 from neojax.config.paths import value_at
 from neojax.config.spelling import FLAT, GROUPS, lay_over
 from neojax.errors import NeojaxError, suggest
+from neojax.storage.remote import place
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -33,7 +34,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 def read_yaml(path: str | Path) -> Any:
     """The nested dictionaries of a YAML file. Raises `NeojaxError`."""
     try:
-        return parse(Path(path).read_bytes(), str(path))
+        return parse(place(path).read_bytes(), str(path))
     except (OSError, ValueError) as e:  # ValueError: a name that is none for a file
         if "=" in str(path):
             raise NeojaxError(
@@ -69,7 +70,7 @@ class _OnceLoader(yaml.SafeLoader):
 
 def of_run(run_dir: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The config of a run directory: its config.yml, in which everything is resolved."""
-    return load(Path(run_dir) / "config.yml", overrides)
+    return load(place(run_dir) / "config.yml", overrides)
 
 
 def from_dict(raw: Any, overrides: Iterable[str] = (), source: str = "config") -> Config:

@@ -8,6 +8,7 @@ from neojax import config as configuration
 from neojax.config import Config
 from neojax.convert import gpt_neo, hf_config
 from neojax.errors import NeojaxError
+from neojax.storage.remote import place
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -34,7 +35,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 def model_of(path: str) -> dict[str, Any]:
     """The `model` section of the Hugging Face or run directory (or RUN/checkpoints/STEP) at `path`."""
-    folder = Path(path)
+    folder = place(path)
     if hf_config.is_hf_dir(folder):
         return configuration.to_dict(hf_config.read_config(folder))
     for run in (folder, folder.parent.parent):

@@ -12,6 +12,8 @@ from jax.experimental import multihost_utils
 
 from neojax.errors import NeojaxError
 from neojax.lock import Lock
+from neojax.storage.lock import BucketLock
+from neojax.storage.remote import is_remote
 
 _LINE = 2000  # bytes of an error that the other processes get to see
 _TIMEOUT = 1200  # seconds at a barrier, as long as Orbax waits at its own
@@ -63,9 +65,9 @@ def barrier(name: str) -> None:
 
 
 @contextmanager
-def owned(run_dir: Path) -> Iterator[Lock]:
+def owned(run_dir: Path) -> Iterator[Lock | BucketLock]:
     """Makes this run, with all its processes, the one that trains `run_dir`. Raises `NeojaxError` where another does."""
-    lock = Lock(run_dir, "trained")
+    lock = BucketLock(str(run_dir), "trained") if is_remote(run_dir) else Lock(run_dir, "trained")
     try:
         on_first(lock.take)
         yield lock

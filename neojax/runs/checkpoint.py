@@ -19,9 +19,11 @@ import jax
 from neojax.errors import NeojaxError, SaveError, suggest
 from neojax.layout.hosts import agreed, from_first, on_first
 from neojax.runs import integrity
+from neojax.runs.bucket_shelf import shelf_of
 from neojax.runs.orbax import Save, flat, one_line, read_meta, read_trees, shapes
 from neojax.runs.quiet import quiet
-from neojax.runs.shelf import Folder, Shelf
+from neojax.runs.shelf import UNREADABLE
+from neojax.storage.remote import is_remote
 
 FORMAT = 1
 
@@ -53,7 +55,7 @@ class Checkpoints:
         dims: Mapping[str, tuple[str, ...]] | None = None,
         n_vocab: int = 0,
     ):
-        self._shelf: Shelf = Folder(run_dir)
+        self._shelf = shelf_of(run_dir)
         self.path = self._shelf.path
         self._keep, self.dims, self.n_vocab = keep, dims or {}, n_vocab
         self._saving: _Saving | None = None
@@ -183,7 +185,8 @@ class Checkpoints:
         gc.collect()  # while logging is quiet: what Orbax left unfinished complains when it goes
         if jax.process_index():
             return
-        self._shelf.discard()
+        with contextlib.suppress(OSError):  # that which failed the save, mostly
+            self._shelf.discard()
 
     def _unsaved(self, step: int, cause: str) -> SaveError:
         last = self.latest()
@@ -217,6 +220,8 @@ class Checkpoints:
         try:
             agreed(check)
         except NeojaxError as e:
+            if str(e).startswith(UNREADABLE):
+                raise
             raise self._damaged(step, str(e)) from None
 
     def _restore(
@@ -274,7 +279,8 @@ class Checkpoints:
         except MemoryError:
             raise
         except Exception as e:  # of an array's index or a compressed block it raises bare ones
-            if isinstance(e, jax.errors.JaxRuntimeError):  # of the devices, such as their memory
+            # Of the devices, such as their memory; or of a store, which has just listed all of it as it was written.
+            if isinstance(e, jax.errors.JaxRuntimeError) or is_remote(self._folder(step)):
                 raise NeojaxError(f"cannot restore checkpoint {self._folder(step)}: {one_line(e)}") from None
             raise self._damaged(step, one_line(e)) from None
 

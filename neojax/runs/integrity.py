@@ -1,9 +1,12 @@
 """What the files of a checkpoint must hold: the size and checksum of each, kept beside them.
 
-FILES is `{"crc32c": of the list itself, "files": {path: {"bytes": n, "checksum": hex}}}`. Earlier versions wrote
-`{path: bytes}`, which is still checked for what it says of the items.
+FILES is `{"crc32c": of the list itself, "files": {path: {"bytes": n, "checksum": hex}}}`; of files in an object store, in
+place of the checksum, the CRC-32C and the MD5 that the store has found (`"crc32c": hex, "md5": hex`). A checkpoint may be
+copied from one to the other: each kind can be told of either. Earlier versions wrote `{path: bytes}`, which is still
+checked for what it says of the items.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -44,7 +47,7 @@ class Listing:
 
         `items`: only files of these folders. `part`, (index, count): of those, the share of one of `count` readers.
         """
-        names = sorted(n for n in self.files if items is None or "/" not in n or n.split("/")[0] in items)
+        names = self._of(items)
         for name in names:  # all sizes first: they cost nothing
             try:
                 size = (folder / name).stat().st_size
@@ -56,10 +59,38 @@ class Listing:
             return None
         mine = sorted(names, key=self._size)[part[0] :: part[1]]
         with ThreadPoolExecutor(_THREADS, "neojax-verify") as pool:
-            for name, found in zip(mine, pool.map(lambda n: checksum(folder / n), mine)):
-                if found != self.files[name]["checksum"]:  # type: ignore[index]
+            for name, found in zip(mine, pool.map(lambda n: self._sum(folder / n, n), mine)):
+                if found not in self.files[name].values():  # type: ignore[union-attr]
                     return f"{name} is not what was written: its checksum is {found}"
         return None
+
+    def difference(self, found: Mapping[str, Mapping[str, Any]], items: Collection[str] | None = None) -> str | None:
+        """As `fault`, of what an object store says of its objects: bytes, crc32c and md5 by name."""
+        for name in self._of(items):
+            if name not in found:
+                return f"{name} is missing"
+            entry, there = self.files[name], found[name]
+            if there["bytes"] != self._size(name):
+                return f"{name} has {there['bytes']} bytes of {self._size(name)}"
+            if isinstance(entry, int):
+                continue
+            wanted = {"crc32c": whole(entry["checksum"])} if "checksum" in entry else entry
+            for kind in ("crc32c", "md5"):
+                if kind in wanted and kind in there and wanted[kind] != there[kind]:
+                    return f"{name} is not what was written: its {kind} is {there[kind]}"
+        return None
+
+    def _of(self, items: Collection[str] | None) -> list[str]:
+        return sorted(n for n in self.files if items is None or "/" not in n or n.split("/")[0] in items)
+
+    def _sum(self, file: Path, name: str) -> str:
+        entry: Any = self.files[name]
+        if "checksum" in entry:
+            return checksum(file)
+        if "md5" in entry:
+            with open(file, "rb") as f:
+                return hashlib.file_digest(f, "md5").hexdigest()
+        return whole(checksum(file))
 
 
 def checksum(path: Path, sync: bool = False) -> str:
@@ -77,6 +108,11 @@ def checksum(path: Path, sync: bool = False) -> str:
             crc = google_crc32c.extend(crc, chunk)
             left -= len(chunk)
         return f"{crc:08x}{f.read().hex()}"
+
+
+def whole(text: str) -> str:
+    """The CRC-32C of all of a file, in hexadecimal, of what `checksum` gives."""
+    return f"{google_crc32c.extend(int(text[:8], 16), bytes.fromhex(text[8:])):08x}"
 
 
 def sums(folder: Path, names: Iterable[str]) -> Sums:
@@ -98,13 +134,17 @@ def seal(folder: Path, known: Sums) -> None:
     Raises `OSError`.
     """
     files = {**sums(folder, (n for n in names_in(folder) if n not in known)), **known}
-    text = json.dumps({"crc32c": _sum_of(files), "files": files}, indent=0, separators=(",", ":"))
     with open(folder / FILES, "w", encoding="utf-8") as f:
-        f.write(text)
+        f.write(sealed(files))
         f.flush()
         os.fsync(f.fileno())
     for path in (folder, *(d for d in folder.rglob("*") if d.is_dir())):
         sync_folder(path)
+
+
+def sealed(files: Sums) -> str:
+    """The text of FILES."""
+    return json.dumps({"crc32c": _sum_of(files), "files": files}, indent=0, separators=(",", ":"))
 
 
 def sync_folder(folder: Path) -> None:
@@ -118,8 +158,13 @@ def sync_folder(folder: Path) -> None:
 
 def listing(folder: Path) -> Listing:
     """Reads FILES of `folder`. Raises `OSError`, or `ValueError` where it is damaged."""
+    return parse((folder / FILES).read_bytes())
+
+
+def parse(text: bytes) -> Listing:
+    """The listing that `text`, the content of FILES, is. Raises `ValueError` where it is damaged."""
     try:
-        content = json.loads((folder / FILES).read_text(encoding="utf-8"))
+        content = json.loads(text)
         if "files" not in content:
             if not all(isinstance(size, int) for size in content.values()):
                 raise ValueError

@@ -14,6 +14,7 @@ from neojax.runs.quiet import quiet
 
 with quiet():  # it logs already while it is imported
     import orbax.checkpoint as ocp
+    from etils import epath  # Orbax's own paths, of buckets too
 
 
 def _handler() -> ocp.CompositeCheckpointHandler:
@@ -32,7 +33,7 @@ class Save:
         self._checkpointer = ocp.AsyncCheckpointer(_handler())
         try:
             self._checkpointer.save(
-                folder, args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(dict(meta)))
+                epath.Path(folder), args=ocp.args.Composite(**items, meta=ocp.args.JsonSave(dict(meta)))
             )
         except BaseException:
             self._close()
@@ -53,7 +54,7 @@ class Save:
 def read_meta(folder: Path) -> dict[str, Any]:
     """The JSON of item `meta`."""
     with ocp.Checkpointer(_handler()) as checkpointer:
-        return checkpointer.restore(folder, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        return checkpointer.restore(epath.Path(folder), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
 
 def read_trees(folder: Path, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, jax.Array]]:
@@ -65,13 +66,13 @@ def read_trees(folder: Path, wanted: Mapping[str, Mapping[str, Any]]) -> dict[st
         for item, tree in wanted.items()
     }
     with ocp.Checkpointer(_handler()) as checkpointer:
-        restored = checkpointer.restore(folder, args=ocp.args.Composite(**items))
+        restored = checkpointer.restore(epath.Path(folder), args=ocp.args.Composite(**items))
         return {item: restored[item] for item in wanted}
 
 
 def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shape of every array of the item that lies in `folder`."""
-    tree = ocp.PyTreeCheckpointHandler().metadata(folder).tree
+    tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(folder)).tree
     return {name: tuple(leaf.shape) for name, leaf in tree.items()}
 
 

@@ -12,6 +12,7 @@ from neojax.config import Config
 from neojax.data import tokenizer as tokenizers
 from neojax.errors import NeojaxError
 from neojax.files import new_file
+from neojax.storage.remote import is_remote, place
 
 CONFIG = "config.yml"
 TOKENIZER = "tokenizer.json"
@@ -19,7 +20,8 @@ TOKENIZER = "tokenizer.json"
 
 def is_run_dir(path: str | Path) -> bool:
     """Whether `path` is a folder that `train.py` or `neojax convert` wrote."""
-    return (Path(path) / CONFIG).is_file() and (Path(path) / "checkpoints").is_dir()
+    path = place(path)
+    return (path / CONFIG).is_file() and (path / "checkpoints").is_dir()
 
 
 def checkpoints_in(run_dir: str | Path) -> list[int]:
@@ -29,11 +31,22 @@ def checkpoints_in(run_dir: str | Path) -> list[int]:
         names = os.listdir(Path(run_dir) / "checkpoints")
     except FileNotFoundError:
         return []
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+    return sorted(int(name) for name in names if is_step(name))
+
+
+def is_step(name: str) -> bool:
+    """Whether an entry of `checkpoints/` is the folder of a step, by its name."""
+    return name.isascii() and name.isdigit()
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes a whole file or nothing. Raises `NeojaxError` where it cannot."""
+    if is_remote(path):
+        try:
+            place(path).write_text(text)
+        except OSError as e:
+            raise NeojaxError(f"{path}: cannot be written: {e.strerror or e}") from None
+        return
     with new_file(path, replace=True) as file:
         file.write_text(text, encoding="utf-8")
 

@@ -8,6 +8,7 @@ from neojax.data.loader import Windows, check_ids
 from neojax.data.sources import ABSENT, TokenSource, end_of_document_id, open_source
 from neojax.errors import NeojaxError
 from neojax.runs.run_dir import TOKENIZER
+from neojax.storage.remote import is_on_no_machine
 
 
 def named_sources(sources: tuple[SourceConfig, ...]) -> dict[str, SourceConfig]:
@@ -27,11 +28,13 @@ def check_paths(config: Config) -> None:
     causes, helps = [], []
     for key, sources in (("data.train", config.data.train), ("data.validation", config.data.validation)):
         absent = [s.path for s in sources if s.path.startswith(ABSENT)]
-        remote = [s.path for s in sources if "://" in s.path]
+        remote = [s.path for s in sources if is_on_no_machine(s.path)]
         causes += [f"there is no {path}, which datasets names" for path in dict.fromkeys(absent)]
-        causes += [f"{path} is not on this machine" for path in dict.fromkeys(remote)]
+        causes += [
+            f"{path} is not on this machine, and neither gs:// nor s3://" for path in dict.fromkeys(remote)
+        ]
         helps += [f"{key}=PATH"] if absent or remote else []
-    if "://" in run_dir:
+    if is_on_no_machine(run_dir):
         causes.append(f"{run_dir} is no folder to write to")
         helps.append(f"train.run_dir=runs/{run_dir.rstrip('/').rpartition('/')[2]}")
     if causes:

@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,6 +30,9 @@ from neojax.models.flops import flops_per_token, mfu
 from neojax.models.transformer import check_remat, compute_type
 from neojax.runs import run_dir as runs
 from neojax.runs.checkpoint import Checkpoints
+from neojax.storage.lock import BucketLock
+from neojax.storage.remote import place
+from neojax.storage.spool import Spool
 from neojax.training.alike import check_alike
 from neojax.training.compiler import compiler_options
 from neojax.training.health import Health, not_finite
@@ -98,7 +100,7 @@ def train(config: Config, stop: Stop | None = None) -> None:
     sources, held_out = agreed(lambda: check_data(config))
     layout = make_layout(config.mesh)
     model, optimizer = agreed(lambda: build(config, layout))
-    folder = Path(config.train.run_dir)
+    folder = place(config.train.run_dir)
     tokenizer = read_tokenizer(config, sources)
     eos_token_id = read_end_of_document(sources, tokenizer)
     data = {
@@ -143,7 +145,7 @@ def train(config: Config, stop: Stop | None = None) -> None:
         if chosen:
             progress.note(describe(chosen))
         run = Run(config, model, optimizer, state, start, progress, meta, stop, health)
-        run.go(checkpoints, lock)
+        run.go(checkpoints, lock, stack.enter_context(Spool(folder)))
 
 
 class Run:
@@ -169,7 +171,7 @@ class Run:
         self.share = Share(model.layout, config.train.microbatch or config.train.batch_size)
         self.tokens_a_step = config.train.batch_size * config.model.n_ctx
 
-    def go(self, checkpoints: Checkpoints, lock: Lock) -> None:
+    def go(self, checkpoints: Checkpoints, lock: Lock | BucketLock, spool: Spool) -> None:
         """Trains to the last step, or to a signal, and leaves a checkpoint of where it stopped."""
         train = self.config.train
         batches = train_batches(
@@ -180,12 +182,12 @@ class Run:
             self.step,
             rows=self.share.of_batch(train.batch_size),
         )
-        metrics = agreed(lambda: MetricsWriter(train.run_dir, train.tensorboard, resume_step=self.step))
+        metrics = agreed(lambda: MetricsWriter(spool, train.tensorboard, resume_step=self.step))
         throughput, waiting = Throughput(), Stopwatch()
-        profile = Profile(train.run_dir, train.profile_steps)
+        profile = Profile(spool.folder, train.profile_steps)
         first = timed = saved = self.step
         stops = False
-        watchdog = Watchdog(train.run_dir, train.stall_seconds)
+        watchdog = Watchdog(spool, train.stall_seconds)
         try:
             with self.progress, self.together, watchdog:
                 while self.step < train.steps and not stops:
@@ -227,10 +229,10 @@ class Run:
                             self.written(checkpoints.poll)
                         if saves:
                             saved = self.step
-                            self.save(checkpoints, lock)
+                            self.save(checkpoints, lock, spool)
                 if saved < self.step:  # stopped in wait for input
                     self.check(checkpoints)
-                    self.save(checkpoints, lock)
+                    self.save(checkpoints, lock, spool)
                 checkpoints.wait()
         finally:
             profile.close()
@@ -240,7 +242,7 @@ class Run:
         else:
             self.progress.note(f"finished {train.steps} steps; sample with: python sample.py {train.run_dir}")
 
-    def save(self, checkpoints: Checkpoints, lock: Lock) -> None:
+    def save(self, checkpoints: Checkpoints, lock: Lock | BucketLock, spool: Spool) -> None:
         """Starts to save the state, where the run directory is still this run's and all numbers are finite."""
         on_first(lock.check)
         if bad := not_finite(self.state.saved()):
@@ -250,12 +252,13 @@ class Run:
             )
         meta = {**self.meta, "health": self.health.saved()}
         self.written(self.write_anew)
+        self.written(spool.send)
         self.written(checkpoints.wait)  # that the one before failed is no reason not to try
         self.written(lambda: checkpoints.save(self.step, self.state.saved(), meta))
 
     def write_anew(self) -> None:
         """Makes a run directory again of one that was renamed or deleted meanwhile, so that what is saved can be used."""
-        folder = Path(self.config.train.run_dir)
+        folder = place(self.config.train.run_dir)
         if jax.process_index() or (folder / runs.CONFIG).exists():
             return
         self.progress.note(

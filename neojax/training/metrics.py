@@ -18,6 +18,8 @@ from rich.progress import Progress as Bar
 
 from neojax.errors import NeojaxError, SaveError
 from neojax.output import Dispensable
+from neojax.storage.remote import place
+from neojax.storage.spool import Spool
 from neojax.training.tensorboard import Board
 
 METRICS = "metrics.jsonl"
@@ -31,8 +33,9 @@ class MetricsWriter:
     checkpoint, are dropped, so that the file holds each step once. Only process 0 writes.
     """
 
-    def __init__(self, run_dir: str | Path, tensorboard: bool = True, resume_step: int = 0):
-        self._path = Path(run_dir) / METRICS
+    def __init__(self, run_dir: str | Path | Spool, tensorboard: bool = True, resume_step: int = 0):
+        self._spool = run_dir if isinstance(run_dir, Spool) else Spool(run_dir)
+        self._path = self._spool.folder / METRICS
         self._file: Any = None
         self._board: Board | None = None
         self._pending = b""  # lines that could not be written yet
@@ -40,6 +43,7 @@ class MetricsWriter:
             return
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._spool.fetch(METRICS)
             if self._path.exists():
                 _drop_after(self._path, resume_step)
             self._file = self._path.open("ab", buffering=0)
@@ -66,6 +70,7 @@ class MetricsWriter:
                 self._board.write(step, numbers)
         except OSError as e:
             raise self._unwritten(e) from None
+        self._spool.poll()
 
     def _append(self) -> None:
         """Appends all lines that are pending, or nothing; to a new file where the run directory went away."""
@@ -105,7 +110,7 @@ def read_metrics(run_dir: str | Path, name: str = METRICS) -> list[dict[str, Any
 
     A last line that a killed run left unfinished is left out. Raises `NeojaxError` for any other that is none.
     """
-    path = Path(run_dir) / name
+    path = place(run_dir) / name
     rows = []
     lines = path.read_bytes().splitlines()
     for number, line in enumerate(lines, 1):

@@ -11,8 +11,10 @@ from neojax.config import Config
 from neojax.errors import NeojaxError
 from neojax.layout.hosts import agreed, on_first
 from neojax.runs import run_dir as runs
+from neojax.runs.bucket_shelf import shelf_of
 from neojax.runs.checkpoint import Checkpoints, DamagedError
 from neojax.runs.shelf import NEWEST
+from neojax.storage.remote import place
 from neojax.training.adafactor import as_stored
 from neojax.training.metrics import METRICS, read_metrics
 from neojax.training.state import State
@@ -26,13 +28,13 @@ def may_begin(config: Config, note: Note) -> None:
     What a run that ended before its first checkpoint logged is kept beside the new metrics, as is everything with
     `train.restart`. Raises `NeojaxError` where there were checkpoints. Every process calls it.
     """
-    folder = Path(config.train.run_dir)
+    folder = place(config.train.run_dir)
     on_first(lambda: _may_begin(folder, config.train.restart, note))
 
 
 def _may_begin(folder: Path, restart: bool, note: Note) -> None:
     try:
-        if runs.checkpoints_in(folder):
+        if shelf_of(folder).steps():
             return
         has_folder = (folder / "checkpoints").is_dir()
         logged = (
@@ -117,7 +119,7 @@ def go_on(
     `meta` is what this run is going to save; a tokenizer that is not beside the data any more is left in it as it was. With `train.on_damage: previous` damaged checkpoints are set aside. Raises
     `NeojaxError` where the checkpoint does not fit `config`, or is damaged.
     """
-    folder = Path(config.train.run_dir)
+    folder = place(config.train.run_dir)
     wanted = agreed(lambda: _newest_or_none(folder))
     adapt = partial(as_stored, dims=checkpoints.dims, n_vocab=checkpoints.n_vocab or None)
     while (step := checkpoints.latest()) is not None:

@@ -20,7 +20,9 @@ from typing import NoReturn
 
 import jax
 
+from neojax.errors import NeojaxError
 from neojax.layout.peers import RETRY, end
+from neojax.storage.spool import Spool
 
 FACTOR = 50  # times the median step, where train.stall_seconds says nothing
 LEAST_SECONDS = 120.0  # and no less
@@ -34,8 +36,9 @@ class Watchdog:
     seconds: None for `FACTOR` times the median of the last 64 steps, at least `LEAST_SECONDS`; 0 for no watchdog.
     """
 
-    def __init__(self, run_dir: str | Path, seconds: float | None = None):
-        self.log = Path(run_dir) / "logs" / f"{socket.gethostname()}-{jax.process_index()}.log"
+    def __init__(self, run_dir: str | Path | Spool, seconds: float | None = None):
+        self._spool = run_dir if isinstance(run_dir, Spool) else Spool(run_dir)
+        self.log = self._spool.folder / "logs" / f"{socket.gethostname()}-{jax.process_index()}.log"
         self._seconds = seconds
         self._lock = threading.Lock()
         self._open: deque[tuple[int, float]] = deque()  # steps that have not ended, and when they began
@@ -114,7 +117,7 @@ class Watchdog:
         writer.start()
         writer.join(WRITE_SECONDS)
         end(
-            f"{line}; where each thread is stands in {self.log}; the same command goes on from the last whole checkpoint",
+            f"{line}; where each thread is stands in {self._spool.named(self.log)}; the same command goes on from the last whole checkpoint",
             RETRY,
         )
 
@@ -125,5 +128,6 @@ class Watchdog:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S %z')} {line}\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
-        except OSError:
+            self._spool.send()
+        except (OSError, NeojaxError):
             faulthandler.dump_traceback(all_threads=True)
