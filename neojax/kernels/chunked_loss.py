@@ -51,17 +51,20 @@ def chunked_cross_entropy(
     targets: jax.Array,
     n_vocab: int,
     z_loss: float = 0.0,
+    weights: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As `loss.reference_cross_entropy`: scalars (objective, nats, scored tokens). With `z_loss` only the
     objective has a gradient.
 
     hidden [batch, sequence, embd], table [vocab, embd] (rows past `n_vocab` are padding), targets int32
-    [batch, sequence] (-1: not scored).
+    [batch, sequence] (-1: not scored), weights float32 [batch, sequence], or None for 1.
     """
     used, summed = named.trained(table, "vocab embd", hidden.dtype)
     split = _split(used, n_vocab, z_loss)
-    dims = ("batch sequence embd", "vocab embd", "vocab embd", "batch sequence")
-    arrays = (hidden, jax.lax.stop_gradient(used), summed, targets)
+    dims: tuple[str, ...] = ("batch sequence embd", "vocab embd", "vocab embd", "batch sequence")
+    arrays: tuple[jax.Array, ...] = (hidden, jax.lax.stop_gradient(used), summed, targets)
+    if weights is not None:
+        dims, arrays = (*dims, "batch sequence"), (*arrays, weights)
     return _on_each_device(partial(_own_part, split), dims, arrays, (jax.P(), jax.P(), jax.P()))
 
 
@@ -105,10 +108,10 @@ def _on_each_device(
 def _own_scores(split: _Split, hidden: jax.Array, table: jax.Array, targets: jax.Array):
     flat = hidden.reshape(-1, hidden.shape[-1])
     table = vary(table, split.tokens)
-    pieces = _pieces(split, flat, targets.reshape(-1))
+    pieces = _pieces(split, flat, targets.reshape(-1), None)
 
     def step(piece):
-        own = _statistics(split, table, *piece)
+        own = _statistics(split, table, *piece[:2])
         first = jnp.min(jnp.where(own.logits == own.top[:, None], own.ids, split.n_vocab), axis=-1)
         first = jax.lax.pmin(first, split.vocab) if split.vocab else first
         return own.picked - own.log_z, first == piece[1]
@@ -117,21 +120,43 @@ def _own_scores(split: _Split, hidden: jax.Array, table: jax.Array, targets: jax
     return tuple(x.reshape(-1)[: len(flat)].reshape(targets.shape) for x in found)
 
 
-def _own_part(split: _Split, hidden: jax.Array, table: jax.Array, summed: jax.Array, targets: jax.Array):
+def _own_part(
+    split: _Split,
+    hidden: jax.Array,
+    table: jax.Array,
+    summed: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array | None = None,
+):
     flat = hidden.reshape(-1, hidden.shape[-1])
     # The gradient of a table that several devices use is the sum of theirs: made where the table becomes "varying".
     table, summed = vary(table, split.tokens), vary(summed, split.tokens)
-    sums = _sums(split, flat, table, summed, targets.reshape(-1))
+    weights = None if weights is None else weights.reshape(-1)
+    sums = _sums(split, flat, table, summed, targets.reshape(-1), weights)
     return tuple(jax.lax.psum(x, split.tokens) if split.tokens else x for x in sums)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sums(split: _Split, hidden: jax.Array, table: jax.Array, summed: jax.Array, targets: jax.Array):
-    return _scan(split, hidden, table, targets, gradients=False)[0]
+def _sums(
+    split: _Split,
+    hidden: jax.Array,
+    table: jax.Array,
+    summed: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array | None,
+):
+    return _scan(split, hidden, table, targets, weights, gradients=False)[0]
 
 
-def _forward(split: _Split, hidden: jax.Array, table: jax.Array, summed: jax.Array, targets: jax.Array):
-    sums, gradients = _scan(split, hidden, table, targets, gradients=True)
+def _forward(
+    split: _Split,
+    hidden: jax.Array,
+    table: jax.Array,
+    summed: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array | None,
+):
+    sums, gradients = _scan(split, hidden, table, targets, weights, gradients=True)
     return sums, (*gradients, jnp.zeros(0, summed.dtype))
 
 
@@ -144,16 +169,24 @@ def _backward(split: _Split, residuals: Any, cotangents: Any):
         None,
         (d_table * scale).astype(summed.dtype),
         None,
+        None,
     )
 
 
 _sums.defvjp(_forward, _backward)
 
 
-def _scan(split: _Split, hidden: jax.Array, table: jax.Array, targets: jax.Array, gradients: bool):
+def _scan(
+    split: _Split,
+    hidden: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array | None,
+    gradients: bool,
+):
     """((objective, nats, scored), (d_hidden, d_table)) of one device's tokens, hidden [tokens, embd]."""
     tokens = hidden.shape[0]
-    pieces = _pieces(split, hidden, targets)
+    pieces = _pieces(split, hidden, targets, weights)
     chunks = len(pieces[0])
     step = partial(_chunk, split, table, gradients=gradients)
     everywhere = (*split.tokens, *split.vocab, *split.embd)
@@ -169,8 +202,11 @@ def _scan(split: _Split, hidden: jax.Array, table: jax.Array, targets: jax.Array
     return sums, (d_hidden.reshape(-1, hidden.shape[1])[:tokens], d_table)
 
 
-def _pieces(split: _Split, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """hidden [chunks, chunk, embd] and targets [chunks, chunk] of one device's tokens; the last chunk is padded."""
+def _pieces(
+    split: _Split, hidden: jax.Array, targets: jax.Array, weights: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """hidden [chunks, chunk, embd], targets and weights [chunks, chunk] of one device's tokens; the last chunk is
+    padded."""
     tokens = hidden.shape[0]
     chunk = min(split.chunk, tokens)
     chunks = -(-tokens // chunk)
@@ -178,27 +214,45 @@ def _pieces(split: _Split, hidden: jax.Array, targets: jax.Array) -> tuple[jax.A
     return (
         jnp.pad(hidden, ((0, pad), (0, 0))).reshape(chunks, chunk, -1),
         jnp.pad(targets, (0, pad), constant_values=-1).reshape(chunks, chunk),
+        None if weights is None else jnp.pad(weights, (0, pad)).reshape(chunks, chunk),
     )
 
 
 def _chunk(split: _Split, table: jax.Array, carry: Any, piece: Any, gradients: bool):
     """Adds one chunk of tokens to the sums; its hidden states' gradient is the output."""
     (objective, nats, count), d_table = carry
-    hidden, targets = piece
+    hidden, targets, weights = piece
     logits, _, hit, _, log_z, picked = _statistics(split, table, hidden, targets)
-    scored = targets >= 0
-    nll = jnp.sum(jnp.where(scored, log_z - picked, 0.0))
-    penalty = split.z_loss * jnp.sum(jnp.where(scored, log_z**2, 0.0))
-    sums = objective + nll + penalty, nats + nll, count + jnp.sum(scored, dtype=jnp.float32)
+    scored, weighted = scoring(targets, weights)
+    nll = jnp.sum(weighted(log_z - picked))
+    penalty = split.z_loss * jnp.sum(weighted(log_z**2))
+    sums = objective + nll + penalty, nats + nll, count + scored_count(scored, weights)
     if not gradients:
         return (sums, None), None
-    slope = jnp.where(scored, 1 + 2 * split.z_loss * log_z, 0.0)
-    d_logits = jnp.exp(logits - log_z[:, None]) * slope[:, None] - jnp.where(hit & scored[:, None], 1.0, 0.0)
+    slope = weighted(1 + 2 * split.z_loss * log_z)
+    each = 1.0 if weights is None else weights[:, None]
+    d_logits = jnp.exp(logits - log_z[:, None]) * slope[:, None] - jnp.where(hit & scored[:, None], each, 0.0)
     d_logits = d_logits.astype(hidden.dtype)
     multiply = partial(product, dtype=jnp.float32, platform=split.platform)
     d_hidden = multiply("tv,ve->te", d_logits, table)
     d_table += multiply("tv,te->ve", d_logits, hidden)
     return (sums, d_table), _sum(d_hidden, split.vocab).astype(hidden.dtype)
+
+
+def scoring(
+    targets: jax.Array, weights: jax.Array | None
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+    """(which targets are scored, what makes values of all targets those to sum up: each times its weight, and 0 where
+    nothing is scored or its weight is 0, whatever the value)."""
+    scored = targets >= 0
+    if weights is not None:
+        scored &= weights != 0
+    return scored, lambda x: jnp.where(scored, x if weights is None else weights * x, 0.0)
+
+
+def scored_count(scored: jax.Array, weights: jax.Array | None) -> jax.Array:
+    """The number of scored tokens, float32: the sum of their weights."""
+    return jnp.sum(scored if weights is None else jnp.where(scored, weights, 0.0), dtype=jnp.float32)
 
 
 def _statistics(split: _Split, table: jax.Array, hidden: jax.Array, targets: jax.Array) -> _Statistics:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from neojax.kernels.chunked_loss import chunked_cross_entropy
+from neojax.kernels.chunked_loss import chunked_cross_entropy, scored_count, scoring
 from neojax.kernels.entmax import entmax_loss
 from neojax.layout import named
 
@@ -28,17 +28,19 @@ def cross_entropy(
     n_vocab: int,
     z_loss: float = 0.0,
     entmax: bool = False,
+    weights: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sums over the scored tokens of a batch, in float32.
 
-    targets: int32 [batch, sequence]; -1 is not scored. Returns scalars (objective, negative log-likelihood in
-    nats, number of scored tokens); the objective is the likelihood term plus `z_loss` times the squared
+    targets: int32 [batch, sequence]; -1 is not scored. weights: float32 [batch, sequence], how often each of them counts
+    (None: once), in all sums; no gradient is taken with respect to them. Returns scalars (objective, negative
+    log-likelihood in nats, number of scored tokens or sum of their weights); the objective is the likelihood term plus `z_loss` times the squared
     log-partition (PaLM, section 5). With `entmax` the loss of `kernels.entmax` stands in for the likelihood.
     Rule: in chunks of tokens, unless `entmax` asks for whole rows of logits.
     """
     if entmax:
-        return reference_cross_entropy(hidden, table, targets, n_vocab, z_loss, entmax)
-    return chunked_cross_entropy(hidden, table, targets, n_vocab, z_loss)
+        return reference_cross_entropy(hidden, table, targets, n_vocab, z_loss, entmax, weights)
+    return chunked_cross_entropy(hidden, table, targets, n_vocab, z_loss, weights)
 
 
 def reference_cross_entropy(
@@ -48,17 +50,20 @@ def reference_cross_entropy(
     n_vocab: int,
     z_loss: float = 0.0,
     entmax: bool = False,
+    weights: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As `cross_entropy`, by the definition: all logits at once. The target's logit is picked by comparison, which
     works on a split vocabulary."""
     scores = logits(hidden, table, n_vocab)
     targets = named.lay(targets, "batch sequence")
-    scored = targets >= 0
+    if weights is not None:
+        weights = named.lay(jax.lax.stop_gradient(weights), "batch sequence")
+    scored, weighted = scoring(targets, weights)
     hit = jnp.arange(scores.shape[-1]) == targets[..., None]
     picked = jnp.sum(jnp.where(hit, scores, 0.0), axis=-1)
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1))
     log_z = top + jnp.log(jnp.sum(jnp.exp(scores - top[..., None]), axis=-1))
     per_token = entmax_loss(scores, picked) if entmax else log_z - picked
-    nll = jnp.sum(jnp.where(scored, per_token, 0.0))
-    penalty = z_loss * jnp.sum(jnp.where(scored, log_z**2, 0.0)) if z_loss else 0.0
-    return nll + penalty, nll, jnp.sum(scored, dtype=jnp.float32)
+    nll = jnp.sum(weighted(per_token))
+    penalty = z_loss * jnp.sum(weighted(log_z**2)) if z_loss else 0.0
+    return nll + penalty, nll, scored_count(scored, weights)

@@ -27,15 +27,21 @@ def operands(dtype=jnp.float32):
     return hidden, table, jnp.where(jax.random.bernoulli(d, 0.3, targets.shape), -1, targets)
 
 
+def weights():
+    """Of any size, and many of them 0."""
+    drawn = np.random.default_rng(3).uniform(0, 2, (BATCH, LENGTH))
+    return np.maximum(drawn - 0.5, 0).astype(np.float32)
+
+
 def measured(loss, layout, operands, z_loss):
     """(objective, nats, scored tokens), the gradients of the objective, and the program that makes them."""
 
-    def total(hidden, table, targets):
+    def total(hidden, table, targets, weights=None):
         with named.use_layout(layout):
-            objective, nats, scored = loss(hidden, table, targets, N_VOCAB, z_loss)
+            objective, nats, scored = loss(hidden, table, targets, N_VOCAB, z_loss, weights=weights)
         return objective, (nats, scored)
 
-    dims = (["batch", "sequence", "embd"], ["vocab", "embd"], ["batch", "sequence"])
+    dims = (["batch", "sequence", "embd"], ["vocab", "embd"], ["batch", "sequence"], ["batch", "sequence"])
     laid = [jax.device_put(np.asarray(x), layout.sharding(d, x.shape)) for x, d in zip(operands, dims)]
     with jax.set_mesh(layout.mesh):
         run = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))
@@ -44,16 +50,28 @@ def measured(loss, layout, operands, z_loss):
     return np.array([objective, nats, scored]), [np.asarray(g, np.float32) for g in grads], text
 
 
-@pytest.mark.parametrize("layout, z_loss", [*((name, 0.0) for name in LAYOUTS), ("vocabulary", 0.1)])
-def test_values_and_gradients_over_several_chunks_are_those_of_the_definition(layout, z_loss, monkeypatch):
+@pytest.mark.parametrize(
+    "layout, z_loss, extra",
+    [
+        *((name, 0.0, ()) for name in LAYOUTS),
+        ("vocabulary", 0.1, ()),
+        ("vocabulary", 0.1, (weights(),)),
+        ("sequence and embd", 0.0, (weights(),)),
+    ],
+    ids=lambda value: "weights" if value and isinstance(value, tuple) else None,
+)
+def test_values_and_gradients_over_several_chunks_are_those_of_the_definition(
+    layout, z_loss, extra, monkeypatch
+):
     monkeypatch.setattr(
         chunked_loss, "CHUNK_BYTES", 1
     )  # the least: 128 tokens, so that the last chunk is padded
     layout = LAYOUTS[layout]
-    values, grads, text = measured(cross_entropy, layout, operands(), z_loss)
+    arrays = *operands(), *extra
+    values, grads, text = measured(cross_entropy, layout, arrays, z_loss)
     chunks = -(-BATCH * LENGTH // layout.split("batch") // layout.split("sequence") // 128)
     assert chunks > 2 and f"length={chunks}" in text
-    expected, by_definition, _ = measured(reference_cross_entropy, LAYOUTS["one device"], operands(), z_loss)
+    expected, by_definition, _ = measured(reference_cross_entropy, LAYOUTS["one device"], arrays, z_loss)
     np.testing.assert_allclose(values, expected, rtol=1e-6)
     for ours, theirs in zip(grads, by_definition):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())

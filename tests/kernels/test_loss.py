@@ -50,6 +50,38 @@ def test_equals_optax_on_the_true_vocabulary(z_loss, n_vocab):
     assert not np.asarray(grads[1])[n_vocab:].any()
 
 
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+@pytest.mark.parametrize(
+    "loss", [cross_entropy, reference_cross_entropy, partial(cross_entropy, entmax=True)]
+)
+def test_a_target_counts_as_often_as_its_weight_says(loss, z_loss):
+    """A weight of 2 is a target that is there twice; one of 0, of a target that cannot be, is none at all."""
+    hidden, table, targets = operands()
+    weights = jnp.array([[2.0, 1.0, 0.0, 1.0, 1.0], [0.0, 0.0, 3.0, 1.0, 1.0], [1.0] * 5])
+    targets = targets.at[2, 1].set(-1)
+    impossible = targets.at[1, 0].set(10)  # among 10 ids
+
+    def sums(hidden, table, targets, weights):
+        with named.use_layout(ONE):
+            total, nll, count = loss(hidden, table, targets, 10, z_loss, weights=weights)
+        return total, (nll, count)
+
+    def repeated(hidden, table):
+        """Every row as often as its largest weight, scored where it still counts."""
+        rows = [targets if i == 0 else jnp.where(weights > i, targets, -1) for i in range(3)]
+        rows[0] = jnp.where(weights > 0, targets, -1)
+        every = jnp.concatenate([hidden] * 3), table, jnp.concatenate(rows), None
+        return sums(*every)
+
+    slope = partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    (total, (nll, count)), grads = slope(sums)(hidden, table, impossible, weights)
+    (total_2, (nll_2, count_2)), grads_2 = slope(repeated)(hidden, table)
+    assert count == count_2 == 14
+    np.testing.assert_allclose([total, nll], [total_2, nll_2], rtol=1e-6)
+    for a, b in zip(grads, grads_2):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "layout",
     [
