@@ -64,7 +64,9 @@ class Listing:
                     return f"{name} is not what was written: its checksum is {found}"
         return None
 
-    def difference(self, found: Mapping[str, Mapping[str, Any]], items: Collection[str] | None = None) -> str | None:
+    def difference(
+        self, found: Mapping[str, Mapping[str, Any]], items: Collection[str] | None = None
+    ) -> str | None:
         """As `fault`, of what an object store says of its objects: bytes, crc32c and md5 by name."""
         for name in self._of(items):
             if name not in found:

@@ -54,7 +54,9 @@ class Save:
 def read_meta(folder: Path) -> dict[str, Any]:
     """The JSON of item `meta`."""
     with ocp.Checkpointer(_handler()) as checkpointer:
-        return checkpointer.restore(epath.Path(folder), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        return checkpointer.restore(epath.Path(folder), args=ocp.args.Composite(meta=ocp.args.JsonRestore()))[
+            "meta"
+        ]
 
 
 def read_trees(folder: Path, wanted: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, jax.Array]]:
