@@ -15,8 +15,10 @@ import numpy as np
 
 from neojax.config import DataConfig, SourceConfig
 from neojax.data.batch import NOT_SCORED, Batch
+from neojax.data.ranges import THREADS
 from neojax.data.sources import TokenSource, open_source
 from neojax.errors import NeojaxError
+from neojax.storage.remote import is_remote
 
 _THREADS = 2  # a batch is a few copies from the page cache: more threads only wait for each other
 
@@ -136,7 +138,11 @@ def train_batches(
         return _stack([stream[step * batch_size + row] for row in rows], len(rows), n_ctx)
 
     batches = grain.MapDataset.range(start_step, sys.maxsize // batch_size).map(batch)
-    options = grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=data.prefetch)
+    remote = any(is_remote(source.path) for source in data.train)
+    threads = THREADS if remote else _THREADS
+    options = grain.ReadOptions(
+        num_threads=threads, prefetch_buffer_size=max(data.prefetch, threads if remote else 0)
+    )
     return iter(batches.to_iter_dataset(options))
 
 

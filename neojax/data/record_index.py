@@ -1,8 +1,9 @@
 """What is found by reading a file of tokens through, kept so that it is read once: the range of its ids, and of a
 TFRecord file where each record begins and how many tokens it holds.
 
-It lies beside the file (`.NAME.index`), or where that cannot be written, in the user's cache folder. It is made anew
-where the file's size or time of change differ from those it was made of, or where it is damaged itself.
+It lies beside the file (`.NAME.index`), in a bucket too, or where that cannot be written, in the user's cache folder. It
+holds for a file of the size and the time of change that it was made of, or of the size and the bytes of a sample of it: a
+store may be copied. It is made anew where the file is another, or where it is damaged itself.
 """
 
 import contextlib
@@ -15,10 +16,11 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
-_MAGIC = int.from_bytes(b"neojaxI1", "little")
-_HEADER = (
-    7  # int64 words: magic, size, time of change, records, smallest id, largest id, checksum of the rest
-)
+from neojax.data.ranges import Stat, sample
+from neojax.storage.remote import is_remote
+
+_MAGIC = int.from_bytes(b"neojaxI2", "little")
+_HEADER = 8  # int64 words: magic, size, time of change, records, smallest id, largest id, sample, checksum of the rest
 
 
 @dataclass(frozen=True)
@@ -37,37 +39,51 @@ def of_ids(smallest: int, largest: int) -> Index:
     return Index(none, none, smallest, largest)
 
 
-def load(file: Path, stat: os.stat_result) -> Index | None:
+def load(file: Path, stat: Stat) -> Index | None:
     """The index of `file` as `stat` shows it, or None where there is none that is whole."""
     for place in _places(file):
         try:
-            words = np.fromfile(place, np.int64)
+            content = place.read_bytes()
         except OSError:
             continue
-        if len(words) < _HEADER or list(words[:3]) != [_MAGIC, stat.st_size, stat.st_mtime_ns]:
+        words = np.frombuffer(content[: len(content) // 8 * 8], np.int64)
+        if len(words) < _HEADER or words[0] != _MAGIC or words[1] != stat.st_size:
             continue
         n = int(words[3])
-        if len(words) == _HEADER + 2 * n and words[6] == _checksum(words):
-            offsets, counts = words[_HEADER : _HEADER + n], words[_HEADER + n :]
-            return Index(offsets, counts, int(words[4]), int(words[5]))
+        if len(words) != _HEADER + 2 * n or words[7] != _checksum(words):
+            continue
+        index = Index(words[_HEADER : _HEADER + n], words[_HEADER + n :], int(words[4]), int(words[5]))
+        if words[2] != stat.st_mtime_ns:
+            if words[6] != sample(file, stat.st_size):
+                continue
+            save(file, stat, index)
+        return index
     return None
 
 
-def save(file: Path, stat: os.stat_result, index: Index) -> None:
+def save(file: Path, stat: Stat, index: Index) -> None:
     """Keeps the index of `file`, read when it was as `stat` shows it, where it can be kept."""
-    header = [_MAGIC, stat.st_size, stat.st_mtime_ns, len(index.offsets), index.smallest, index.largest, 0]
+    header = [_MAGIC, stat.st_size, stat.st_mtime_ns, len(index.offsets), index.smallest, index.largest]
+    header += [sample(file, stat.st_size), 0]
     words = np.concatenate([np.array(header, np.int64), index.offsets, index.counts])
-    words[6] = _checksum(words)
+    words[7] = _checksum(words)
     for place in _places(file):
-        scratch = place.with_name(f"{place.name}.{os.getpid()}")
         with contextlib.suppress(OSError):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                words.tofile(scratch)
-                os.replace(scratch, place)
-            finally:
-                scratch.unlink(missing_ok=True)
+            _write(place, words.tobytes())
             return
+
+
+def _write(place: Path, content: bytes) -> None:
+    if is_remote(place):
+        place.write_bytes(content)
+        return
+    scratch = place.with_name(f"{place.name}.{os.getpid()}")
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        scratch.write_bytes(content)
+        os.replace(scratch, place)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def beside(file: Path) -> Path:
@@ -78,9 +94,11 @@ def beside(file: Path) -> Path:
 def _places(file: Path) -> Iterator[Path]:
     yield beside(file)
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    name = hashlib.blake2b(os.fsencode(file.resolve()), digest_size=16).hexdigest()
+    name = hashlib.blake2b(
+        os.fsencode(file if is_remote(file) else file.resolve()), digest_size=16
+    ).hexdigest()
     yield cache / "neojax" / f"{name}.index"
 
 
 def _checksum(words: np.ndarray) -> int:
-    return google_crc32c.value(np.delete(words, 6).tobytes())
+    return google_crc32c.value(np.delete(words, 7).tobytes())

@@ -10,6 +10,7 @@ import numpy as np
 from neojax.data import tfrecord
 from neojax.data.store import TokenStore, resolve
 from neojax.errors import NeojaxError
+from neojax.storage.remote import place
 
 ABSENT = "dataset_configs/"  # the path of a source so begins whose own description, which names its files, is not there
 
@@ -64,7 +65,7 @@ def open_source(path: str | Path, split: str) -> TokenSource:
     """Opens `path`: TFRecord files (a file, a folder or a glob of them), a token store, or the `split` ("train",
     "validation") of a folder that `neojax prepare` wrote. Raises `NeojaxError`."""
     path = str(path)
-    if path and not (Path(path) / "prepared.json").is_file():
+    if path and not (place(path) / "prepared.json").is_file():
         if files := tfrecord.find(path):
             return tfrecord.TFRecords(path, files)
         if tfrecord.is_tfrecord(path) or glob.has_magic(path):

@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from neojax.data import record_index
+from neojax.data.ranges import elements, stat, whole
 from neojax.errors import NeojaxError
+from neojax.storage.remote import place
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -37,7 +39,7 @@ def token_dtype(n_vocab: int) -> np.dtype:
 
 def strip_suffix(prefix: str | Path) -> Path:
     """`PREFIX`, `PREFIX.bin` or `PREFIX.idx` as `PREFIX`."""
-    path = Path(prefix)
+    path = place(prefix)
     return path.with_suffix("") if path.suffix in (".bin", ".idx") else path
 
 
@@ -46,7 +48,7 @@ def _beside(prefix: Path, suffix: str) -> Path:
 
 
 class TokenStore:
-    """A memory-mapped token store, read-only.
+    """A token store, read-only: its tokens are mapped into memory, or in a bucket read by ranges.
 
     Its tokens are one stream: all documents in order, one after the other. Opening raises `NeojaxError`
     where a file is missing or malformed, or where the two files do not belong together.
@@ -74,9 +76,8 @@ class TokenStore:
         def malformed(cause: str, path: Path = index) -> NeojaxError:
             return NeojaxError(f"token store: {path}: {cause}")
 
-        size = index.stat().st_size
-        with open(index, "rb") as f:
-            header = f.read(HEADER.size)
+        raw = whole(index) if (size := stat(index).st_size) else np.zeros(0, np.uint8)
+        header = raw[: HEADER.size].tobytes()
         if header[: len(MAGIC)] != MAGIC[: len(header)]:
             raise malformed(f"not a Megatron index: starts with {header[:9]!r}, expected {MAGIC!r}")
         if len(header) < HEADER.size:
@@ -94,7 +95,7 @@ class TokenStore:
                 f"and {n_doc_idx} document bounds take {expected}"
             )
         self.dtype = DTYPES[code]
-        raw = np.memmap(index, np.uint8, mode="r")[HEADER.size :]
+        raw = raw[HEADER.size :]
         self._sizes = raw[: 4 * n_sequences].view("<i4")
         self._pointers = raw[4 * n_sequences : 12 * n_sequences].view("<i8")
         self._bounds = raw[12 * n_sequences :].view("<i8")
@@ -110,7 +111,7 @@ class TokenStore:
         self.n_documents = len(bounds) - 1
         self.n_tokens = int(self._starts[-1])
         width = self.dtype.itemsize
-        length = tokens.stat().st_size
+        length = stat(tokens).st_size
         needed = 0
         if n_sequences:
             ends = self._pointers + self._sizes.astype(np.int64) * width
@@ -123,7 +124,7 @@ class TokenStore:
                 f"{'truncated' if length < needed else 'not its pair, or written to later'}?",
                 tokens,
             )
-        self._bin = np.memmap(tokens, self.dtype, mode="r") if length else np.zeros(0, self.dtype)
+        self._bin = elements(tokens, self.dtype) if length else np.zeros(0, self.dtype)
         self._contiguous = bool((self._pointers == self._starts[:-1] * width).all())
 
     def __str__(self) -> str:
@@ -173,13 +174,13 @@ class TokenStore:
         """Smallest and largest token id; (0, -1) where there is none. Reads the whole store where nobody has before:
         what is found is kept beside it (`neojax.data.record_index`)."""
         file = _beside(self.prefix, ".bin")
-        stat = file.stat()
-        kept = record_index.load(file, stat)
+        state = stat(file)
+        kept = record_index.load(file, state)
         if kept is None:
             found = [_extremes(chunk) for chunk in self.chunks()]
             smallest = min((low for low, _ in found), default=0)
             kept = record_index.of_ids(smallest, max((high for _, high in found), default=-1))
-            record_index.save(file, stat, kept)
+            record_index.save(file, state, kept)
         return kept.smallest, kept.largest
 
 
@@ -244,7 +245,7 @@ class StoreWriter:
         for suffix in (".bin", ".idx"):
             os.replace(self._partial[suffix], _beside(self.prefix, suffix))
         file = _beside(self.prefix, ".bin")
-        record_index.save(file, file.stat(), record_index.of_ids(self._smallest, self._largest))
+        record_index.save(file, stat(file), record_index.of_ids(self._smallest, self._largest))
 
     @staticmethod
     def _sync(f) -> None:
@@ -271,7 +272,7 @@ class StoreWriter:
 def resolve(path: str | Path, split: str) -> Path:
     """The store prefix a config path means: a prefix as it is, or the `split` ("train", "validation") of a
     folder that `neojax prepare` wrote. Raises `NeojaxError` where there is none."""
-    given = Path(path)
+    given = place(path)
     if given.name and _beside(strip_suffix(given), ".idx").is_file():
         return strip_suffix(given)
     if given.is_dir():

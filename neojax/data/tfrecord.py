@@ -12,14 +12,17 @@ import glob
 import re
 import struct
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
 from neojax.data import record_index
+from neojax.data.ranges import THREADS, elements, stat, stream
 from neojax.data.record_index import Index
 from neojax.data.wire import BYTES, VARINT, fields, masked_crc, message, varint, varint_ends, varints
 from neojax.errors import NeojaxError
+from neojax.storage.remote import is_remote, place
 
 FEATURE = b"text"
 _HEADER = struct.Struct("<QI")
@@ -38,18 +41,21 @@ def is_tfrecord(path: str | Path) -> bool:
 def find(path: str | Path) -> list[Path]:
     """The TFRecord files that a file, folder or glob means, in natural order (2 before 10); none where it is
     something else."""
-    path = Path(path)
+    path = place(path)
     if path.is_dir():
         found = [p for p in path.iterdir() if not p.name.startswith(".")]
     elif path.is_file():
         found = [path]
+    elif is_remote(path):
+        found = list(path.parent.glob(path.name)) if glob.has_magic(path.name) else []
     else:
         found = [Path(p) for p in glob.glob(str(path), recursive=True)]
 
     def natural(path: Path) -> list:
         return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
 
-    return sorted((p for p in found if p.is_file() and is_tfrecord(p)), key=natural)
+    # That each is an object, and no folder, would be a request for each.
+    return sorted((p for p in found if is_tfrecord(p) and (is_remote(p) or p.is_file())), key=natural)
 
 
 class TFRecords:
@@ -57,14 +63,17 @@ class TFRecords:
     index it. Raises `NeojaxError` that names file and offset where one is damaged or holds something else."""
 
     def __init__(self, path: str | Path, files: Iterable[Path]):
-        self.path = Path(path)
+        self.path = place(path)
         self.files = list(files)
-        indexes = [_index(file) for file in self.files]
+        with ThreadPoolExecutor(THREADS if is_remote(self.path) else 1) as pool:
+            found = list(pool.map(_index, self.files))
+        indexes = [index for index, _ in found]
+        self._ends = [size for _, size in found]
         self._records = np.cumsum([0, *(len(i.counts) for i in indexes)])  # first record of each file
         counts = np.concatenate([np.zeros(1, np.int64), *(i.counts for i in indexes)])
         self._offsets = np.concatenate([i.offsets for i in indexes])
         self._starts = np.cumsum(counts)  # position of each record's first token in the stream
-        self._maps: dict[int, np.memmap] = {}
+        self._maps: dict[int, np.ndarray] = {}
         self.n_tokens = int(self._starts[-1])
         self.n_documents = len(self._offsets)
         sizes = np.unique(counts[1:])
@@ -104,11 +113,11 @@ class TFRecords:
     def _payload(self, record: int) -> np.ndarray:
         number = int(np.searchsorted(self._records, record, side="right")) - 1
         if number not in self._maps:
-            self._maps[number] = np.memmap(self.files[number], np.uint8, mode="r")
-        data, at = self._maps[number], int(self._offsets[record])
-        length, _ = _HEADER.unpack(bytes(data[at : at + _HEADER.size]))
-        begin = at + _HEADER.size
-        return _token_varints(bytes(data[begin : begin + length]))
+            self._maps[number] = elements(self.files[number], np.dtype(np.uint8))
+        is_last = record + 1 == self._records[number + 1]
+        end = self._ends[number] if is_last else int(self._offsets[record + 1])
+        data = self._maps[number][int(self._offsets[record]) : end].tobytes()
+        return _token_varints(data[_HEADER.size : -_CRC.size])
 
 
 def _slice(payload: np.ndarray, start: int, stop: int) -> np.ndarray:
@@ -117,15 +126,15 @@ def _slice(payload: np.ndarray, start: int, stop: int) -> np.ndarray:
     return varints(payload[bounds[start] : bounds[min(stop, len(bounds) - 1)]])
 
 
-def _index(file: Path) -> Index:
-    """The kept index of a file, or a new one. Raises `NeojaxError`."""
+def _index(file: Path) -> tuple[Index, int]:
+    """The kept index of a file, or a new one, and its size in bytes. Raises `NeojaxError`."""
     try:
-        stat = file.stat()
-        index = record_index.load(file, stat)
+        state = stat(file)
+        index = record_index.load(file, state)
         if index is None:
-            index = _scan(file, stat.st_size)
-            record_index.save(file, stat, index)
-        return index
+            index = _scan(file, state.st_size)
+            record_index.save(file, state, index)
+        return index, state.st_size
     except OSError as e:
         raise NeojaxError(f"cannot read {file}: {e.strerror or e}") from None
 
@@ -158,7 +167,7 @@ def _scan(file: Path, size: int) -> Index:
 def _records(file: Path, size: int) -> Iterator[tuple[int, bytes]]:
     """The records of a file of `size` bytes: (offset, data). Raises `NeojaxError`."""
     at = 0
-    with open(file, "rb") as f:
+    with stream(file) as f:
         while at < size or not size:
             header = f.read(_HEADER.size)
             if len(header) < _HEADER.size:

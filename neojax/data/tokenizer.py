@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neojax.errors import NeojaxError, suggest
+from neojax.storage.remote import place
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -22,9 +23,10 @@ _BREAK = re.compile(r"(?<=\S)(?=[ \n])")
 
 def load(path: str | Path) -> "Tokenizer":
     """Reads a `tokenizer.json`; truncation and padding that it asks for are switched off. Raises `NeojaxError`."""
-    if not Path(path).is_file():
+    path = place(path)
+    if not path.is_file():
         raise NeojaxError(f"tokenizer {path} does not exist; expected a tokenizer.json")
-    return parse(Path(path).read_text(encoding="utf-8", errors="replace"), f"tokenizer {path}")
+    return parse(path.read_bytes().decode("utf-8", errors="replace"), f"tokenizer {path}")
 
 
 def parse(text: str, source: str) -> "Tokenizer":

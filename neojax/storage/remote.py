@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, cast
 
 from neojax.errors import NeojaxError
 
 PACKAGES = {"gs": ("gcsfs", "gcs"), "s3": ("s3fs", "s3")}  # what reads each, and the extra that brings it
 # pathlib makes one slash of two: a path that came through it is known all the same.
+_BLOCK = 1 << 24  # bytes asked for at a time of what is read in order
 _URL = re.compile(r"(gs|s3):/{1,2}(?=[^/])")
 
 
@@ -109,6 +110,10 @@ class BucketPath(os.PathLike):
         return self._key.rpartition("/")[2]
 
     @property
+    def stem(self) -> str:
+        return posixpath.splitext(self.name)[0]
+
+    @property
     def suffix(self) -> str:
         return posixpath.splitext(self.name)[1]
 
@@ -164,6 +169,11 @@ class BucketPath(os.PathLike):
         """Bytes [start, stop)."""
         with told(self):
             return self.fs.cat_file(self._key, start=start, end=stop)
+
+    def open(self) -> IO[bytes]:
+        """Opened to be read from its beginning to its end."""
+        with told(self):
+            return self.fs.open(self._key, "rb", block_size=_BLOCK, cache_type="readahead")
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)

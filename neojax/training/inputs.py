@@ -8,7 +8,7 @@ from neojax.data.loader import Windows, check_ids
 from neojax.data.sources import ABSENT, TokenSource, end_of_document_id, open_source
 from neojax.errors import NeojaxError
 from neojax.runs.run_dir import TOKENIZER
-from neojax.storage.remote import is_on_no_machine
+from neojax.storage.remote import is_on_no_machine, place
 
 
 def named_sources(sources: tuple[SourceConfig, ...]) -> dict[str, SourceConfig]:
@@ -58,7 +58,7 @@ def check_data(config: Config) -> tuple[list[TokenSource], list[TokenSource]]:
 
 def read_tokenizer(config: Config, sources: list[TokenSource]) -> str | None:
     """The text of data.tokenizer, or of the tokenizer.json beside the first training source, if there is one."""
-    path = Path(config.data.tokenizer) if config.data.tokenizer else sources[0].folder / TOKENIZER
+    path = place(config.data.tokenizer) if config.data.tokenizer else sources[0].folder / TOKENIZER
     if not path.is_file():
         if config.data.tokenizer:
             raise NeojaxError(f"data.tokenizer: no file {path}; name a tokenizer.json")
