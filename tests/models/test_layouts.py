@@ -28,6 +28,11 @@ LAYOUTS = {
     "head_dim": ("x:2, y:4", "batch:x, features_per_head:y", ""),
     "two axes": ("x:2, y:2, z:2", "batch:x, heads:y+z, intermediate_expanded:z+y, vocab:z", "vocab:z+x"),
     "positions": ("x:2, y:2", "batch:x, embed_sequence:y", "positions:x+y"),
+    "fsdp over two axes": ("x:4, y:2", "batch:x+y", "embd:x+y"),
+    "stored in the other order": ("x:4, y:2", "batch:x+y", "embd:y+x"),
+    "fsdp within, copies across": ("x:2, y:4", "batch:x+y", "embd:y"),
+    "two stored dimensions": ("x:4, y:2", "batch:x+y", "embd:x, mlp:y, head_dim:y, vocab:y"),
+    "three axes": ("x:2, y:2, z:2", f"batch:x+y, {MODEL.replace('model', 'z')}", "embd:x+y"),
 }
 
 
