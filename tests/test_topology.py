@@ -68,3 +68,30 @@ def test_inspect_draws_the_mesh_on_the_slice(capsys):
     assert len([line for line in drawn.splitlines() if line.startswith("host ")]) == 4
     assert main(["inspect", config, "--topology", "v9:4x4"]) == 2
     assert "v9:4x4" in capsys.readouterr().err
+
+
+def test_inspect_draws_the_mesh_on_every_slice(capsys):
+    """Two slices of 16 chips, the batch over both axes: every host of either reads the rows that it holds."""
+    pytest.importorskip("libtpu")
+    run = ["inspect", str(CONFIGS / "1.3B.yml"), "--topology", "2xv5e:4x4", "train.batch_size=64"]
+    mesh = ["mesh.shape=slices:2,data:16", "mesh.dcn_shape=slices:2", "mesh.layout=batch:slices+data"]
+    assert main([*run, *mesh]) == 0
+    out = capsys.readouterr().out
+    drawn = out.partition("number along slices data\n")[2].splitlines()
+    for number in range(2):
+        at = drawn.index(f"slice {number}")
+        cells = " ".join(drawn[at + 1 : at + 5]).split()
+        assert sorted(cells) == sorted(f"{number},{i}" for i in range(16))
+    hosts = [line for line in drawn if line.startswith("host ")]
+    rows = [row for line in hosts for row in numbers(line.partition(" rows ")[2])]
+    assert len(hosts) == 8 and sorted(rows) == list(range(64))
+    assert main(run) == 2  # no axis is said to cross the network
+    assert "mesh.dcn_shape=data:2" in capsys.readouterr().err
+    assert main(["inspect", str(CONFIGS / "1.3B.yml"), "--topology", "2xv9:4x4"]) == 2
+    assert "2xv9:4x4" in capsys.readouterr().err
+
+
+def numbers(text):
+    """The reverse of `ranges`."""
+    pairs = [run.split("-") for run in text.split(", ")]
+    return [n for pair in pairs for n in range(int(pair[0]), int(pair[-1]) + 1)]

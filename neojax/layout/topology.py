@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 
 import jax
 from jax.experimental import topologies
@@ -21,7 +22,8 @@ QUIET = {
 
 
 def tpu_devices(topology: str) -> list[jax.Device]:
-    """The devices of `topology`, such as "v5e:16x16" or "v5p:4x4x4", in JAX's order.
+    """The devices of `topology`, such as "v5e:16x16" or "v5p:4x4x4", in JAX's order; "2xv5e:8x8" is two slices of v5e:8x8,
+    which a network joins.
 
     JAX itself is to run on something else (JAX_PLATFORMS=cpu). Raises `NeojaxError` without libtpu, or where there is
     no such topology.
@@ -32,12 +34,17 @@ def tpu_devices(topology: str) -> list[jax.Device]:
         )
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    chip = {"chip_config_name": "megacore"} if topology.startswith("v4:") else {}
+    several = re.match(r"([1-9]\d*)x(?=[a-z])", topology)
+    one = topology[several.end() :] if several else topology
+    wanted: dict[str, str | int] = {"num_slices": int(several[1])} if several else {}
+    if one.startswith("v4:"):
+        wanted["chip_config_name"] = "megacore"
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **chip)
+        found = topologies.get_topology_desc(platform="tpu", topology_name=one, **wanted)
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as e:
         cause = " ".join(str(e).split())[:200]
         raise NeojaxError(
-            f"TPU topology {topology!r}: {cause}; expected a chip and a shape such as v5e:4x4, v5p:2x2x4 or v6e:16x16"
+            f"TPU topology {topology!r}: {cause}; expected a chip and a shape such as v5e:4x4, v5p:2x2x4 or v6e:16x16, "
+            "or several such slices, as 2xv5e:8x8"
         ) from None
     return list(found.devices)
