@@ -1,14 +1,14 @@
 """Compiles the training step for TPUs that are not here and shows what the program holds: memory, kernels, collectives.
 
     python benchmarks/tpu_compile.py [--topology v5e:16x16] [--model 1.3B] [--batch 512] [--remat names]
-        [--reduce-dtype float32] [--shape data:-1] [--layout batch:data] [--param-layout embd:data] [--save tpu_compile]
+        [--reduce-dtype float32] [--shape data:-1] [--dcn-shape slices:2] [--layout batch:data] [--param-layout embd:data]
+        [--effort -1] [--save tpu_compile]
 
 The layout is FSDP over all chips unless told otherwise, the compute type bfloat16, the inputs abstract. Needs libtpu
 (`pip install .[tpu]`).
 """
 
 import argparse
-import math
 import os
 import re
 import sys
@@ -20,11 +20,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import shapes
+from hlo import Array, collectives, size
 from side_by_side import save
 
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
-Array = tuple[str, tuple[int, ...]]  # type and shape
 SPLASH = re.compile(r"splash_mha_(fwd|dq|dkv)")
 
 
@@ -43,7 +41,10 @@ def compiled(options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, float]]:
     from neojax.training.state import abstract_state
     from neojax.training.step import make_train_step
 
-    mesh = MeshConfig(options["shape"], options["layout"], options["param_layout"])
+    jax.config.update("jax_exec_time_optimization_effort", options["effort"])
+    mesh = MeshConfig(
+        options["shape"], options["layout"], options["param_layout"], dcn_shape=options["dcn_shape"]
+    )
     layout = make_layout(mesh, tpu_devices(options["topology"]))
     model = Transformer(
         shapes.ours(options["model"], options["sequence"]),
@@ -52,8 +53,9 @@ def compiled(options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, float]]:
         reduce_dtype=options["reduce_dtype"],
         remat=options["remat"],
         attention_kernel=options["kernel"],
+        joined=options["joined"],
     )
-    train = TrainConfig(batch_size=options["batch"])
+    train = TrainConfig(batch_size=options["batch"], compiler_options=tuple(options["compiler_options"]))
     optimizer = make_optimizer(train, model.dims(), model.config.n_vocab)
     shape = (1, options["batch"], options["sequence"])
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.sharding(BATCH_DIMS, shape))
@@ -68,40 +70,12 @@ def compiled(options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, float]]:
     return model, program, {"lower": between - start, "compile": time.perf_counter() - between}
 
 
-def arrays(kind: str) -> list[Array]:
-    """The arrays of an HLO type, a tuple or not: their types and shapes."""
-    found = re.findall(r"(\w+)\[([\d,]*)\]", kind)
-    return [(t, tuple(int(n) for n in dims.split(",") if n)) for t, dims in found if t in BYTES]
-
-
-def collectives(hlo: str) -> dict[str, list[Array]]:
-    """Every collective of the program by kind: its results on one chip, or the operands of a reduce-scatter.
-
-    The TPU's compiler writes a reduce-scatter as an all-reduce in a fusion called all-reduce-scatter, and a collective
-    that runs in steps beside other work once a step, all with the number of one channel.
-    """
-    channels = set()
-    found: dict[str, list[Array]] = {kind: [] for kind in COLLECTIVES}
-    computation = ""
-    for line in hlo.splitlines():
-        if header := re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line):
-            computation = header[1]
-        if match := re.search(rf"= (.+?) ({'|'.join(COLLECTIVES)})(-start)?\(", line):
-            kind, name, start = match.groups()
-            channel = re.search(r"channel_id=(\d+)", line)
-            if channel and channel[1] in channels:
-                continue
-            channels.add(channel[1] if channel else line)
-            results = arrays(kind)
-            if start and name in ("all-gather", "collective-permute"):  # a type of (operands, results, ...)
-                results = [max(results, key=size)]
-            found["reduce-scatter" if "all-reduce-scatter" in computation else name] += results
-    return found
-
-
-def size(array: Array) -> int:
-    """Bytes of an array."""
-    return BYTES[array[0]] * math.prod(array[1])
+def found(hlo: str) -> dict[str, list[Array]]:
+    """The arrays of every collective of the program by kind, each collective once, however often it runs."""
+    by_kind: dict[str, list[Array]] = {}
+    for one in collectives(hlo):
+        by_kind.setdefault(one.kind, []).extend(one.arrays)
+    return by_kind
 
 
 def bytes_by_type(results: list[Array]) -> Counter[str]:
@@ -116,10 +90,10 @@ def report(model: Any, program: Any) -> dict[str, Any]:
     """Bytes per chip, kernels, and collectives of a compiled step, and whether any gathers more than parameters."""
     hlo = program.as_text()
     memory = program.memory_analysis()
-    found = collectives(hlo)
+    by_kind = found(hlo)
     config = model.config
     ours = {v.shape["layers" in dims :] for v, dims in zip(model.stored().values(), model.dims().values())}
-    gathered = {tuple(n for n in shape if n > 1) for _, shape in found["all-gather"]}
+    gathered = {tuple(n for n in shape if n > 1) for _, shape in by_kind.get("all-gather", ())}
     others = {shape for shape in gathered if not any(part_of(shape, p) for p in ours)}
     vocab = model.layout.padded_vocab(config.n_vocab)
     calls = [line for line in hlo.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
@@ -138,7 +112,7 @@ def report(model: Any, program: Any) -> dict[str, Any]:
                 "bytes": sum(map(size, results)),
                 "largest": "{} {}".format(*max(results, key=size)),
             }
-            for name, results in found.items()
+            for name, results in by_kind.items()
             if results
         },
         "all_gathers_of_other_than_parameters": sorted(map(list, others)),
@@ -164,6 +138,12 @@ def main() -> None:
     parser.add_argument("--shape", default="data:-1")
     parser.add_argument("--layout", default="batch:data")
     parser.add_argument("--param-layout", default="embd:data")
+    parser.add_argument("--dcn-shape", default="")
+    parser.add_argument("--joined", action="store_true", help="queries, keys and values from one matrix")
+    parser.add_argument(
+        "--effort", type=float, default=0.0, help="-1: compiled in a fraction of the time, less well"
+    )
+    parser.add_argument("--compiler-options", nargs="*", default=(), metavar="NAME=VALUE")
     parser.add_argument("--save", default="tpu_compile", help="the name of the file in results/")
     options = vars(parser.parse_args())
     os.environ["JAX_PLATFORMS"] = "cpu"

@@ -1,0 +1,211 @@
+"""What travels between the chips in a training step, for TPU slices that are not here, and how long it would take.
+
+    python benchmarks/communication.py [--only WORDS ...] [--again] [--list]
+
+Compiles the real training step of a published shape for every row of `ROWS`: a slice, a layout, options. Shows the bytes of
+each kind of collective over each axis of the mesh, whether computation runs beside it, what crosses slices, the memory of
+a chip, and a modelled time of the step:
+
+    step = max(compute, beside) + alone
+
+compute: the model's FLOPs (and those of recomputed blocks) over the chip's peak. beside: collectives that the compiler
+runs beside products. alone: all others. Their times are those of `links.py`, a model of the links' bandwidths. No product
+reaches a chip's peak, so the share of communication is an upper bound; `share_at_60` is that with products at 60 %.
+Rows are kept in results/communication.json as they are done; those that are there are not compiled again.
+
+`effort: -1` compiles in a tenth of the time: the same collectives and bytes, but none beside products; there those that the
+compiler has marked as asynchronous, within loops, count as beside. Needs libtpu (`pip install .[tpu]`).
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import links
+from hlo import Collective, collectives
+from side_by_side import RESULTS, circumstances
+
+DEFAULTS = {
+    "sequence": 2048,
+    "batch": 512,
+    "remat": "names",
+    "reduce_dtype": "float32",
+    "kernel": "auto",
+    "shape": "data:-1",
+    "dcn_shape": "",
+    "layout": "batch:data",
+    "param_layout": "embd:data",
+    "joined": False,
+    "compiler_options": (),
+    "effort": -1.0,
+}
+
+
+def rows() -> dict[str, dict[str, Any]]:
+    """Every row by its name: what `tpu_compile.compiled` takes."""
+    from communication_rows import ROWS
+
+    return {name: {**DEFAULTS, **row} for name, row in ROWS.items()}
+
+
+def measure(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Compiles one row and reads what it holds."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    import tpu_compile
+
+    model, program, taken = tpu_compile.compiled(options)
+    hlo = program.as_text()
+    if keep := os.environ.get("KEEP_HLO"):
+        Path(keep, f"{time.time():.0f}.hlo").write_text(hlo)
+    memory = program.memory_analysis()
+    # What the donated state comes back in is no more memory.
+    own = {"arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes}
+    marked = options["effort"] < 0
+    return {
+        "seconds_to_compile": taken["compile"],
+        "bytes_per_chip": own,
+        **timed(collectives(hlo), model, options, marked),
+    }
+
+
+def timed(
+    found: Sequence[Collective], model: Any, options: Mapping[str, Any], marked: bool
+) -> dict[str, Any]:
+    """The collectives of a step by kind, axes and type, and the modelled time of the step in milliseconds."""
+    from neojax.layout.chips import peak_flops
+    from neojax.models.flops import flops_per_token, forward_flops_per_token
+
+    mesh = model.layout.mesh
+    chip = links.CHIPS[options["topology"].rpartition(":")[0].lstrip("0123456789").lstrip("x")]
+    place = Places(mesh)
+    kinds: dict[tuple[Any, ...], dict[str, float]] = {}
+    total = {"beside": 0.0, "alone": 0.0, "network": 0.0}
+    for one in found:
+        beside = one.beside or (marked and one.is_marked and one.times > 1)
+        group = max(one.groups, key=lambda g: links.seconds(one, place.of(g), place.dims, chip), default=())
+        took = 1e3 * one.times * links.seconds(one, place.of(group), place.dims, chip)
+        total["network" if one.kind == "transfer" else "beside" if beside else "alone"] += took
+        name = "all-reduce for a gather" if one.is_gather else one.kind
+        if one.kind == "transfer":
+            name = f"transfer {one.operation}"
+        types = "+".join(sorted({kind for kind, _ in one.arrays}))
+        key = (name, place.axes(group) if group else place.network, types, beside)
+        row = kinds.setdefault(key, {"runs": 0, "bytes": 0, "ms": 0.0})
+        row["runs"] += one.times
+        row["bytes"] += one.times * one.bytes
+        row["ms"] += took
+    tokens = options["batch"] * options["sequence"] / mesh.size
+    flops = flops_per_token(model.config)
+    if options["remat"] == "full":
+        flops += forward_flops_per_token(model.config)
+    compute = 1e3 * tokens * flops / (peak_flops(model.layout.device) or 1)
+    crossing = total["alone"] + total["network"]
+    step = max(compute, total["beside"]) + crossing
+    slower = max(compute / 0.6, total["beside"]) + crossing
+    columns = ("kind", "axes", "type", "beside")
+    return {
+        "collectives": [
+            {**dict(zip(columns, key)), **row}
+            for key, row in sorted(kinds.items(), key=lambda item: -item[1]["ms"])
+        ],
+        "ms": {"compute": compute, **total, "step": step},
+        "share": 1 - compute / step,
+        "share_at_60": 1 - compute / 0.6 / slower,
+    }
+
+
+class Places:
+    """Where the partitions of a program lie: on the torus, and along the axes of the mesh. A program for several slices
+    numbers the partitions of one, and is the same on each."""
+
+    def __init__(self, mesh: Any):
+        import numpy as np
+
+        numbers = np.arange(mesh.size).reshape(mesh.devices.shape)
+        devices = [(getattr(d, "slice_index", 0), d, at) for at, d in np.ndenumerate(mesh.devices)]
+        first = min(number for number, _, _ in devices)
+        self.own = [(tuple(d.coords), at) for number, d, at in devices if number == first]
+        self.dims = [1 + max(c[i] for c, _ in self.own) for i in range(3)]
+        self.names = mesh.axis_names
+        self.sizes = [len({at[i] for _, at in self.own}) for i in range(numbers.ndim)]
+        across = [i for i, n in enumerate(self.sizes) if n < mesh.devices.shape[i]]
+        self.network = "+".join(self.names[i] for i in across) + " across slices"
+
+    def of(self, group: Sequence[int]) -> list[tuple[int, ...]]:
+        """The places on the torus of a group of partitions."""
+        return [self.own[n][0] for n in group]
+
+    def axes(self, group: Sequence[int]) -> str:
+        """The axes of the mesh that a group of partitions reaches along, and how far where that is not the whole."""
+        found = []
+        for i, name in enumerate(self.names):
+            reach = len({self.own[n][1][i] for n in group})
+            if reach > 1:
+                found.append(name if reach == self.sizes[i] else f"{name} ({reach} of {self.sizes[i]})")
+        return "+".join(found) or "none"
+
+
+def commit() -> str:
+    """The commit of the code that is compiled, with a + where it was changed since."""
+    import neojax
+
+    at = Path(neojax.__file__).parent
+    run = ["git", "-C", str(at), "describe", "--always", "--abbrev=7", "--dirty=+", "--exclude=*"]
+    return subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def chosen(only: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows whose names hold all the words; one alone where a whole name is given."""
+    known = rows()
+    exact = {name for name in only if name in known}
+    yield from (
+        (n, row) for n, row in known.items() if n in exact or (not exact and all(w in n for w in only))
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--only", nargs="*", default=(), help="rows by name, or by words that their names hold"
+    )
+    parser.add_argument("--again", action="store_true", help="compile rows that are there already")
+    parser.add_argument("--list", action="store_true", help="the rows' names alone")
+    args = parser.parse_args()
+    path = RESULTS / "communication.json"
+    kept = json.loads(path.read_text()) if path.exists() else {"results": {}}
+    for name, options in chosen(args.only):
+        if args.list or (name in kept["results"] and not args.again):
+            print(name)
+            continue
+        start = time.perf_counter()
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # libtpu does not give its memory back
+            try:
+                row = pool.apply(measure, (options,))
+            except Exception as e:
+                row = {"failed": " ".join(str(e).split())[:600]}
+        row = {"options": options, "code": commit(), "wall": time.perf_counter() - start, **row}
+        kept = json.loads(path.read_text()) if path.exists() else {"results": {}}
+        kept = {**circumstances(), "results": {**kept["results"], name: row}}
+        path.write_text(json.dumps(kept, indent=1) + "\n")
+        print(line(name, row), flush=True)
+
+
+def line(name: str, row: Mapping[str, Any]) -> str:
+    """A row in one line."""
+    if "failed" in row:
+        return f"{name}: {row['failed'][:150]}"
+    ms = " ".join(f"{what} {value:.1f}" for what, value in row["ms"].items())
+    memory = " ".join(f"{what} {value / 1e9:.2f}" for what, value in row["bytes_per_chip"].items())
+    return f"{name}: ms {ms}; GB {memory}; share {row['share']:.2f}, at 60 % {row['share_at_60']:.2f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""The collectives of a program that the TPU's compiler has optimised: what travels, how often, over which chips, and when.
+
+The compiler writes a reduce-scatter as an all-reduce in a fusion called all-reduce-scatter; a gather of small arrays as a
+sum of arrays that are zero elsewhere; a collective that runs in steps beside other work once a step, all with the number
+of one channel, in fusions called async_collective_fusion; and what crosses slices as a pair of send and receive that the
+host carries. A loop's body stands in the text once, so its trips are read from its condition.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
+Array = tuple[str, tuple[int, ...]]  # type and shape
+OPERATION = re.compile(rf"= (.+?) ({'|'.join(KINDS)}|send)(-start)?\(")
+MADE = re.compile(r"\s*(?:ROOT )?%([\w.\-]+) = ")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective of a program.
+
+    kind: of `KINDS`, or "transfer" for what crosses slices. arrays: whole, as every chip of a group has them after a
+    gather or before a scatter; a transfer's are what one chip sends. groups: partition numbers, those of one slice in a
+    program for several. times: how often a step runs it. beside: whether computation runs meanwhile. is_gather: whether
+    it is a sum that stands for a gather. is_marked: whether the compiler once had it in two halves. rings: how many the compiler uses at once, 0 where it does not say.
+    """
+
+    kind: str
+    arrays: tuple[Array, ...]
+    groups: tuple[tuple[int, ...], ...]
+    times: int = 1
+    beside: bool = False
+    is_gather: bool = False
+    is_marked: bool = False
+    rings: int = 0
+    operation: str = ""
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of its arrays, of one run."""
+        return sum(map(size, self.arrays))
+
+
+def size(array: Array) -> int:
+    """Bytes of an array."""
+    return BYTES[array[0]] * math.prod(array[1])
+
+
+def arrays(kind: str) -> list[Array]:
+    """The arrays of an HLO type, a tuple or not: their types and shapes."""
+    found = re.findall(r"(\w+)\[([\d,]*)\]", kind)
+    return [(t, tuple(int(n) for n in dims.split(",") if n)) for t, dims in found if t in BYTES]
+
+
+def collectives(hlo: str) -> list[Collective]:
+    """Every collective of an optimised program, each once, with the times that a step runs it."""
+    bodies = computations(hlo)
+    times = trips(bodies)
+    partitions = int((re.search(r"num_partitions=(\d+)", hlo[:200_000]) or [0, 1])[1])
+    found: dict[str, Collective] = {}
+    makes = {match[1]: line for lines in bodies.values() for line in lines if (match := MADE.match(line))}
+    for name, lines in bodies.items():
+        for line in lines:
+            if not (match := OPERATION.search(line)):
+                continue
+            own = _read(line, match, name, partitions)
+            channel = re.search(r"channel_id=(\d+)", line)
+            # Both halves of a sum that crosses slices have the number of the whole, so the kind belongs to the key.
+            key = f"{channel[1]} {own.kind}" if channel else line
+            before = found.get(key)
+            own = replace(own, times=times[name], beside=own.beside or bool(before and before.beside))
+            if own.kind == "all-reduce":
+                own = replace(own, is_gather=_fills(line, makes, bodies))
+            found[key] = own if not before else replace(before, beside=own.beside)
+    return list(found.values())
+
+
+def _read(line: str, match: re.Match, computation: str, partitions: int) -> Collective:
+    kind, operation, start = match.groups()
+    results = arrays(kind)
+    if operation == "send":
+        results = results[:1]
+        operation = "transfer"
+        if target := re.search(r'_xla_megascale_transfer_type="(\w+)"', line):
+            return Collective("transfer", tuple(results), (), operation=target[1])
+    if start and operation in ("all-gather", "collective-permute"):  # a type of (operands, results, ...)
+        results = [max(results, key=size)]
+    groups = replica_groups(line, partitions)
+    if operation == "reduce-scatter":
+        results = [(t, (*shape, len(groups[0]))) for t, shape in results]
+    if "all-reduce-scatter" in computation:
+        operation = "reduce-scatter"
+    named = re.search(r'op_name="([^"]*)"', line)
+    return Collective(
+        operation,
+        tuple(results),
+        groups,
+        beside=bool(start) or "async_collective_fusion" in computation,
+        is_marked="async_collective_name" in line,
+        rings=_rings(line),
+        operation=named[1] if named else "",
+    )
+
+
+def _fills(line: str, makes: dict[str, str], bodies: dict[str, list[str]]) -> bool:
+    """Whether the first operand of a sum is a part written into zeros."""
+    operand = re.search(r" all-reduce(?:-start)?\(%([\w.\-]+)", line)
+    made = makes.get(operand[1], "") if operand else ""
+    if called := re.search(r" fusion\(.*calls=%([\w.\-]+)", made):
+        made = next((own for own in bodies[called[1]] if own.lstrip().startswith("ROOT")), "")
+    return " dynamic-update-slice(" in made
+
+
+def _rings(line: str) -> int:
+    """The rings in both directions that the compiler's notes say a collective uses at once."""
+    if colours := re.search(r"(\w+)\{colors:(\d+)", line):
+        return max(1, int(colours[2]) // (2 if "UniDirection" in colours[1] else 1))
+    return 1 if '"emitter":"1D' in line else 0
+
+
+def computations(hlo: str) -> dict[str, list[str]]:
+    """The lines of every computation by its name; that of the program itself is ENTRY."""
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in hlo.splitlines():
+        if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            lines = found.setdefault("ENTRY" if header[1] else header[2], [])
+        else:
+            lines.append(line)
+    return found
+
+
+def trips(bodies: dict[str, list[str]]) -> Counter[str]:
+    """How often a step runs every computation; of a condition's branches, each once."""
+    calls = {name: list(_calls(lines, bodies)) for name, lines in bodies.items()}
+    times: Counter[str] = Counter()
+
+    def enter(name: str, count: int) -> None:
+        times[name] += count
+        for called, each in calls.get(name, ()):
+            enter(called, count * each)
+
+    enter("ENTRY", 1)
+    return times
+
+
+def _calls(lines: list[str], bodies: dict[str, list[str]]) -> Iterator[tuple[str, int]]:
+    for line in lines:
+        if loop := re.search(r"condition=%([\w.\-]+), body=%([\w.\-]+)", line):
+            yield loop[2], _bound(bodies[loop[1]])
+            continue
+        for called in re.findall(r"(?:calls|to_apply|called_computations)=\{?%([\w.\-]+)", line):
+            yield called, 1
+        for branches in re.findall(r"branch_computations=\{([^}]*)\}", line):
+            yield from ((name.strip(" %"), 1) for name in branches.split(","))
+
+
+def _bound(condition: list[str]) -> int:
+    """The trips of a loop that counts from 0: the constant that its condition compares with."""
+    constants = [int(n) for line in condition for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", line)]
+    if len(constants) != 1:
+        raise ValueError(f"the trips of a loop cannot be read from its condition: {condition}")
+    return constants[0]
+
+
+def replica_groups(line: str, partitions: int) -> tuple[tuple[int, ...], ...]:
+    """The groups of partitions that a collective joins, in any of the three forms in which they are written."""
+    if written := re.search(r"replica_groups=\{\{([\d,{} ]*)\}\}", line):
+        groups = written[1].split("},{")
+        return tuple(tuple(int(n) for n in group.split(",")) for group in groups)
+    if tiled := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
+        shape, reshape = ([int(n) for n in tiled[i].split(",")] for i in (1, 2))
+        numbers = np.arange(math.prod(reshape)).reshape(reshape)
+        if tiled[3]:
+            numbers = numbers.transpose([int(n) for n in tiled[3].split(",")])
+        return tuple(map(tuple, numbers.reshape(shape).tolist()))
+    if meshed := re.search(
+        r"replica_groups=mesh\[([^\]]*)\](?:,? ?device_ids=\(([^)]*)\))? ?\{([^}]*)\}", line
+    ):
+        axes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", meshed[1])}
+        used = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", meshed[3])
+        return _mesh_groups(axes, used, meshed[2] or "", line)
+    if "replica_groups={}" in line:
+        return (tuple(range(partitions)),)
+    if pairs := re.search(r"source_target_pairs=\{\{([\d,{} ]*)\}\}", line):
+        return tuple(tuple(int(n) for n in pair.split(",")) for pair in pairs[1].split("},{"))
+    raise ValueError(f"replica groups cannot be read: {line[:500]}")
+
+
+def _mesh_groups(
+    axes: dict[str, int], used: list[tuple[str, str, str]], order: str, line: str
+) -> tuple[tuple[int, ...], ...]:
+    if order:
+        raise ValueError(f"a mesh with an order of devices cannot be read: {line[:500]}")
+    sizes, kept = [], []  # every axis in the parts that are used and not
+    for name, n in axes.items():
+        parts = [(int(before), int(part)) for axis, before, part in used if axis == name and part]
+        if not parts:
+            sizes.append(n)
+            kept.append(name in [axis for axis, _, part in used if not part])
+            continue
+        done = 1
+        for before, part in sorted(parts):
+            if before > done:
+                sizes.append(before // done)
+                kept.append(False)
+            sizes.append(part)
+            kept.append(True)
+            done = before * part
+        if done < n:
+            sizes.append(n // done)
+            kept.append(False)
+    numbers = np.arange(math.prod(sizes)).reshape(sizes)
+    inside = [i for i, own in enumerate(kept) if own]
+    outside = [i for i, own in enumerate(kept) if not own]
+    numbers = numbers.transpose(outside + inside)
+    return tuple(map(tuple, numbers.reshape(-1, math.prod(sizes[i] for i in inside)).tolist()))
