@@ -18,7 +18,11 @@ class SaveError(NeojaxError):
 def suggest(word: str, known: Iterable[str]) -> str:
     """The clause ``"; did you mean X?"`` for the known word nearest to `word`, or the list of known words."""
     known = list(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if near:
-        return f"; did you mean {near[0]}?"
+    if near := nearest(word, known):
+        return f"; did you mean {near}?"
     return "; known: " + ", ".join(known) if known else ""
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word nearest to `word`, which may be a misspelling of it; None where none is near."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), None)

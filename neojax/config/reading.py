@@ -19,7 +19,7 @@ from neojax.config.keys import Config, SourceConfig, TrainConfig
 from neojax.config.model import ModelConfig
 from neojax.config.paths import value_at
 from neojax.config.spelling import FLAT, GROUPS, lay_over
-from neojax.errors import NeojaxError, suggest
+from neojax.errors import NeojaxError, nearest, suggest
 from neojax.storage.remote import place
 
 
@@ -81,9 +81,11 @@ def from_dict(raw: Any, overrides: Iterable[str] = (), source: str = "config") -
     overrides = list(overrides)
     family = value_at(override(raw, overrides, source), "model.family", ModelConfig.family)
     if not isinstance(family, str) or family not in FAMILIES:
-        near = suggest(str(family), FAMILIES)
-        known = "" if "known" in near else f"; known: {', '.join(FAMILIES)}"
-        raise NeojaxError(f"{source}: model.family: there is no family {family!r}{known}{near}")
+        near = nearest(str(family), FAMILIES)
+        raise NeojaxError(
+            f"{source}: model.family: there is no family {family!r}; known: {', '.join(FAMILIES)}"
+            + (f"; did you mean {near}?" if near else "")
+        )
     tree = override(raw, overrides, source, {"model": FAMILIES[family]})
     tree.pop("format")
     config = _build(Config, tree, "", source)
@@ -150,12 +152,9 @@ def _meant(name: str, prefix: str, known: Iterable[str]) -> str:
     elsewhere |= {flat: [path] for flat, path in FLAT.items()}
     if paths := elsewhere.get(name.rpartition(".")[2]):
         return f"; did you mean {' or '.join(paths)}?"
-    flat = FLAT if prefix == "model." else {}
-    near = suggest(name, [*known, *flat])
-    if "did you mean" not in near:
-        return suggest(name, known)
-    meant = near.removeprefix("; did you mean ").removesuffix("?")
-    return f"; did you mean {flat.get(meant, prefix + meant)}?"
+    here = {key: f"{prefix}{key}" for key in known} | (FLAT if prefix == "model." else {})
+    near = nearest(name, here)
+    return suggest(name, known) if near is None else f"; did you mean {here[near]}?"
 
 
 def _convert(value: Any, hint: Any, meta: Mapping, name: str, source: str) -> Any:

@@ -104,7 +104,7 @@ def read(path: str | Path, given: Sections = {}) -> Conversion:  # noqa: B006 - 
 
 
 def _model(keys: Keys, out: Conversion) -> None:
-    out.put("model.family", lambda: "gpt_neo", "gpt-neo's own")
+    out.put("model.family", lambda: "gpt_neo", "family")
     for key, example in REQUIRED.items():
         out.put(_name(key), partial(_required, keys, key, example), key)
     out.put("model.n_ctx", lambda: keys.count("n_ctx", 2048, least=1), "n_ctx")
@@ -336,9 +336,11 @@ def convert_text(path: str | Path, overrides: Iterable[str] = ()) -> str:
     return text
 
 
-def _yaml(values: Mapping[str, Any], prefix: str, conversion: Conversion) -> Iterator[str]:
+def _yaml(values: dict[str, Any], prefix: str, conversion: Conversion) -> Iterator[str]:
     """The keys under `prefix` as lines of YAML, groups of keys last, with where each came from."""
     indent = "  " * (prefix.count(".") + 1)
+    if prefix.startswith("model"):
+        values = {key: values[key] for key in _declared(prefix) if key in values} | values
     groups = {key: value for key, value in values.items() if prefix == "model" and isinstance(value, Mapping)}
     for key, value in values.items():
         name = f"{prefix}.{key}"
@@ -349,6 +351,12 @@ def _yaml(values: Mapping[str, Any], prefix: str, conversion: Conversion) -> Ite
     for key, group in groups.items():
         yield f"{indent}{key}:"
         yield from _yaml(group, f"{prefix}.{key}", conversion)
+
+
+def _declared(prefix: str) -> list[str]:
+    """The keys and groups under `prefix`, in the order in which `neojax inspect --keys` lists them."""
+    names = (name for name, *_ in configuration.describe() if name.startswith(f"{prefix}."))
+    return list(dict.fromkeys(name.removeprefix(f"{prefix}.").partition(".")[0] for name in names))
 
 
 def _check(text: str, source: str) -> None:

@@ -115,6 +115,57 @@ def test_weights_nulls_and_several_datasets(tmp_path):
     assert config.data.validation == ()
 
 
+def test_what_is_written_is_in_groups_with_the_originals_names(tmp_path):
+    path = write(tmp_path, n_layer=4, attention_types=[[["global"], 4]], scalenorm=True, axial_pos_emb=[2, 4])
+    text = gpt_neo.convert_text(path, ["model.window_size=3", "model.embedding.tied=false"])
+    model = text[text.index("model:") : text.index("\ntrain:")]
+    assert (
+        model
+        == """model:
+  family: gpt_neo
+  n_layer: 4
+  n_embd: 16
+  n_ctx: 8
+  n_vocab: 32
+  attention:
+    heads: 2  # n_head
+    types: [[[global], 4]]  # attention_types
+    window: 3  # given
+  norm:
+    kind: scale  # scalenorm
+  positions:
+    kind: axial  # axial_pos_emb
+    axial: [2, 4]  # axial_pos_emb
+  embedding:
+    tied: false  # given
+"""
+    )
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model.rezero=false"],
+        ["model.norm.kind=layer", "model.positions.kind=learned"],
+        ["model.axial_pos_emb=[4, 2]"],
+        ["model.rotary_emb=true", "model.n_head=1", "model.attention.heads=2"],
+        ["model.attention={heads: 1, window: 2}", "model.attention_types=[local]"],
+    ],
+)
+def test_overrides_stand_in_what_is_written(overrides, tmp_path):
+    path = write(tmp_path, rezero=True, axial_pos_emb=[2, 4])
+    (tmp_path / "run.yml").write_text(gpt_neo.convert_text(path, overrides))
+    config = configs.load(path, overrides)
+    assert configs.load(tmp_path / "run.yml") == config != configs.load(path)
+
+
+def test_an_unknown_override_is_not_left_out_of_what_is_written(tmp_path):
+    with pytest.raises(
+        NeojaxError, match=r"unknown key model\.attention\.head; did you mean model\.attention\.heads"
+    ):
+        gpt_neo.convert_text(write(tmp_path), ["model.attention.head=3"])
+
+
 FEATURES = {
     "rotary_emb": ({"rotary_emb": True, "axial_pos_emb": [4, 2]}, "model.positions.kind", "rotary"),
     "rotary off": ({"rotary_emb": False}, "model.positions.kind", "learned"),
