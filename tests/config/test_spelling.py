@@ -140,4 +140,5 @@ def test_a_flag_is_true_or_false(name, value):
 
 
 def test_null_for_a_group_is_as_if_it_were_not_there():
-    assert model({"attention": None, "n_head": 6}).attention.heads == 6
+    assert model({"family": "gpt2", "attention": None}) == model({"family": "gpt2"})
+    assert model({"attention": {"heads": 6}}, "model.attention=null").attention.heads == 6
