@@ -29,7 +29,7 @@ place of a key is not read from it, so that no value there is in the way. The ma
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -341,7 +341,7 @@ def _yaml(values: dict[str, Any], prefix: str, conversion: Conversion) -> Iterat
     indent = "  " * (prefix.count(".") + 1)
     if prefix.startswith("model"):
         values = {key: values[key] for key in _declared(prefix) if key in values} | values
-    groups = {key: value for key, value in values.items() if prefix == "model" and isinstance(value, Mapping)}
+    groups = {key: value for key, value in values.items() if prefix == "model" and isinstance(value, dict)}
     for key, value in values.items():
         name = f"{prefix}.{key}"
         if key not in groups:
