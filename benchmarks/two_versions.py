@@ -125,8 +125,12 @@ print(json.dumps(found), file=sys.stderr)
 def python(checkout: Path, *words: Any, cwd: Path | None = None) -> tuple[float, str]:
     """Runs Python with a checkout's neojax, with huge pages as `neojax train` has them; seconds and the last line of
     its errors."""
-    environment = {**os.environ, "PYTHONPATH": str(checkout), "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-    environment |= {"JAX_PLATFORMS": "cpu"}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_FLAGS", "JAX_"))}
+    environment |= {
+        "PYTHONPATH": str(checkout),
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "JAX_PLATFORMS": "cpu",
+    }
     start = time.perf_counter()
     result = subprocess.run(
         [sys.executable, *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True
@@ -231,7 +235,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make_data(checkouts["before"], folder)
-        rows = list(turns(checkouts, folder, options.only, options.rounds))
+        rows = []
+        for what, name, numbers in turns(checkouts, folder, options.only, options.rounds):
+            print(f"{what}, {name}: {numbers}", flush=True)
+            rows.append((what, name, numbers))
     results = report(rows)
     if options.save:
         save(options.save, results)

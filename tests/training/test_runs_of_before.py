@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from recorded import circumstances
 
+pytestmark = pytest.mark.slow
 KEPT = Path(__file__).parent.parent / "runs_of_before"
 EXACT = json.loads((KEPT / "made.json").read_text()).items() >= circumstances().items()
 FOUND = ("gpt_neo/8", "gpt2/8", "axial/8", "gpt_neo/2", "gpt_neo/4", "gpt2/4", "rotary/4", "axial/4")
