@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from side_by_side import save
 
 import neojax
+from neojax.data.batch import Batch
 from neojax.data.store import TokenStore
-from neojax.models.weights import WEIGHTS
+from neojax.models.inference import WEIGHTS
 
 BATCH = 16
 
@@ -28,7 +29,8 @@ BATCH = 16
 @jax.jit
 def score(state, inputs, targets):
     """Nats and scored tokens of a batch."""
-    return nnx.merge(*state).loss(inputs, targets)[1:]
+    losses = nnx.merge(*state).loss(Batch(inputs, targets))
+    return losses.nats, losses.scored
 
 
 def perplexity(model, windows: np.ndarray) -> float:

@@ -38,16 +38,18 @@ def gradients(dtype: str, reduce_dtype: str, tokens: Any, parts: int, embd: int)
     import numpy as np
 
     from neojax.config import AttentionConfig, ModelConfig
+    from neojax.data.batch import Batch
     from neojax.models import Transformer
+    from neojax.models.compute import Compute
 
     config = ModelConfig(
         n_layer=2, n_embd=embd, n_ctx=tokens.shape[1] - 1, n_vocab=1000, attention=AttentionConfig(heads=4)
     )
-    model = Transformer(config, dtype=dtype, reduce_dtype=reduce_dtype).init(0)
+    model = Transformer(config, compute=Compute(dtype=dtype, reduce_dtype=reduce_dtype)).init(0)
 
     def own(rows: Any) -> Parts:
         def loss(params: Parts) -> Any:
-            return model.bind(params).loss(rows[:, :-1], rows[:, 1:])[1]
+            return model.bind(params).loss(Batch(rows[:, :-1], rows[:, 1:])).nats
 
         grads = jax.grad(loss)(model.params())
         return {

@@ -44,6 +44,7 @@ def main() -> None:
     from neojax.data.share import Share
     from neojax.layout.mesh import single_device
     from neojax.models import Transformer
+    from neojax.models.compute import Compute
     from neojax.training.optimizer import make_optimizer
     from neojax.training.state import State
     from neojax.training.step import make_train_step
@@ -61,7 +62,7 @@ def main() -> None:
     params = Transformer(config, layout).init(0).params()
     for name, changes in SETTINGS.items():
         train = TrainConfig(schedule="constant", warmup_steps=0, **changes)
-        model = Transformer(config, layout, dtype=options["dtype"], remat=train.remat)
+        model = Transformer(config, layout, Compute(dtype=options["dtype"], remat=train.remat))
         optimizers[name] = optimizer = make_optimizer(train, model.dims(), model.config.n_vocab)
         state = State(params, {}, jax.jit(optimizer.init)(params))
         step = make_train_step(model, optimizer, train)

@@ -49,10 +49,11 @@ def neojax_generate(weights: str, options: Mapping[str, Any]) -> Callable[[], in
     """`neojax.generate` on one device, with its matrices kept as `weights`."""
     import neojax
     from neojax.models import Transformer
-    from neojax.models.weights import narrowed
+    from neojax.models.compute import Compute
+    from neojax.models.inference import for_inference
 
-    model = Transformer(shapes.ours(options["model"]), dtype=options["dtype"]).init(0)
-    model = narrowed(model, weights)
+    model = Transformer(shapes.ours(options["model"]), compute=Compute(dtype=options["dtype"])).init(0)
+    model = for_inference(model, weights)
     tokens = prompts(options).tolist()
 
     def once() -> int:
@@ -107,10 +108,12 @@ def weight_bytes(options: Mapping[str, Any], weights: str) -> int:
     import jax
 
     from neojax.models import Transformer
-    from neojax.models.weights import narrowed
+    from neojax.models.inference import for_inference
 
     model = Transformer(shapes.ours(options["model"]))
-    params = jax.eval_shape(lambda params: narrowed(model.bind(params), weights).params(), model.params())
+    params = jax.eval_shape(
+        lambda params: for_inference(model.bind(params), weights).params(), model.params()
+    )
     most = {"float32": 4, "bfloat16": 2}[options["dtype"]]
     leaves = jax.tree.leaves({name: value for name, value in params.items() if name != "wpe"})
     return sum(leaf.size * min(most, leaf.dtype.itemsize) for leaf in leaves)

@@ -33,6 +33,7 @@ def neojax_program(options: Mapping[str, Any]) -> tuple[Any, Any, Callable[[], A
     from neojax.data.share import Share
     from neojax.layout.mesh import single_device
     from neojax.models import Transformer
+    from neojax.models.compute import Compute
     from neojax.training.optimizer import make_optimizer
     from neojax.training.state import init_state
     from neojax.training.step import make_train_step
@@ -40,7 +41,9 @@ def neojax_program(options: Mapping[str, Any]) -> tuple[Any, Any, Callable[[], A
     batch, sequence = options["batch"], options["sequence"]
     how = {name: options[name] for name in ("unroll", "remat", "attention_kernel") if name in options}
     model = Transformer(
-        shapes.ours(options["model"], sequence), single_device(), dtype=options["dtype"], **how
+        shapes.ours(options["model"], sequence),
+        single_device(),
+        compute=Compute(dtype=options["dtype"], **how),
     )
     train = TrainConfig(
         schedule="constant",

@@ -16,22 +16,29 @@ from neojax.data import tokenizer as tokenizers
 from neojax.errors import NeojaxError
 from neojax.layout.mesh import Layout, layout_on, make_layout, single_device
 from neojax.models import Transformer
-from neojax.models.transformer import COMPUTE_TYPES, compute_type
-from neojax.models.weights import check_weights, narrowed
+from neojax.models.compute import COMPUTE_TYPES, Compute, compute_type
+from neojax.models.inference import (
+    check_weights,
+    converted,
+    inference_compute,
+    inference_layout,
+    narrow,
+)
 from neojax.runs import run_dir as runs
 from neojax.runs.checkpoint import Checkpoints
 from neojax.storage.remote import is_remote, place
 
 
 def load(
-    path: str | Path, *, mesh: MeshConfig | None = None, dtype: str = "auto", weights: str = "float32"
+    path: str | Path, *, mesh: MeshConfig | None = None, dtype: str = "auto", weights: str = "auto"
 ) -> Transformer:
     """The trained model at `path`, with its weights placed on a mesh.
 
     mesh: default the mesh that `jax.set_mesh` has put in force, split as the run it comes from was, or one device.
     path: a run directory (its newest checkpoint), RUN/checkpoints/STEP, or a Hugging Face directory.
-    dtype: compute type, float32 or bfloat16; auto is bfloat16 on TPU and GPU. weights: what the matrices are kept
-    in, float32, bfloat16 or int8: fewer bytes to hold, at some loss (`neojax.models.weights`); slower on CPU. The model's
+    dtype: compute type, float32 or bfloat16; auto is bfloat16 on TPU and GPU. weights: what the matrices are kept in,
+    float32, bfloat16, int8, or auto, the compute type: fewer bytes to hold, at some loss; slower on CPU. They are held
+    once, in the form that scoring and generation use (`neojax.models.inference`). The model's
     `tokenizer` (a `tokenizers.Tokenizer` or None) and `eos_token_id` (int or None) come with it. Raises `NeojaxError`.
     """
     if not isinstance(path, str | os.PathLike):
@@ -46,14 +53,24 @@ def load(
     except (OSError, ValueError) as e:  # a name that is too long, or none for a file
         raise NeojaxError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from None
     layout = layout or usual_layout(MeshConfig(layout="") if run is None else run.config.mesh)
-    computed = compute_type(dtype, layout)
+    compute = Compute(dtype=compute_type(dtype, layout))
     with layout.in_force():
         if run is None:
-            model = hf.load(path, layout, dtype=computed)
-        else:
-            model = restore(run, layout, computed)
-            accompany(model, run)
-        return narrowed(model, weights)
+            config = hf.read_config(path)
+            layout, compute = inference_layout(layout), inference_compute(compute)
+            dims = Transformer(config, layout, compute).dims()
+            return hf.load(
+                path, layout, compute, lambda name, value: narrow(value, dims[name], compute.dtype, weights)
+            )
+        model, params = restore(run, layout, compute)
+        return accompanied(converted(model, params, weights), run)
+
+
+def load_trained(path: str | Path) -> Transformer:
+    """The model of a run, or of one of its checkpoints, as it is trained: float32, on one device. Raises `NeojaxError`."""
+    run = open_run(Path(path))
+    model, params = restore(run, single_device(), Compute())
+    return accompanied(model.bind(params), run)
 
 
 def checked(mesh: MeshConfig) -> MeshConfig:
@@ -74,10 +91,10 @@ def load_params(path: str | Path, model: Transformer) -> dict[str, jax.Array]:
     parameters are not those of `model`."""
     path = place(path)
     if hf.is_hf_dir(path):
-        found = hf.load(path, model.layout)
+        theirs = hf.load(path, model.layout).params()
     else:
-        found = restore(open_run(path), model.layout, model.dtype)
-    ours, theirs = model.stored(), found.params()
+        theirs = restore(open_run(path), model.layout, model.compute)[1]
+    ours = model.stored()
     for name in {**ours, **theirs}:
         mine, its = (tuple(p[name].shape) if name in p else "none" for p in (ours, theirs))
         if mine != its:
@@ -111,22 +128,23 @@ def open_run(path: Path) -> Saved:
     return Saved(run, chosen, runs.config_of(meta, source=str(run)), meta)
 
 
-def restore(saved: Saved, layout: Layout, dtype: Any) -> Transformer:
-    """The model of a checkpoint, its parameters in the stored layout of `layout`."""
-    model = Transformer(saved.config.model, layout, dtype=dtype)
+def restore(saved: Saved, layout: Layout, compute: Compute) -> tuple[Transformer, dict[str, jax.Array]]:
+    """The (abstract) model of a checkpoint and its parameters, float32 in the stored layout of `layout`."""
+    model = Transformer(saved.config.model, layout, compute)
     with Checkpoints(saved.run, dims=model.dims(), n_vocab=saved.config.model.n_vocab) as checkpoints:
-        return model.bind(checkpoints.restore_params(saved.step, model.stored()))
+        return model, checkpoints.restore_params(saved.step, model.stored())
 
 
-def accompany(model: Transformer, saved: Saved) -> None:
-    """Gives `model` the tokenizer and the end-of-document token that its checkpoint holds."""
+def accompanied(model: Transformer, saved: Saved) -> Transformer:
+    """`model` with the tokenizer and the end-of-document token that its checkpoint holds."""
+    tokenizer = None
     if saved.meta["tokenizer"] is not None:
         source = f"the tokenizer of {saved.run}, checkpoint {saved.step},"
-        model.tokenizer = tokenizers.parse(saved.meta["tokenizer"], source)
+        tokenizer = tokenizers.parse(saved.meta["tokenizer"], source)
     if "eos_token_id" in saved.meta:
-        model.eos_token_id = saved.meta["eos_token_id"]
-    elif model.tokenizer is not None:  # written before it was kept
-        model.eos_token_id = tokenizers.usual_end(model.tokenizer)
+        return model.accompanied(tokenizer, saved.meta["eos_token_id"])
+    end = None if tokenizer is None else tokenizers.usual_end(tokenizer)  # written before it was kept
+    return model.accompanied(tokenizer, end)
 
 
 def find_run(path: Path) -> tuple[Path, int | None]:

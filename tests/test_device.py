@@ -40,7 +40,9 @@ def test_loss_and_gradients_are_those_of_the_cpu():
         model = model_on(single_device(device))
         with jax.set_mesh(model.layout.mesh), jax.default_matmul_precision("highest"):
             objective = jax.jit(
-                jax.value_and_grad(lambda params, model=model: model.bind(params).loss(tokens, tokens)[0])
+                jax.value_and_grad(
+                    lambda params, model=model: model.bind(params).loss(Batch(tokens, tokens))[0]
+                )
             )
             found.append(jax.tree.map(np.asarray, objective(model.params())))
     (ours, gradients), (theirs, others) = found

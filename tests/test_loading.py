@@ -22,6 +22,7 @@ from neojax.data import tokenizer as tokenizers
 from neojax.data.prepare import prepare
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
+from neojax.models.inference import for_inference
 from neojax.runs import integrity
 from neojax.runs.checkpoint import Checkpoints
 from neojax.runs.run_dir import meta
@@ -54,7 +55,9 @@ def params(seed):
 )
 def test_the_newest_checkpoint_or_the_one_named(run, inside, seed):
     model = neojax.load(run / inside)
-    for name, value in params(seed).items():
+    form = for_inference(Transformer(CONFIG.model).bind(params(seed))).params()
+    assert model.params().keys() == form.keys()
+    for name, value in form.items():
         np.testing.assert_array_equal(model.params()[name], value)
     assert model.config == CONFIG.model and model.tokenizer is None
 
@@ -70,7 +73,7 @@ def test_logits_on_a_mesh_are_those_of_one_device(run):
 
 
 def test_the_compute_type_can_be_chosen(run):
-    assert neojax.load(run, dtype="bfloat16").dtype == "bfloat16"
+    assert neojax.load(run, dtype="bfloat16").compute.dtype == "bfloat16"
     with pytest.raises(NeojaxError, match="expected auto, float32"):
         neojax.load(run, dtype="float16")
 
@@ -85,7 +88,7 @@ def test_the_compute_type_can_be_chosen(run):
         ({"mesh": {"shape": "data:1"}}, "mesh is {'shape': 'data:1'}; expected a neojax.config.MeshConfig"),
         ({"mesh": MeshConfig(shape=5)}, "mesh.shape: expected a text, got 5"),
         ({"dtype": jnp.float32}, "dtype is .*; expected auto, float32 or bfloat16"),
-        ({"weights": None}, "weights is None; expected float32"),
+        ({"weights": None}, "weights is None; expected auto, float32"),
     ],
 )
 def test_an_argument_of_another_type_is_one_line(run, arguments, words):
@@ -100,7 +103,7 @@ def test_weights_can_be_kept_narrow(run):
     model = neojax.load(run, weights="int8")
     assert model.params()["blocks.0.mlp.up"].values.dtype == "int8"
     assert neojax.load(run, weights="bfloat16").params()["wte"].dtype == "bfloat16"
-    with pytest.raises(NeojaxError, match="'int3'; expected float32, bfloat16 or int8"):
+    with pytest.raises(NeojaxError, match="'int3'; expected auto, float32, bfloat16 or int8"):
         neojax.load(run, weights="int3")
 
 

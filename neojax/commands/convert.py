@@ -9,7 +9,7 @@ from neojax.convert import bundle, gpt_neo, hf, mesh_tf
 from neojax.convert.hf_config import is_hf_dir
 from neojax.errors import NeojaxError
 from neojax.files import ending_cleanly, is_free, named
-from neojax.loading import load
+from neojax.loading import load_trained
 from neojax.lock import Lock
 from neojax.runs.run_dir import is_run_dir, write_text
 from neojax.training.moments import opt_state
@@ -71,7 +71,7 @@ def run(args: Namespace) -> None:
             write_run(hf.load(source), dest, replace=args.force)
             print(f"wrote run directory {dest}; sample with: python sample.py {dest}")
         elif is_step or is_run_dir(source):
-            hf.save(load(source), dest, replace=args.force)
+            hf.save(load_trained(source), dest, replace=args.force)
             print(f"wrote Hugging Face directory {dest}")
         else:
             cause = "is not of a format that neojax converts" if source.exists() else "does not exist"

@@ -70,6 +70,12 @@ class NormConfig:
         "bias; rezero: none in blocks, each branch times a number that starts at 0",
         choices=("layer", "scale", "rezero"),
     )
+    order: str = key(
+        "pre",
+        "where it stands in a block: pre: x + branch(norm(x)); post: norm(x + branch(x)); parallel: both branches read x, "
+        "each after a norm of its own; parallel_shared: both after one norm",
+        choices=("pre", "post", "parallel", "parallel_shared"),
+    )
     epsilon: float = key(1e-5, "added to the variance", least=0)
 
 

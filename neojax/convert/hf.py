@@ -6,25 +6,30 @@ neither holds the model in host memory.
 
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from neojax.convert import hf_tensors
-from neojax.convert.hf_config import CONFIG, is_hf_dir, read_config, to_json
+from neojax.convert.hf_config import CONFIG, is_hf_dir, names_of, read_config, to_json
 from neojax.convert.hf_tensors import Place
 from neojax.convert.hf_tokenizer import read_eos_token_id, read_tokenizer, write_tokenizer
-from neojax.convert.place import Index, Piece, pieces, place
+from neojax.convert.place import Index, place
 from neojax.convert.tensor_files import open_tensors
 from neojax.data.tokenizer import n_ids
 from neojax.errors import NeojaxError
 from neojax.files import new_folder
 from neojax.layout.mesh import Layout
+from neojax.layout.named import Quantized
 from neojax.models import Transformer
+from neojax.models.compute import Compute
+from neojax.models.pieces import Piece, pieces
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -38,19 +43,17 @@ MAX_SHARD_SIZE = 5_000_000_000
 def load(
     path: str | Path,
     layout: Layout | None = None,
-    *,
-    dtype: Any = jnp.float32,
-    remat: str = "none",
-    stacked: bool = True,
+    compute: Compute | None = None,
+    narrow: Callable[[str, jax.Array], Any] = lambda name, value: value,
 ) -> Transformer:
     """The model in the Hugging Face directory `path`, weights float32 in the stored layout of `layout`.
 
-    layout: default one device; dtype: compute type. Its `tokenizer` and `eos_token_id` come with it, None where the
+    layout: default one device; compute: how it computes; narrow: as in `convert.place.place`. Its `tokenizer` and `eos_token_id` come with it, None where the
     directory has none. Raises `NeojaxError`, naming the file, for whatever does not fit together.
     """
     path = Path(path)
     config = read_config(path)
-    model = Transformer(config, layout, dtype=dtype, remat=remat, stacked=stacked)
+    model = Transformer(config, layout, compute)
     tokenizer = read_tokenizer(path)
     if tokenizer is not None and n_ids(tokenizer) > config.n_vocab:
         raise NeojaxError(
@@ -59,16 +62,14 @@ def load(
         )
     model.stored()  # a layout that does not fit, before files are opened
     files = open_tensors(path)
-    where = {p.piece: p for p in hf_tensors.places(config.family, pieces(model))}
-    names = hf_tensors.match(where.values(), files, path)
+    family_names = names_of(config.family)
+    where = {p.piece: p for p in hf_tensors.places(family_names, pieces(model))}
+    names = hf_tensors.match(family_names, where.values(), files, path)
 
     def read(piece: Piece, index: Index) -> np.ndarray:
         return where[piece].read(files, names[where[piece].tensor], index)
 
-    model = place(model, read)
-    model.tokenizer = tokenizer
-    model.eos_token_id = read_eos_token_id(path)
-    return model
+    return place(model, read, narrow).accompanied(tokenizer, read_eos_token_id(path))
 
 
 def save(
@@ -88,7 +89,14 @@ def save(
     tokenizer, eos_token_id = tokenizer or model.tokenizer, model.eos_token_id
     settings = to_json(model.config, eos_token_id)
     ends = {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
-    tensors = hf_tensors.by_tensor(hf_tensors.places(settings["model_type"], pieces(model)))
+    tensors = hf_tensors.by_tensor(hf_tensors.places(names_of(model.config.family), pieces(model)))
+    for name, value in model.params().items():
+        if isinstance(value, Quantized) or value.dtype != jnp.float32:
+            kept = "int8" if isinstance(value, Quantized) else value.dtype.name
+            raise NeojaxError(
+                f"parameter {name} of this model is kept in {kept}, which is not what was trained; load it with "
+                'weights="float32"'
+            )
     with new_folder(path, replace) as folder:
         _write_json(folder / CONFIG, settings)
         _write_json(folder / "generation_config.json", {"_from_model_config": True, **ends})
@@ -100,7 +108,7 @@ def save(
 def _write_weights(
     model: Transformer, tensors: dict[str, list[Place]], folder: Path, max_shard_size: int
 ) -> None:
-    params = model.params()
+    params, dims = model.params(), model.dims()
     sizes = hf_tensors.sizes(tensors)
     shards: list[list[str]] = [[]]
     for name, size in sizes.items():
@@ -115,7 +123,7 @@ def _write_weights(
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
         _write_json(folder / f"{WEIGHTS}.index.json", index)
     for file, names in zip(files, shards):
-        values = {name: _assemble(params, tensors[name]) for name in names}
+        values = {name: _assemble(params, dims, tensors[name]) for name in names}
         try:
             save_file(values, folder / file, metadata={"format": "pt"})
         except SafetensorError as e:
@@ -123,15 +131,17 @@ def _write_weights(
         shutil.copymode(folder / CONFIG, folder / file)  # safetensors lets nobody else read it
 
 
-def _assemble(params: dict[str, Any], inside: list[Place]) -> np.ndarray:
+def _assemble(params: dict[str, Any], dims: Mapping[str, tuple[str, ...]], inside: list[Place]) -> np.ndarray:
     """The tensor that the pieces `inside` make up; padding of the vocabulary is left out."""
-    parts = []
+    tensor = np.empty(inside[0].tensor_shape, np.float32)
     for where in inside:
         piece = where.piece
-        value = params[piece.param]
-        value = np.asarray(value if piece.repeat is None else value[piece.repeat])
-        parts.append(where.write(value[tuple(slice(size) for size in piece.shape)]))
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        value, left = params[piece.param], list(dims[piece.param])
+        for dim, entry in piece.at:
+            value = jax.lax.index_in_dim(value, entry, left.index(dim), keepdims=False)
+            left.remove(dim)
+        where.write(tensor, np.asarray(value)[tuple(map(slice, piece.shape))])
+    return tensor
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

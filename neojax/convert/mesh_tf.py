@@ -8,10 +8,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from neojax import config as configuration
@@ -23,12 +21,13 @@ from neojax.convert.hf_tensors import Place
 from neojax.convert.hf_tokenizer import read_tokenizer
 from neojax.convert.mesh_tf_adafactor import MOMENTUM, SecondMoments
 from neojax.convert.mesh_tf_names import check_readable, places
-from neojax.convert.place import Index, Piece, pieces, place
+from neojax.convert.place import Index, place
 from neojax.convert.tensor_files import TensorFiles
 from neojax.data.tokenizer import n_ids, usual_end
 from neojax.errors import NeojaxError
 from neojax.layout.mesh import Layout
 from neojax.models import Transformer
+from neojax.models.pieces import Piece, pieces
 
 STEP = "global_step"
 MOMENTS = {"mu": "adam_m", "nu": "adam_v"}  # names in optax's state -> suffixes of the variables
@@ -56,12 +55,10 @@ def load(
     path: str | Path,
     config: str | Path | None = None,
     layout: Layout | None = None,
-    *,
-    dtype: Any = jnp.float32,
 ) -> MeshTF:
     """The checkpoint at `path`: gpt-neo's MODEL_PATH (its newest), or the `model.ckpt-STEP` in it.
 
-    config: the JSON of the run, by default the one in the folder; layout: default one device; dtype: compute type.
+    config: the JSON of the run, by default the one in the folder; layout: default one device.
     Weights are float32 in the stored layout, without the padding of the vocabulary that Mesh-TensorFlow added.
     Raises `NeojaxError`, naming the file, for whatever is damaged or does not fit together.
     """
@@ -73,7 +70,7 @@ def load(
     files = Bundle(prefix)
     settings = _read_config(source, files)
     check_readable(settings.model, source)
-    model = Transformer(settings.model, layout, dtype=dtype)
+    model = Transformer(settings.model, layout)
     model.stored()  # a layout that does not fit, before files are read
     tokenizer = read_tokenizer(prefix.parent)
     if tokenizer is not None and n_ids(tokenizer) > settings.model.n_vocab:
@@ -105,9 +102,7 @@ def load(
         rate = settings.train.learning_rate or 1.0
         ema = values(files, MOMENTUM).params()
         moments["ema"] = jax.jit(lambda ema: jax.tree.map(lambda m: m / rate, ema))(ema)
-    loaded = values(files)
-    loaded.tokenizer = tokenizer
-    loaded.eos_token_id = None if tokenizer is None else usual_end(tokenizer)
+    loaded = values(files).accompanied(tokenizer, None if tokenizer is None else usual_end(tokenizer))
     return MeshTF(loaded, settings, step, moments)
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from neojax.config import ModelConfig
-from neojax.convert.hf_tensors import Place
-from neojax.convert.place import Piece
+from neojax.convert.hf_tensors import Place, axes_of
 from neojax.errors import NeojaxError
 from neojax.models.activations import LEARNED
+from neojax.models.pieces import Piece
 
 # role of a parameter -> its variable, and the dimensions of its axes
 VARIABLES = {
@@ -42,7 +42,12 @@ MLP = {
     "down_bias": ("conv1d_main/c_proj/bias", "embd"),
 }
 # A gated MLP's first layer holds two: what is gated, and the gate.
-GATED = {"up": ("up", 0), "up_bias": ("up_bias", 0), "gate": ("up", 1), "gate_bias": ("up_bias", 1)}
+GATED = {
+    "up": ("conv1d_main/c_fc/kernel", "embd 0/2*mlp"),
+    "up_bias": ("conv1d_main/c_fc/bias", "0/2*mlp"),
+    "gate": ("conv1d_main/c_fc/kernel", "embd 1/2*mlp"),
+    "gate_bias": ("conv1d_main/c_fc/bias", "1/2*mlp"),
+}
 
 
 def check_readable(model: ModelConfig, source: Path) -> None:
@@ -64,24 +69,25 @@ def check_readable(model: ModelConfig, source: Path) -> None:
         )
 
 
+def variables(model: ModelConfig) -> dict[str, tuple[str, str]]:
+    """Role of a parameter -> its variable within its scope, and the dimensions of its axes."""
+    mlp = {**MLP, **GATED} if model.mlp.gated else MLP
+    own = {
+        f"{scope}.{role}": (f"{scope}/{name}", axes)
+        for scope in ("mlp", "mlp_macaron")
+        for role, (name, axes) in mlp.items()
+    }
+    return {**VARIABLES, **own}
+
+
 def places(model: ModelConfig, pieces: Iterable[Piece]) -> list[Place]:
     """Where gpt-neo kept each of the `pieces` of `model`."""
-    found = []
+    found, names = [], variables(model)
     for piece in pieces:
-        mlp, _, role = piece.role.partition(".")
-        part, parts = 0, 1
-        if mlp in ("mlp", "mlp_macaron"):
-            if model.mlp.gated and role in GATED:
-                (role, part), parts = GATED[role], 2
-            name, axes = MLP[role]
-            name = f"{mlp}/{name}"
-        else:
-            name, axes = VARIABLES[piece.role]
+        name, axes = names[piece.role]
         scope = "gpt2/" if piece.layer is None else f"gpt2/h{piece.layer}/"
         if model.share_parameters and piece.layer is not None:
             scope = "gpt2//"  # a variable scope without a name
-        names = (
-            axes.split() if piece.dims else ()
-        )  # the scale of ScaleNorm is a number, that of LayerNorm a vector
-        found.append(Place(piece, scope + name, tuple(tuple(axis.split("*")) for axis in names), part, parts))
+        # The scale of ScaleNorm is a number, that of LayerNorm a vector.
+        found.append(Place(piece, scope + name, axes_of(axes if piece.dims else "")))
     return found

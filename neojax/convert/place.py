@@ -3,9 +3,9 @@
 Host memory stays within one such piece and a constant, whatever the size of the model.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,65 +13,43 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from neojax.models import Transformer
+from neojax.models.pieces import Piece, by_param
 
 Index = tuple[slice, ...]
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One layer of a parameter, or a parameter that is not stacked.
-
-    `param`: its name in the model; `repeat`: its place along the dimension `layers`, None where there is none;
-    `role`: its name within the layer (attn.query), or the parameter's; `layer`: the number of its layer or None.
-    `dims` and `shape` are without `layers`, and the shape is without padding of the vocabulary.
-    """
-
-    param: str
-    repeat: int | None
-    role: str
-    layer: int | None
-    dims: tuple[str, ...]
-    shape: tuple[int, ...]
-
-
-def pieces(model: Transformer) -> Iterator[Piece]:
-    """All pieces of `model`, those of one parameter together, in the order of `params()`."""
-    params, group = model.params(), len(model.blocks)
-    for name, dims in model.dims().items():
-        shape = params[name].shape
-        sizes = [model.config.n_vocab if d == "vocab" else s for d, s in zip(dims, shape) if d != "layers"]
-        inner = tuple(d for d in dims if d != "layers")
-        if not name.startswith("blocks."):
-            yield Piece(name, None, name, None, inner, tuple(sizes))
-            continue
-        _, block, role = name.split(".", 2)
-        if "layers" not in dims:
-            yield Piece(name, None, role, int(block), inner, tuple(sizes))
-            continue
-        for repeat in range(shape[0]):
-            yield Piece(name, repeat, role, repeat * group + int(block), inner, tuple(sizes))
-
-
-def place(model: Transformer, read: Callable[[Piece, Index], np.ndarray]) -> Transformer:
+def place(
+    model: Transformer,
+    read: Callable[[Piece, Index], np.ndarray],
+    narrow: Callable[[str, jax.Array], Any] = lambda name, value: value,
+) -> Transformer:
     """`model` with the weights that `read` gives, float32, in the stored layout; padding of the vocabulary is zero.
 
-    `read(piece, index)` returns the part `index` (slices with bounds, within `piece.shape`) of a piece.
+    `read(piece, index)` returns the part `index` (slices with bounds, within `piece.shape`) of a piece. What is kept of a
+    parameter is what `narrow(name, value)` makes of it.
     """
-    stored = model.stored()
-    params: dict[str, jax.Array] = {}
-    for piece in pieces(model):
-        spec = stored[piece.param]
-        if piece.repeat is None:
-            params[piece.param] = _piece(piece, spec.shape, spec.sharding, read)
-        else:
-            part = NamedSharding(spec.sharding.mesh, PartitionSpec(*spec.sharding.spec[1:]))
-            value = _piece(piece, spec.shape[1:], part, read)
-            stack = params.pop(piece.param, None)
-            if stack is None:
-                stack = jnp.zeros(spec.shape, jnp.float32, device=spec.sharding)
-            params[piece.param] = _set(stack, value, piece.repeat)
-        # Transfers run in the background: without waiting, the pieces in flight would add up to the model.
-        jax.block_until_ready(params[piece.param])
+    stored, dims = model.stored(), model.dims()
+    params: dict[str, Any] = {}
+    for name, own in by_param(model).items():
+        spec = stored[name]
+        value: Any = None
+        for piece in own:
+            axes = [dims[name].index(dim) for dim, _ in piece.at]
+            kept = [i for i in range(len(spec.shape)) if i not in axes]
+            parts = PartitionSpec(
+                *(spec.sharding.spec[i] if i < len(spec.sharding.spec) else None for i in kept)
+            )
+            part = NamedSharding(spec.sharding.mesh, parts)
+            found = _piece(piece, tuple(spec.shape[i] for i in kept), part, read)
+            if not axes:
+                value = found
+                continue
+            if value is None:
+                value = jnp.zeros(spec.shape, jnp.float32, device=spec.sharding)
+            value = _set(value, found, tuple(index for _, index in piece.at), tuple(axes))
+            # Transfers run in the background: without waiting, the pieces in flight would add up to the model.
+            jax.block_until_ready(value)
+        params[name] = jax.block_until_ready(narrow(name, value))
     return model.bind(params)
 
 
@@ -94,6 +72,11 @@ def _piece(
     return jax.make_array_from_callback(shape, sharding, part, dtype=jnp.float32)
 
 
-@partial(jax.jit, donate_argnums=0)
-def _set(stack: jax.Array, value: jax.Array, repeat: int) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stack, value, repeat, 0)
+@partial(jax.jit, donate_argnums=0, static_argnums=3)
+def _set(whole: jax.Array, value: jax.Array, at: tuple[int, ...], axes: tuple[int, ...]) -> jax.Array:
+    """`whole` with `value` as its entry `at` along `axes`, which are rising."""
+    start = [0] * whole.ndim
+    for axis, index in zip(axes, at):
+        start[axis] = index
+        value = jnp.expand_dims(value, axis)
+    return jax.lax.dynamic_update_slice(whole, value, start)

@@ -1,11 +1,8 @@
 """A batch: the tokens of its rows, what is scored of them, and where one document ends and the next begins."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-
-Array = jax.Array | np.ndarray
+Array = Any  # NumPy's where rows are read, JAX's on the devices
 
 NOT_SCORED = -1  # target of a position of which nothing is scored
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from neojax.data.batch import Batch
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
 from neojax.sampling.batching import bucket, power_of_two, rounded
@@ -159,4 +160,4 @@ def _run(model: Transformer, windows: Sequence[_Window]) -> dict[int, list[tuple
 
 @partial(jax.jit, static_argnums=0)
 def _scores(graphdef: Any, state: Any, inputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return nnx.merge(graphdef, state).token_scores(inputs, targets)
+    return nnx.merge(graphdef, state).token_scores(Batch(inputs, targets))

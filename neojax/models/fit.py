@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from neojax.config import TrainConfig
+from neojax.data.batch import Batch
 from neojax.data.share import BATCH_DIMS
 from neojax.models import Transformer
 
@@ -17,4 +18,4 @@ def check_fit(model: Transformer, train: TrainConfig) -> None:
     shape = (train.microbatch or train.batch_size, model.config.n_ctx)
     model.layout.spec(BATCH_DIMS, (1, *shape), what=f"a microbatch of {shape[0]} sequences")
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
-    jax.eval_shape(lambda p, t: model.bind(p).loss(t, t), stored, tokens)
+    jax.eval_shape(lambda p, t: model.bind(p).loss(Batch(t, t)), stored, tokens)

@@ -71,8 +71,8 @@ def standardise(x: jax.Array, epsilon: float) -> jax.Array:
     return y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
 
 
-def before_branch(config: ModelConfig, sizes: Mapping[str, int]) -> Identity | LayerNorm | ScaleNorm:
-    """The normalisation of a branch's input; ReZero needs none."""
+def branch_norm(config: ModelConfig, sizes: Mapping[str, int]) -> Identity | LayerNorm | ScaleNorm:
+    """The normalisation of a branch; ReZero needs none."""
     if config.norm.kind == "rezero":
         return Identity()
     if config.norm.kind == "scale":
@@ -80,6 +80,6 @@ def before_branch(config: ModelConfig, sizes: Mapping[str, int]) -> Identity | L
     return LayerNorm(config.norm.epsilon, sizes)
 
 
-def after_branch(config: ModelConfig, sizes: Mapping[str, int]) -> Identity | Gate:
+def branch_gate(config: ModelConfig, sizes: Mapping[str, int]) -> Identity | Gate:
     """What a branch's output goes through before it is added."""
     return Gate(sizes) if config.norm.kind == "rezero" else Identity()

@@ -31,13 +31,15 @@ class AxialPositions(nnx.Module):
 
 
 def position_table(config: ModelConfig, sizes: Mapping[str, int]) -> Param | AxialPositions | None:
-    """The position embedding of `config`; rotary positions have none, and win where both are asked for."""
-    if config.positions.kind == "rotary":
-        return None
-    if config.positions.kind == "axial":
-        rows, columns = config.positions.axial
-        return AxialPositions({**sizes, "axial_rows": rows, "axial_columns": columns})
-    return Param("positions embd", Normal(STD), sizes)
+    """The position table of `config`; rotary positions have none."""
+    match config.positions.kind:
+        case "rotary":
+            return None
+        case "axial":
+            rows, columns = config.positions.axial
+            return AxialPositions({**sizes, "axial_rows": rows, "axial_columns": columns})
+        case _:
+            return Param("positions embd", Normal(STD), sizes)
 
 
 def embedding(table: Param | AxialPositions, position: jax.Array) -> jax.Array:
@@ -55,9 +57,9 @@ def look_up(table: Param, dims: str, index: jax.Array) -> jax.Array:
 
 
 def rotate(x: jax.Array, position: jax.Array) -> jax.Array:
-    """Queries or keys x [batch, sequence, heads, head_dim], turned by their positions ([sequence] or [batch, sequence]).
+    """Queries or keys x [batch, sequence, heads, head_dim], rotated by their positions ([sequence] or [batch, sequence]).
 
-    Feature i of the first half of a head and of the second half make a point that is turned by
+    Feature i of the first half of a head and of the second half make a point that is rotated by
     position * 10000 ** (-2 i / head_dim), over the whole head. https://arxiv.org/abs/2104.09864
     """
     x = named.lay(x, "batch sequence heads key_dim")
@@ -65,5 +67,5 @@ def rotate(x: jax.Array, position: jax.Array) -> jax.Array:
     angle = position[..., None] * BASE ** (-jnp.arange(half) / half)
     cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return named.lay(turned.astype(x.dtype), "batch sequence heads head_dim")
+    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return named.lay(rotated.astype(x.dtype), "batch sequence heads head_dim")

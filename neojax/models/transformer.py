@@ -1,4 +1,4 @@
-"""GPT-Neo: learned positions, repeating groups of global and local blocks, output tied to the embedding."""
+"""The one Flax module: an embedding, a stack of blocks and a head, which a family of models puts together."""
 
 import copy
 import zlib
@@ -12,88 +12,32 @@ from flax import nnx
 
 from neojax.arguments import token_ids
 from neojax.config import ModelConfig
+from neojax.data.batch import Batch
 from neojax.errors import NeojaxError, suggest
-from neojax.kernels import loss
-from neojax.kernels.chunked_loss import chunked_token_scores
 from neojax.layout import named
 from neojax.layout.mesh import Layout, single_device
 from neojax.layout.named import Normal, Param
-from neojax.models.layers import Block, Cache, Window, residual_dropout
-from neojax.models.norms import LayerNorm
-from neojax.models.positions import embedding, position_table
-
-PRODUCTS = ("query", "key", "value", "attention", "mlp_up", "mlp_gate")  # what is expensive to compute again
-HOST = "pinned_host"
-REMAT_POLICIES: dict[str, Any] = {
-    "full": None,
-    "names": jax.checkpoint_policies.save_only_these_names(*PRODUCTS),
-    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[],
-        names_which_can_be_offloaded=list(PRODUCTS),
-        offload_src="device",
-        offload_dst=HOST,
-    ),
-}
-
-
-def check_remat(remat: str, mesh: jax.sharding.Mesh) -> None:
-    """Raises `NeojaxError` where `remat` is offload and the mesh's devices reach no memory of their host."""
-    device = mesh.local_devices[0]
-    kinds = [memory.kind for memory in device.addressable_memories()]
-    if remat == "offload" and HOST not in kinds:
-        raise NeojaxError(
-            f"train.remat=offload needs {HOST} memory, but {device.device_kind} has only {', '.join(kinds)}; "
-            "use train.remat=names, or full to save more"
-        )
-
-
-COMPUTE_TYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-
-
-def compute_type(precision: str, layout: Layout) -> Any:
-    """The type of activations: float32, bfloat16, or auto, bfloat16 on accelerators and float32 on CPU."""
-    if precision == "auto":
-        precision = "float32" if layout.platform == "cpu" else "bfloat16"
-    return COMPUTE_TYPES[precision]
+from neojax.models.compute import Compute
+from neojax.models.context import Context
+from neojax.models.families import family
+from neojax.models.losses import Losses, Sums
+from neojax.models.stack import Caches
 
 
 class Transformer(nnx.Module):
     """The language model: training, scoring, prefill and decode share it.
 
-    Layers are grouped by the smallest repeating pattern of attention types; the parameters of the repetitions
-    are stacked along a first dimension `layers` and scanned, `unroll` of them in one turn of the loop (0: all, so that
-    there is no loop). With `stacked=False` every layer has parameters of its own and the layers are unrolled; `joined`
-    is as in `Attention`. A new instance is abstract: it has names, dimensions and shapes but no
-    values until `init` or `bind` gives them. `tokenizer` (a `tokenizers.Tokenizer`) and `eos_token_id` travel with
-    a model that was loaded.
+    A new instance is abstract: it has names, dimensions and shapes but no values until `init` or `bind` gives them. The
+    name of a parameter is its path within the part of the model that it belongs to, such as `blocks.0.attn.query` in
+    the stack. `tokenizer` (a `tokenizers.Tokenizer`) and `eos_token_id` travel with a model that was loaded.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        layout: Layout | None = None,
-        *,
-        dtype: Any = jnp.float32,
-        reduce_dtype: Any = jnp.float32,
-        remat: str = "none",
-        unroll: int = 1,
-        stacked: bool = True,
-        attention_kernel: str = "auto",
-        joined: bool = False,
-    ):
+    def __init__(self, config: ModelConfig, layout: Layout | None = None, compute: Compute | None = None):
         self.tokenizer: Any = None
         self.eos_token_id: int | None = None
         self.config = config
         self.layout = layout = layout or single_device()
-        self.dtype = jnp.dtype(dtype)
-        self.reduce_dtype = jnp.dtype(reduce_dtype)
-        self.remat = remat
-        self.unroll = unroll
-        self.attention_kernel = attention_kernel
-        kinds = config.attention_layers
-        self.kinds = smallest_pattern(kinds) if stacked else kinds  # of the layers of one group
-        self.repeats = len(kinds) // len(self.kinds) if stacked else 0
-        self.shared = config.share_parameters
+        self.compute = compute = compute or Compute()
         sizes = {
             "vocab": layout.padded_vocab(config.n_vocab),
             "positions": config.n_ctx,
@@ -103,25 +47,21 @@ class Transformer(nnx.Module):
             "mlp": config.mlp_dim,
             "memory_slots": config.attention.memory_slots,
         }
-        self.wte = Param("vocab embd", Normal(0.02), sizes)
-        self.wpe = position_table(config, sizes)
-        if self.shared:
-            self.blocks = nnx.List([Block(config, set(kinds), sizes, attention_kernel, joined=joined)])
-        else:
-            block_sizes = {**sizes, "layers": self.repeats} if stacked else sizes
-            self.blocks = nnx.List(
-                [Block(config, {kind}, block_sizes, attention_kernel, joined=joined) for kind in self.kinds]
-            )
-        self.norm_f = LayerNorm(config.norm.epsilon, sizes)
-        tied = config.embedding.tied
-        self.lm_head = None if tied else Param("vocab embd", Normal(0.02), sizes)
+        self.embedding, self.stack, self.head = family(config.family).build(config, sizes, compute)
 
     # Parameters in, parameters out
 
+    def paths(self) -> list[tuple[tuple[Any, ...], Param]]:
+        """Every parameter with its path within embedding, stack or head, in a fixed order."""
+        found: list[Any] = [
+            (path[1:], param) for path, param in nnx.to_flat_state(nnx.state(self, nnx.Param))
+        ]
+        return sorted(found, key=lambda entry: entry[0])
+
     def named_params(self) -> Iterator[tuple[str, Param]]:
         """Every parameter with its name, such as ``blocks.0.attn.query``, in a fixed order."""
-        for path, param in nnx.to_flat_state(nnx.state(self, nnx.Param)):
-            yield ".".join(map(str, path)), param
+        for path, param in self.paths():
+            yield _name(path), param
 
     def params(self) -> dict[str, Any]:
         """Name -> value (an array, or a `jax.ShapeDtypeStruct` while the model is abstract)."""
@@ -147,10 +87,7 @@ class Transformer(nnx.Module):
             if name not in params:
                 raise NeojaxError(f"bind: there is no parameter {name}{suggest(name, params)}")
         graphdef, state = nnx.split(self)
-        flat = [
-            (path, param.replace(params[".".join(map(str, path))]))
-            for path, param in nnx.to_flat_state(state)
-        ]
+        flat = [(path, param.replace(params[_name(path[1:])])) for path, param in nnx.to_flat_state(state)]
         return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
     def init(self, seed: int = 0) -> "Transformer":
@@ -176,10 +113,10 @@ class Transformer(nnx.Module):
 
         return self.bind(make(jax.random.key(seed)))
 
-    @property
-    def output_table(self) -> Param:
-        """The table of the logits [vocab, embd]: the token embedding, unless the model has one of its own."""
-        return self.wte if self.lm_head is None else self.lm_head
+    def accompanied(self, tokenizer: Any, eos_token_id: int | None) -> "Transformer":
+        """This model, which from now on has the tokenizer and the end-of-document token that were given."""
+        self.tokenizer, self.eos_token_id = tokenizer, eos_token_id
+        return self
 
     # Computation
 
@@ -212,138 +149,82 @@ class Transformer(nnx.Module):
 
     def check_bound(self) -> None:
         """Raises `NeojaxError` while the model is abstract."""
-        if isinstance(self.wte.get_value(), jax.ShapeDtypeStruct):
+        if isinstance(self.embedding.wte.get_value(), jax.ShapeDtypeStruct):
             raise NeojaxError(
                 "the model has no weights yet; use what model.init(seed) or model.bind(params) gives"
             )
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Final hidden states [batch, sequence, embd] -> float32 [batch, sequence, vocab], padding at -inf."""
-        with named.use_layout(self.layout, self.reduce_dtype):
-            return loss.logits(hidden, self.output_table, self.config.n_vocab)
+        with self.names_in_force():
+            return self.head.logits(hidden, self.embedding.wte)
 
     def loss(
         self,
-        inputs: jax.Array,
-        targets: jax.Array,
+        batch: Batch,
         *,
         z_loss: float = 0.0,
         entmax: bool = False,
         dropout_key: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Sums over a batch (objective, nats, scored tokens), see `kernels.loss.cross_entropy`.
+    ) -> Losses:
+        """The losses of a batch, whose arrays are [batch, sequence], and what the blocks reported."""
+        hidden, _, sums = self.hidden(batch.tokens, _context(batch), dropout_key=dropout_key)
+        with self.names_in_force():
+            found = self.head.loss(hidden, self.embedding.wte, batch, z_loss=z_loss, entmax=entmax)
+        return found.plus(sums)
 
-        inputs, targets: int32 [batch, sequence]; a target of -1 is not scored.
-        """
-        hidden, _ = self.hidden(inputs, dropout_key=dropout_key)
-        with named.use_layout(self.layout, self.reduce_dtype):
-            return loss.cross_entropy(hidden, self.output_table, targets, self.config.n_vocab, z_loss, entmax)
-
-    def token_scores(self, inputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(log-probability of every target in nats, float32; whether it is the likeliest token), [batch, sequence].
-
-        inputs, targets: int32 [batch, sequence]; where a target is -1 the results mean nothing.
-        """
-        hidden, _ = self.hidden(inputs)
-        with named.use_layout(self.layout, self.reduce_dtype):
-            return chunked_token_scores(hidden, self.output_table, targets, self.config.n_vocab)
+    def token_scores(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """(log-probability of every target in nats, float32; whether it is the likeliest token), [batch, sequence]. Where
+        nothing is scored the results mean nothing."""
+        hidden, _, _ = self.hidden(batch.tokens, _context(batch))
+        with self.names_in_force():
+            return self.head.token_scores(hidden, self.embedding.wte, batch.targets)
 
     def hidden(
         self,
         tokens: jax.Array,
-        where: Window | None = None,
-        caches: tuple[Cache, ...] | None = None,
+        context: Context | None = None,
+        caches: Caches | None = None,
         *,
         dropout_key: jax.Array | None = None,
-    ) -> tuple[jax.Array, tuple[Cache, ...] | None]:
-        """Final hidden states [batch, sequence, embd] of tokens int32 [batch, sequence], and the caches.
+    ) -> tuple[jax.Array, Caches | None, Sums]:
+        """Final hidden states [batch, sequence, embd] of tokens int32 [batch, sequence], the caches, and what the blocks
+        added up (see `Stack`).
 
-        Without `where`, tokens are whole rows. Prefill passes `Window(start, slots=...)` and gets a cache per
-        layer; decode passes one token a row, `Window(start, time)` and the caches.
+        Without `context`, tokens are whole rows. Prefill passes `Context(start, slots=...)` and gets a cache per
+        layer; decode passes one token a row, `Context(start, time)` and the caches.
         """
-        where = where or Window()
-        if where.slots is not None and not self.config.causal:
+        context = context or Context()
+        if context.slots is not None and not self.config.causal:
             raise NeojaxError(
                 "model.causal is false: a model trained on masked tokens sees both sides of a token and cannot "
                 "continue a text; use its logits, model(tokens)"
             )
         keys = [None, None] if dropout_key is None else list(jax.random.split(dropout_key))
-        with named.use_layout(self.layout, self.reduce_dtype):
-            x = self.embed(named.lay(tokens, "batch sequence"), where)
-            x = residual_dropout(x, self.config.embedding.dropout, keys[0])
-            run = self._scan if self.repeats > 1 else self._unroll
-            x, caches = run(x, where, caches, keys[1])
-            return self.norm_f(x), caches
+        with self.names_in_force():
+            x = self.embedding(named.lay(tokens, "batch sequence"), context, keys[0])
+            x, caches, sums = self.stack(x, context, caches, keys[1])
+            return self.head.norm_f(x), caches, sums
 
-    def embed(self, tokens: jax.Array, where: Window) -> jax.Array:
-        """Sum of token and position embedding, [batch, sequence, embd]."""
-        x = named.look_up(self.wte, "vocab embd", tokens, "batch sequence embd", self.dtype)
-        if self.wpe is None:
-            return x
-        return (x + embedding(self.wpe, where.positions(tokens.shape[1]))).astype(x.dtype)
+    def names_in_force(self) -> Any:
+        """Puts the model's layout in force for the named operations inside."""
+        return named.use_layout(self.layout, self.compute.reduce_dtype)
 
-    def _group(self, blocks, first, x, where, caches, key):
-        """One repetition of the layer group; `first` is the index of its first layer, for dropout keys."""
-        kept = []
-        for i, kind in enumerate(self.kinds):
-            own = None if key is None else jax.random.fold_in(key, first + i)
-            block = blocks[0 if self.shared else i]
-            x, cache = block(x, kind, where, None if caches is None else caches[i], own)
-            kept.append(cache)
-        return named.lay(x, "batch sequence embd"), None if kept[0] is None else tuple(kept)
 
-    def _scan(self, x, where, caches, key):
-        graphdef, state = nnx.split(self.blocks)
-        group = len(self.kinds)
+def _context(batch: Batch) -> Context:
+    return Context(segments=batch.segments, positions=batch.positions)
 
-        def body(x, inputs):
-            first, layer, cache = inputs
-            blocks = nnx.merge(graphdef, state if self.shared else layer)
-            return self._group(blocks, first, x, where, cache, key)
 
-        if caches is not None:  # a cache per layer -> one per block of the group, stacked over repetitions
-            caches = tuple(jax.tree.map(lambda *a: jnp.stack(a), *caches[i::group]) for i in range(group))
-        first = jnp.arange(self.repeats) * group
-        layers = None if self.shared else state
-        turn = min(self.unroll or self.repeats, self.repeats)
-        x, kept = jax.lax.scan(self._checkpointed(body), x, (first, layers, caches), unroll=turn)
-        if kept is not None:
-            kept = tuple(jax.tree.map(lambda a, r=r: a[r], c) for r in range(self.repeats) for c in kept)
-        return x, kept
-
-    def _unroll(self, x, where, caches, key):
-        graphdef, state = nnx.split(self.blocks)
-        if self.repeats and not self.shared:  # a single repetition: drop the stacking dimension
-            state = jax.tree.map(lambda a: a[0], state)
-
-        def body(x, inputs):
-            layer, cache = inputs
-            return self._group(nnx.merge(graphdef, layer), 0, x, where, cache, key)
-
-        return self._checkpointed(body)(x, (state, caches))
-
-    def _checkpointed(self, body):
-        if self.remat == "none":
-            return body
-        return jax.checkpoint(
-            body, policy=REMAT_POLICIES[self.remat], prevent_cse=self.unroll != 1 or self.repeats <= 1
-        )
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(map(str, path))
 
 
 @partial(jax.jit, static_argnums=0)
 def _jitted_logits(graphdef: Any, state: Any, tokens: jax.Array) -> jax.Array:
     model = nnx.merge(graphdef, state)
-    hidden, _ = model.hidden(tokens)
+    hidden, _, _ = model.hidden(tokens)
     out = model.logits(hidden)
     if out.shape[-1] == model.config.n_vocab:
         return out
     whole = model.layout.without("vocab").sharding(("batch", "sequence", "vocab"))
     return jax.reshard(out, whole)[..., : model.config.n_vocab]
-
-
-def smallest_pattern(kinds: tuple[str, ...]) -> tuple[str, ...]:
-    """The shortest prefix that repeats to all of `kinds`."""
-    for length in range(1, len(kinds) + 1):
-        if len(kinds) % length == 0 and kinds[:length] * (len(kinds) // length) == kinds:
-            return kinds[:length]
-    return kinds

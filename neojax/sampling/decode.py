@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from neojax.layout import named
 from neojax.layout.mesh import Layout
 from neojax.models import Transformer
-from neojax.models.layers import Cache, Window, delayed
+from neojax.models.cache import Cache, delayed
+from neojax.models.context import Context
+from neojax.models.inference import BY_TIME, for_inference
 from neojax.sampling.logits import Controls, next_token
 
 CHUNK = 512  # tokens of every prompt that are read in one pass: what a longer one needs beside its cache stays bounded
@@ -51,29 +52,14 @@ class Rows(NamedTuple):
 
 
 class Decoder:
-    """A model's weights, ready for generation, and the compiled functions over them.
-
-    Prefill uses the weights as they are. Decoding, which reads every weight for every token, uses a copy in the
-    compute type and in the used layout, one array a layer, with queries, keys and values joined: nothing is cast,
-    gathered or sliced again each step, and products are as large as they can be.
-    """
+    """A model ready for generation, and the compiled functions over it. Prefill and decoding use the same weights, in the
+    form of `models.inference`; a model that has not that form is converted first."""
 
     def __init__(self, model: Transformer):
-        whole = model.layout.without(
-            *("sequence", "memory_length", "positions", "axial_rows", "axial_columns")
-        )
-        self.layout = whole
-        self.config = model.config
-        stacked = Transformer(
-            model.config,
-            whole,
-            dtype=model.dtype,
-            stacked=model.repeats > 0,
-            attention_kernel=model.attention_kernel,
-        )
-        single = Transformer(model.config, whole, dtype=model.dtype, stacked=False, joined=True)
-        self._prefill = nnx.split(stacked.bind(model.params()))
-        self._decode = nnx.split(single.bind(_decoding_params(model, single, whole)))
+        form = for_inference(model)
+        self.layout = whole = form.layout.without(*BY_TIME)
+        self.config = form.config
+        self._model = nnx.split(Transformer(form.config, whole, form.compute).bind(form.params()))
 
     def prefill(
         self,
@@ -95,12 +81,12 @@ class Decoder:
                 return self.layout.put(prompts[:, first:last], "batch", "sequence")
 
             first = length - (length - 1) // CHUNK * CHUNK
-            hidden, caches = _read(*self._prefill, tokens(0, first), starts, tuple(sorted(slots.items())))
+            hidden, caches = _read(*self._model, tokens(0, first), starts, tuple(sorted(slots.items())))
             for time in range(first, length, CHUNK):
                 now = self.layout.put(np.array(time, np.int32))
-                hidden, caches = _read_on(*self._prefill, tokens(time, time + CHUNK), starts, now, caches)
+                hidden, caches = _read_on(*self._model, tokens(time, time + CHUNK), starts, now, caches)
             return _begin(
-                *self._prefill,
+                *self._model,
                 hidden,
                 caches,
                 starts,
@@ -119,7 +105,7 @@ class Decoder:
         """
         with self.layout.in_force():
             return _decode(
-                *self._decode,
+                *self._model,
                 rows,
                 self.layout.put(np.array(time, np.int32)),
                 self.layout.put(done, "batch"),
@@ -150,47 +136,12 @@ class Decoder:
             return _merge(rows, others, self.layout.put(old, "batch"), self.layout.put(new, "batch"))
 
 
-def _decoding_params(model: Transformer, single: Transformer, layout: Layout) -> dict[str, jax.Array]:
-    """The parameters of `model` under the names of `single`, in the used layout, matrices in the compute type."""
-    dims = single.dims()
-
-    def place(value: Any, dims: str) -> Any:
-        if isinstance(value, named.Quantized):
-            return named.lay_quantized(value, dims)
-        wide = value.ndim > 1 and value.dtype.itemsize > model.dtype.itemsize
-        return named.lay(value.astype(model.dtype) if wide else value, dims)
-
-    @jax.jit
-    def convert(params: dict[str, Any]) -> dict[str, Any]:
-        def find(name: str) -> Any:
-            head, _, rest = name.partition(".")
-            if head != "blocks" or not model.repeats or model.shared:
-                return params[name]
-            layer, _, rest = rest.partition(".")
-            repeat, block = divmod(int(layer), len(model.kinds))
-            return jax.tree.map(lambda a: a[repeat], params[f"blocks.{block}.{rest}"])
-
-        values = {}
-        for name in dims:
-            prefix, _, last = name.rpartition(".")
-            if last == "joined":
-                parts = [find(f"{prefix}.{part}") for part in ("query", "key", "value")]
-                value = jax.tree.map(lambda *a: jnp.stack(a, axis=1), *parts)
-            else:
-                value = find(name)
-            with named.use_layout(layout):
-                values[name] = place(value, " ".join(dims[name]))
-        return values
-
-    return convert(model.params())
-
-
 @partial(jax.jit, static_argnames=("graphdef", "slots"))
 def _read(
     graphdef: Any, state: Any, tokens: jax.Array, start: jax.Array, slots: tuple[tuple[str, int], ...]
 ) -> tuple[jax.Array, tuple[Cache, ...]]:
     """The first tokens of prompts: the last hidden state [batch, 1, embd] and the caches."""
-    hidden, caches = nnx.merge(graphdef, state).hidden(tokens, Window(start, slots=dict(slots)))
+    hidden, caches, _ = nnx.merge(graphdef, state).hidden(tokens, Context(start, slots=dict(slots)))
     return hidden[:, -1:], caches
 
 
@@ -199,7 +150,7 @@ def _read_on(
     graphdef: Any, state: Any, tokens: jax.Array, start: jax.Array, time: jax.Array, caches: tuple[Cache, ...]
 ) -> tuple[jax.Array, tuple[Cache, ...]]:
     """As `_read`, for tokens from `time` on."""
-    hidden, caches = nnx.merge(graphdef, state).hidden(tokens, Window(start, time), caches)
+    hidden, caches, _ = nnx.merge(graphdef, state).hidden(tokens, Context(start, time), caches)
     return hidden[:, -1:], caches
 
 
@@ -240,7 +191,8 @@ def _decode(
 
     def forward(carry):
         step, rows, done, out, logprobs = carry
-        hidden, caches = model.hidden(rows.token[:, None], Window(rows.start, time + step), rows.caches)
+        context = Context(rows.start, time + step)
+        hidden, caches, _ = model.hidden(rows.token[:, None], context, rows.caches)
         logits = _last_logits(model, hidden)
         token, logprob, present = _draw(model.layout, logits, rows.present, rows.made, rows.asked)
         made = jnp.where(done, rows.made, rows.made + 1)

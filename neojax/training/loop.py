@@ -25,9 +25,9 @@ from neojax.layout.processes import alone, join
 from neojax.loading import load_params
 from neojax.lock import Lock
 from neojax.models import Transformer
+from neojax.models.compute import Compute, check_remat, compute_type
 from neojax.models.fit import check_fit
 from neojax.models.flops import flops_per_token, mfu
-from neojax.models.transformer import check_remat, compute_type
 from neojax.runs import run_dir as runs
 from neojax.runs.checkpoint import Checkpoints
 from neojax.storage.lock import BucketLock
@@ -59,18 +59,17 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
     """The (abstract) model and the optimizer of `config`. Raises `NeojaxError` where the layout does not fit."""
     train = config.train
     check_remat(train.remat, layout.mesh)  # type: ignore[arg-type]
-    model = Transformer(
-        config.model,
-        layout,
-        dtype=compute_type(train.precision, layout),
-        reduce_dtype=train.reduce_dtype,
-        remat=train.remat,
-        unroll=train.unroll,
-        attention_kernel=train.attention_kernel,
+    compute = Compute(
+        compute_type(train.precision, layout),
+        train.reduce_dtype,
+        train.remat,
+        train.unroll,
+        train.attention_kernel,
     )
+    model = Transformer(config.model, layout, compute)
     model.stored()
     check_memory(config, layout)
-    of_layers(train.attention_kernel, config.model, layout, model.dtype)
+    of_layers(train.attention_kernel, config.model, layout, compute.dtype)
     compiler_options(layout, train.compiler_options, train.deterministic)
     check_fit(model, train)
     return model, make_optimizer(train, model.dims(), config.model.n_vocab)
@@ -139,9 +138,9 @@ def train(config: Config, stop: Stop | None = None) -> None:
         )
         progress.note(
             f"{parameters:,} parameters{f', {trained:,} of them trained,' if state.frozen else ''} on mesh {shape_text(layout.mesh.shape)} ({layout.mesh.devices.flat[0].device_kind}), "
-            f"compute in {model.dtype}, run directory {folder}"
+            f"compute in {model.compute.dtype}, run directory {folder}"
         )
-        chosen = of_layers(model.attention_kernel, config.model, layout, model.dtype)
+        chosen = of_layers(config.train.attention_kernel, config.model, layout, model.compute.dtype)
         if chosen:
             progress.note(describe(chosen))
         run = Run(config, model, optimizer, state, start, progress, meta, stop, health)
@@ -321,6 +320,7 @@ class Run:
             **self.perplexity(loss),
             "grad_norm": float(values["grad_norm"]),
             "learning_rate": float(values["learning_rate"]),
+            **{name: float(value) for name, value in values.items() if name not in ALWAYS},
             "tokens_per_second": rate,
             "input_seconds": input_seconds,
             **self.health.row(),
@@ -356,6 +356,7 @@ class Run:
         return {f"{name}perplexity": math.exp(min(loss, 700.0))}
 
 
+ALWAYS = ("loss", "grad_norm", "learning_rate")  # metrics of every model
 CURE = "lower train.learning_rate or train.clip_norm, or raise train.warmup_steps"
 
 

@@ -19,7 +19,7 @@ from neojax.errors import NeojaxError
 from neojax.host_memory import host_memory
 from neojax.layout.mesh import Layout
 from neojax.models import Transformer
-from neojax.models.transformer import compute_type
+from neojax.models.compute import Compute, compute_type
 from neojax.training.optimizer import make_optimizer
 from neojax.training.state import abstract_state
 
@@ -75,14 +75,14 @@ def check_memory(config: Config, layout: Layout) -> None:
 def needed(config: Config, layout: Layout) -> Memory:
     """What a run of `config` needs at the least on one device of `layout`, and of this process's host."""
     model, train = config.model, config.train
-    abstract = Transformer(model, layout, dtype=compute_type(train.precision, layout))
+    abstract = Transformer(model, layout, Compute(dtype=compute_type(train.precision, layout)))
     with jax.set_mesh(layout.mesh):  # type: ignore[arg-type]
         state = abstract_state(abstract, make_optimizer(train, abstract.dims()))
     held = sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(state))
     tokens = model.n_ctx / layout.split("sequence") / layout.split("batch")
     widths = model.n_embd / layout.split("embd") + model.mlp_dim / layout.split("mlp")
     activations = (
-        (train.microbatch or train.batch_size) * tokens * widths * jnp.dtype(abstract.dtype).itemsize
+        (train.microbatch or train.batch_size) * tokens * widths * jnp.dtype(abstract.compute.dtype).itemsize
     )
     device = math.floor(held + train.batch_size * tokens * TOKEN_BYTES + activations)
     parts = layout.split("batch")

@@ -10,6 +10,7 @@ from neojax.config import TrainConfig
 from neojax.data.batch import Batch
 from neojax.data.share import Share
 from neojax.errors import NeojaxError
+from neojax.kernels.chunked_loss import scored_count
 from neojax.models import Transformer
 from neojax.training.compiler import compiler_options, deterministic_options
 from neojax.training.mlm import mask_tokens
@@ -29,7 +30,7 @@ def make_train_step(
     the number of scored tokens in all of them, so the step equals that of the whole batch. Where the loss or the
     gradients' norm is not finite, the state comes back as it was, the place in the schedule included. `step` (int32
     scalar, 0 for the first) seeds dropout and masks. Metrics, float32 scalars: loss (nats per token), grad_norm (before
-    clipping), learning_rate. Raises `NeojaxError` for train.compiler_options that the compiler does not take.
+    clipping), learning_rate, and the mean of whatever else the model reports. Raises `NeojaxError` for train.compiler_options that the compiler does not take.
     """
     rate = learning_rate(train)
     drops = any((model.config.embedding.dropout, model.config.attention.dropout, model.config.dropout))
@@ -38,30 +39,36 @@ def make_train_step(
         key = None
         if drops:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(train.seed), step), index)
-        total, nll, _ = model.bind({**trained, **frozen}).loss(
-            batch.tokens,
-            batch.targets,
+        losses = model.bind({**trained, **frozen}).loss(
+            batch,
             z_loss=train.z_loss,
             entmax=train.loss == "entmax",
             dropout_key=key,
         )
-        return total, nll
+        return losses.objective, losses.sums
 
     grad = jax.value_and_grad(objective, has_aux=True)
 
     def gradients(trained, frozen, batch, step):
-        """Summed gradients of what is trained, and nats, over the microbatches."""
+        """Summed gradients of what is trained, and sums to report, over the microbatches."""
+
+        def micro_grad(index, micro):
+            (_, sums), grads = grad(trained, frozen, micro, index, step)
+            return grads, sums
+
         count = batch.tokens.shape[0]
+        first = jax.tree.map(lambda x: x[0], batch)
         if count == 1:
-            (_, nll), grads = grad(trained, frozen, jax.tree.map(lambda x: x[0], batch), 0, step)
-            return grads, nll
+            return micro_grad(0, first)
 
         def accumulate(carry, indexed):
-            index, micro = indexed
-            (_, nll), grads = grad(trained, frozen, micro, index, step)
-            return jax.tree.map(jnp.add, carry, (grads, nll)), None
+            return jax.tree.map(jnp.add, carry, micro_grad(*indexed)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, trained), jnp.zeros(())
+        _, sums = jax.eval_shape(micro_grad, 0, first)
+        zeros = (
+            jax.tree.map(jnp.zeros_like, trained),
+            jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), sums),
+        )
         return jax.lax.scan(accumulate, zeros, (jnp.arange(count), batch))[0]
 
     def train_step(state: State, batch: Batch, step: Any):
@@ -70,11 +77,13 @@ def make_train_step(
             batch = mask_tokens(
                 batch, jax.random.fold_in(key, MASKS), train, model.config.n_vocab, model.layout
             )
-        scored = jnp.maximum(jnp.sum(batch.targets >= 0, dtype=jnp.float32), 1.0)
-        grads, nll = gradients(state.trained, state.frozen, batch, step)
-        loss = nll / scored
+        scored = scored_count(batch.targets >= 0, batch.weights)
+        scored = jnp.where(scored > 0, scored, 1.0)
+        grads, sums = gradients(state.trained, state.frozen, batch, step)
+        metrics = {name: total / jnp.where(count > 0, count, 1.0) for name, (total, count) in sums.items()}
+        loss = sums["loss"][0] / scored
         trained, opt_state, norm = optimizer.update(grads, state.opt_state, state.trained, scored, loss)
-        metrics = {"loss": loss, "grad_norm": norm, "learning_rate": rate(taken(state.opt_state))}
+        metrics |= {"loss": loss, "grad_norm": norm, "learning_rate": rate(taken(state.opt_state))}
         return State(trained, state.frozen, opt_state), metrics
 
     options = compiler_options(model.layout, train.compiler_options, train.deterministic)
@@ -94,9 +103,9 @@ def make_eval_step(
         if train.mlm_mask_id is not None:
             key = jax.random.fold_in(jax.random.key(train.seed), MASKS)
             batch = mask_tokens(batch, key, train, model.config.n_vocab, model.layout)
-        tokens, targets = batch.tokens[0], batch.targets[0]
-        _, nll, scored = model.bind(params).loss(tokens, targets, entmax=train.loss == "entmax")
-        return nll, scored
+        rows = jax.tree.map(lambda x: x[0], batch)
+        losses = model.bind(params).loss(rows, entmax=train.loss == "entmax")
+        return losses.nats, losses.scored
 
     options = deterministic_options(model.layout) if train.deterministic else {}
     return jax.jit(eval_step, compiler_options=options)

@@ -297,7 +297,7 @@ def test_paths_that_are_not_here_are_one_line_with_the_overrides(tmp_path, capsy
     assert cli.main(["train", str(path)]) == 2
     err = capsys.readouterr().err
     assert len(err.splitlines()) == 1
-    assert "dataset_configs/pile-x.json" in err and "data.train=PATH train.run_dir=runs/My_Model" in err
+    assert "dataset_configs/pile-x.json" in err and "give data.train=PATH" in err
 
 
 def test_a_mesh_larger_than_the_machine_names_a_shape_that_fits():

@@ -18,6 +18,7 @@ from neojax.convert import hf, hf_tensors
 from neojax.convert.tensor_files import open_tensors
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
+from neojax.models.compute import Compute
 
 GPT2 = {"family": "gpt2"}
 SPLIT = ("data:2, model:4", "batch:data, heads:model, mlp:model, vocab:model", "embd:data")
@@ -87,7 +88,7 @@ def test_padding_of_the_vocabulary_is_zero_after_loading(saved):
 
 
 def test_unrolled_layers_get_the_same_weights(saved):
-    stacked, own = hf.load(saved).params(), hf.load(saved, stacked=False).params()
+    stacked, own = hf.load(saved).params(), hf.load(saved, compute=Compute(stacked=False)).params()
     for layer in range(4):
         group, repeat = layer % 2, layer // 2
         for role in ("attn.query", "mlp.down", "norm_2.bias"):

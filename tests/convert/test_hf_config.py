@@ -100,7 +100,7 @@ OTHER = {
     "attention.heads": 2, "attention.types": ("local",), "attention.window": 3, "attention.bias": True,
     "attention.scale": True, "attention.memory_slots": 2, "attention.dropout": 0.1,
     "mlp.width": 20, "mlp.activation": "relu", "mlp.gated": True, "mlp.macaron": True,
-    "norm.kind": "rezero", "norm.epsilon": 1e-3, "positions.kind": "rotary", "positions.axial": (4, 6),
+    "norm.kind": "rezero", "norm.order": "post", "norm.epsilon": 1e-3, "positions.kind": "rotary", "positions.axial": (4, 6),
     "embedding.tied": False, "embedding.dropout": 0.1,
 }  # fmt: skip
 INITIAL = {"init.scale_by_depth", "init.scale_by_in", "init.std"}

@@ -13,6 +13,7 @@ from hf_reference import batch, gpt2, gpt_neo
 from safetensors.numpy import load_file
 
 from neojax.convert import hf
+from neojax.data.batch import Batch
 
 LAYOUTS = {
     "one device": ("data:1", "", ""),
@@ -63,7 +64,9 @@ def test_logits_and_gradients_are_those_of_transformers(case, layout, tmp_path):
     def run(params):
         def loss(params):
             bound = model.bind(params)
-            _, nll, scored = bound.loss(tokens, targets)
+            losses = bound.loss(Batch(tokens, targets))
+            nll = losses.nats
+            scored = losses.scored
             return nll / scored, bound.logits(bound.hidden(tokens)[0])
 
         return jax.grad(loss, has_aux=True)(params)

@@ -15,7 +15,8 @@ from neojax.evaluate import score as module
 from neojax.evaluate.score import score
 from neojax.kernels import chunked_loss
 from neojax.models import Transformer
-from neojax.models.weights import narrowed
+from neojax.models.compute import Compute
+from neojax.models.inference import for_inference
 
 LAYOUTS = {
     "one device": ("data:1", "", ""),
@@ -148,7 +149,9 @@ def test_scores_are_those_of_transformers(name, layout):
     "weights, dtype", [("int8", "float32"), ("bfloat16", "float32"), ("float32", "bfloat16")]
 )
 def test_scores_of_narrow_weights_and_types_are_float32_log_softmax_of_their_logits(model, weights, dtype):
-    narrow = narrowed(Transformer(model.config, dtype=dtype).bind(model.params()), weights)
+    narrow = for_inference(
+        Transformer(model.config, compute=Compute(dtype=dtype)).bind(model.params()), weights
+    )
     check(score(narrow, RAGGED[3], [END]), expected(narrow, [END], RAGGED[3]))
 
 

@@ -15,6 +15,7 @@ from neojax.kernels.attention import attention, fused, reference
 from neojax.layout import named
 from neojax.layout.mesh import make_layout
 from neojax.models import Transformer
+from neojax.models.compute import Compute
 
 ONE = layout_of("data:1")
 SPLASH = partial(splash.attention, interpret=True)
@@ -134,7 +135,7 @@ def test_the_training_step_compiles_for_a_tpu_with_splash():
 
     layout = make_layout(MeshConfig("x:2, y:2", "batch:x, heads:y", "embd:x"), tpu_devices("v5e:2x2"))
     config = tiny(n_embd=256, n_head=2, n_ctx=256, window_size=100)
-    model = Transformer(config, layout, dtype=jnp.bfloat16, remat="names")
+    model = Transformer(config, layout, Compute(dtype=jnp.bfloat16, remat="names"))
     optimizer = make_optimizer(TrainConfig(), model.dims())
     shape = (1, 4, 256)
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.sharding(BATCH_DIMS, shape))

@@ -160,7 +160,9 @@ def test_learned_keys_are_seen_by_every_document():
     gives_each_what_it_gives_alone(partial(attention, memory=tuple(memory)))
 
 
-@pytest.mark.parametrize("kernel", [reference, blocked, partial(local, window=3)], ids=str)
+@pytest.mark.parametrize(
+    "kernel", [reference, blocked, partial(local, window=3)], ids=["reference", "blocked", "local"]
+)
 def test_padding_at_the_left_goes_with_documents(kernel, small_blocks):
     """What sampling pads, and what packs documents, are two rules that both hold."""
     arrays, start = operands(), np.array([2, 0], np.int32)

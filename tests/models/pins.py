@@ -22,6 +22,7 @@ from helpers import layout_of
 from recorded import circumstances
 
 import neojax.config
+from neojax.data.batch import Batch
 from neojax.models import Transformer
 
 KEPT = Path(__file__).with_name("pins.json")
@@ -65,8 +66,8 @@ def loss_and_gradients(model: Any, params: Mapping[str, Any], tokens: np.ndarray
     """Nats a token and their gradients, by the names of `params`; with `key`, under dropout."""
 
     def loss(params: Mapping[str, Any], key: Any) -> Any:
-        _, nats, scored = model.bind(params).loss(tokens[:, :-1], tokens[:, 1:], dropout_key=key)
-        return nats / scored
+        losses = model.bind(params).loss(Batch(tokens[:, :-1], tokens[:, 1:]), dropout_key=key)
+        return losses.nats / losses.scored
 
     with jax.set_mesh(model.layout.mesh):
         return jax.jit(jax.value_and_grad(loss))(params, key)

@@ -9,12 +9,13 @@ import pytest
 from helpers import N_VOCAB, layout_of, perturbed, random_tokens, tiny
 
 from neojax.config import ACTIVATIONS as NAMES
+from neojax.data.batch import Batch
 from neojax.errors import NeojaxError
 from neojax.kernels.entmax import entmax, entmax_loss
 from neojax.models import Transformer
 from neojax.models.activations import ACTIVATIONS, LEARNED
-from neojax.models.layers import Window
-from neojax.models.transformer import smallest_pattern
+from neojax.models.context import Context
+from neojax.models.stack import smallest_pattern
 
 TOKENS = random_tokens(4, 24)
 FEATURES = {
@@ -196,7 +197,9 @@ def measured(name, layout):
         padded[n] = jax.device_put(p, specs[n].sharding)
 
     def loss(p):
-        _, nll, scored = model.bind(p).loss(TOKENS[:, :16], TOKENS[:, 1:17])
+        losses = model.bind(p).loss(Batch(TOKENS[:, :16], TOKENS[:, 1:17]))
+        nll = losses.nats
+        scored = losses.scored
         return nll / scored
 
     with jax.set_mesh(model.layout.mesh):
@@ -291,12 +294,12 @@ def test_decoding_with_a_cache_gives_the_logits_of_whole_rows(name, padding):
 
     @jax.jit
     def prefill(m, t):
-        hidden, caches = m.hidden(t, Window(start, slots=slots))
+        hidden, caches, _ = m.hidden(t, Context(start, slots=slots))
         return m.logits(hidden), caches
 
     @jax.jit
     def decode(m, t, time, caches):
-        hidden, caches = m.hidden(t, Window(start, time, slots), caches)
+        hidden, caches, _ = m.hidden(t, Context(start, time, slots), caches)
         return m.logits(hidden), caches
 
     first, caches = prefill(model, rows[:, :10])
@@ -310,7 +313,9 @@ def test_decoding_with_a_cache_gives_the_logits_of_whole_rows(name, padding):
 def test_a_model_of_masked_tokens_does_not_generate():
     config, params = weights("bidirectional")
     with pytest.raises(NeojaxError, match="causal"):
-        Transformer(config).bind(params).hidden(jnp.asarray(TOKENS), Window(slots={"global": 24, "local": 7}))
+        Transformer(config).bind(params).hidden(
+            jnp.asarray(TOKENS), Context(slots={"global": 24, "local": 7})
+        )
 
 
 # Activations
@@ -409,7 +414,10 @@ def test_entmax_loss_of_a_split_padded_vocabulary():
     values = []
     for layout in (None, layout_of("x:2, y:4", "batch:x, vocab:y")):
         model = Transformer(config, layout).init(0)
-        total, nll, scored = jax.jit(lambda m: m.loss(TOKENS[:, :-1], TOKENS[:, 1:], entmax=True))(model)
+        losses = jax.jit(lambda m: m.loss(Batch(TOKENS[:, :-1], TOKENS[:, 1:]), entmax=True))(model)
+        total = losses.objective
+        nll = losses.nats
+        scored = losses.scored
         assert float(total) == float(nll)
         values.append(float(nll / scored))
     assert values[0] == pytest.approx(values[1], rel=1e-5)

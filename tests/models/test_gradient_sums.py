@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from helpers import layout_of, perturbed, random_tokens, tiny
 
+from neojax.data.batch import Batch
 from neojax.layout import named
 from neojax.layout.named import Normal, Param
 from neojax.models import Transformer
+from neojax.models.compute import Compute
 from neojax.models.norms import Gate
 
 LAYOUTS = {
@@ -101,11 +103,13 @@ MATRICES = ("query", "key", "value", "out", "up", "down", "wte", "lm_head")
 
 
 def gradients(name, dtype, reduce_dtype, config=CONFIG):
-    model = Transformer(config, layout_of(*LAYOUTS[name]), dtype=dtype, reduce_dtype=reduce_dtype)
+    model = Transformer(config, layout_of(*LAYOUTS[name]), Compute(dtype=dtype, reduce_dtype=reduce_dtype))
     params = perturbed(model.init(0).params())
 
     def loss(params):
-        _, nats, scored = model.bind(params).loss(random_tokens(), random_tokens(seed=1))
+        losses = model.bind(params).loss(Batch(random_tokens(), random_tokens(seed=1)))
+        nats = losses.nats
+        scored = losses.scored
         return nats / scored
 
     return jax.jit(jax.grad(loss))(params)

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from helpers import N_VOCAB, layout_of, perturbed, random_tokens, tiny, true_rows
 
+from neojax.data.batch import Batch
 from neojax.errors import NeojaxError
 from neojax.layout.named import Normal
 from neojax.models import Transformer
+from neojax.models.compute import Compute
 
 CONFIG = tiny()
 TOKENS = random_tokens()
@@ -39,14 +41,16 @@ LAYOUTS = {
 @cache
 def measured(shape, layout, param_layout, dtype="float32"):
     """Initial values, then loss, gradients and logits of perturbed ones."""
-    model = Transformer(CONFIG, layout_of(shape, layout, param_layout), dtype=dtype).init(0)
+    model = Transformer(CONFIG, layout_of(shape, layout, param_layout), Compute(dtype=dtype)).init(0)
     first = model.params()
     noise = perturbed(true_rows_on_device(first))
     params = {n: pad_like(noise[n], p) for n, p in first.items()}
 
     def loss(params):
         bound = model.bind(params)
-        _, nll, scored = bound.loss(TOKENS, TARGETS)
+        losses = bound.loss(Batch(TOKENS, TARGETS))
+        nll = losses.nats
+        scored = losses.scored
         return nll / scored, bound.logits(bound.hidden(TOKENS)[0])
 
     (loss, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -152,7 +156,7 @@ def test_what_cannot_be_laid_out_is_named(shape, layout, param_layout, words):
     model = Transformer(CONFIG, layout_of(shape, layout, param_layout))
     with pytest.raises(NeojaxError) as error:
         params = model.stored()
-        jax.eval_shape(lambda p: model.bind(p).loss(TOKENS, TARGETS), params)
+        jax.eval_shape(lambda p: model.bind(p).loss(Batch(TOKENS, TARGETS)), params)
     for word in words:
         assert word in str(error.value)
     assert "\n" not in str(error.value)

@@ -12,7 +12,7 @@ from jax.sharding import AxisType
 import neojax
 from neojax.data import tokenizer as tokenizers
 from neojax.errors import NeojaxError
-from neojax.models import Transformer, transformer
+from neojax.models import Transformer, compute, transformer
 
 TOKENS = random_tokens(2, 8)
 LAYOUTS = {
@@ -97,4 +97,4 @@ def test_what_is_compiled_depends_on_no_tokenizer(model):
 
 def test_the_compute_type_is_that_of_the_layouts_devices(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert transformer.compute_type("auto", layout_of("data:2")) == jnp.float32
+    assert compute.compute_type("auto", layout_of("data:2")) == jnp.float32

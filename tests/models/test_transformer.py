@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from helpers import N_VOCAB, layout_of, perturbed, random_tokens, tiny
 
+from neojax.data.batch import Batch
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
-from neojax.models.transformer import PRODUCTS, check_remat, smallest_pattern
+from neojax.models.compute import PRODUCTS, Compute, check_remat
+from neojax.models.stack import smallest_pattern
 
 CONFIG = tiny()
 TOKENS = random_tokens(2)
@@ -39,7 +41,9 @@ def unstacked(params, config):
 
 
 def loss_of(model, tokens=TOKENS, **kwargs):
-    total, _, count = model.loss(tokens[:, :-1], tokens[:, 1:], **kwargs)
+    losses = model.loss(Batch(tokens[:, :-1], tokens[:, 1:]), **kwargs)
+    total = losses.objective
+    count = losses.scored
     return total / count
 
 
@@ -117,7 +121,7 @@ def sensitivity(config):
     tokens = jnp.arange(length)[None] % N_VOCAB
 
     def hidden(wpe):
-        out, _ = model.bind({**weights(config), "wpe": wpe}).hidden(tokens)
+        out, _, _ = model.bind({**weights(config), "wpe": wpe}).hidden(tokens)
         return out[0]
 
     jacobian = jax.jit(jax.jacrev(hidden))(weights(config)["wpe"])  # query, embd, key, embd
@@ -143,7 +147,7 @@ def plain():
 
 @pytest.mark.parametrize("remat", ["full", "names", "offload"])
 def test_remat_changes_nothing(remat, plain):
-    loss, grads = value_and_grad(Transformer(CONFIG, remat=remat), weights())
+    loss, grads = value_and_grad(Transformer(CONFIG, compute=Compute(remat=remat)), weights())
     np.testing.assert_allclose(loss, plain[0], rtol=1e-6)
     assert_same_gradients(grads, plain[1])
 
@@ -152,7 +156,7 @@ def test_remat_saves_less():
     """What is kept for the backward pass: full < names < none."""
     kept = {}
     for remat in ("none", "names", "full"):
-        model = Transformer(CONFIG, remat=remat)
+        model = Transformer(CONFIG, compute=Compute(remat=remat))
         _, pull = jax.vjp(lambda p, m=model: loss_of(m.bind(p)), weights())
         kept[remat] = sum(x.nbytes for x in jax.tree.leaves(pull))
     assert kept["full"] < kept["names"] < kept["none"], kept
@@ -162,7 +166,7 @@ def test_offload_moves_to_the_host_what_names_keeps():
     """Every product of the two layers of a group goes there in the forward pass and comes back in the other."""
 
     def moves(remat):
-        model = Transformer(CONFIG, remat=remat)
+        model = Transformer(CONFIG, compute=Compute(remat=remat))
         program = jax.make_jaxpr(jax.grad(lambda p: loss_of(model.bind(p))))(weights())
         return str(program).count("device_put[")
 
@@ -186,7 +190,7 @@ def test_offload_is_refused_where_there_is_nowhere_to_go():
 
 
 def test_scanned_equals_unrolled(plain):
-    model = Transformer(CONFIG, stacked=False)
+    model = Transformer(CONFIG, compute=Compute(stacked=False))
     loss, grads = value_and_grad(model, unstacked(weights(), CONFIG))
     np.testing.assert_allclose(loss, plain[0], rtol=1e-6)
     assert_same_gradients(grads, unstacked(plain[1], CONFIG))
@@ -195,7 +199,7 @@ def test_scanned_equals_unrolled(plain):
 @pytest.mark.parametrize("remat", ["none", "full"])
 @pytest.mark.parametrize("unroll", [0, 2])
 def test_turns_of_the_loop_that_do_several_repetitions_change_nothing(plain, unroll, remat):
-    loss, grads = value_and_grad(Transformer(CONFIG, unroll=unroll, remat=remat), weights())
+    loss, grads = value_and_grad(Transformer(CONFIG, compute=Compute(unroll=unroll, remat=remat)), weights())
     np.testing.assert_allclose(loss, plain[0], rtol=1e-6)
     assert_same_gradients(grads, plain[1])
 
@@ -217,8 +221,11 @@ def test_compiled_size_does_not_grow_with_depth():
 
 
 def test_bfloat16_compute_is_close_and_the_loss_is_float32(plain):
-    model = Transformer(CONFIG, dtype=jnp.bfloat16)
-    total, nll, count = jax.jit(lambda p: model.bind(p).loss(TOKENS[:, :-1], TOKENS[:, 1:]))(weights())
+    model = Transformer(CONFIG, compute=Compute(dtype=jnp.bfloat16))
+    losses = jax.jit(lambda p: model.bind(p).loss(Batch(TOKENS[:, :-1], TOKENS[:, 1:])))(weights())
+    total = losses.objective
+    nll = losses.nats
+    count = losses.scored
     assert {x.dtype for x in (total, nll, count)} == {jnp.dtype("float32")}
     assert abs(nll / count - plain[0]) < 0.01 * plain[0]
     _, grads = value_and_grad(model, weights())
@@ -263,7 +270,7 @@ def test_each_rate_has_an_effect_and_remat_draws_the_same(name):
     assert abs(dropped - without) > 1e-4
     key = jax.random.key(0)
     grads = [
-        value_and_grad(Transformer(config, remat=remat), weights(), dropout_key=key)[1]
+        value_and_grad(Transformer(config, compute=Compute(remat=remat)), weights(), dropout_key=key)[1]
         for remat in ("none", "full")
     ]
     assert_same_gradients(*grads)
@@ -271,7 +278,7 @@ def test_each_rate_has_an_effect_and_remat_draws_the_same(name):
 
 def test_layers_draw_different_dropout_and_unrolled_draws_the_same():
     config = tiny(**RATES)
-    flat = Transformer(config, stacked=False).bind(unstacked(weights(), config))
+    flat = Transformer(config, compute=Compute(stacked=False)).bind(unstacked(weights(), config))
     tokens = random_tokens(4, 25)
     key = jax.random.key(0)
     assert float(jax.jit(partial(loss_of, tokens=tokens, dropout_key=key))(flat)) == pytest.approx(
@@ -344,11 +351,11 @@ def test_ids_beyond_the_vocabulary_are_refused(kind, token):
 
 def test_left_padding_shifts_positions():
     """A row that begins later gives the logits of the same tokens without padding, whatever the padding is."""
-    from neojax.models.layers import Window
+    from neojax.models.context import Context
 
     model = Transformer(CONFIG).bind(weights())
     short = TOKENS[:, :15]
     padded = np.concatenate([np.full((2, 5), 3, np.int32), short], axis=1)
-    run = jax.jit(lambda m, t, s: m.logits(m.hidden(t, Window(start=s))[0]))
+    run = jax.jit(lambda m, t, s: m.logits(m.hidden(t, Context(start=s))[0]))
     out = run(model, padded, jnp.array([5, 5]))
     np.testing.assert_allclose(out[:, 5:], model(short), atol=2e-5)

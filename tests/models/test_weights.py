@@ -7,7 +7,7 @@ from helpers import layout_of, perturbed, random_tokens, tiny
 from neojax.errors import NeojaxError
 from neojax.layout import named
 from neojax.models import Transformer
-from neojax.models.weights import narrowed, quantize
+from neojax.models.inference import for_inference, quantized
 from neojax.sampling.generate import generate
 
 MESHES = {
@@ -37,7 +37,7 @@ def relative(found, true):
 def test_quantized_numbers_are_within_half_a_step_of_their_channel():
     value = np.random.default_rng(0).normal(size=(5, 4, 6)).astype(np.float32)
     value[:, 2, 3] = 0
-    values, scale = quantize(value, (0,))
+    values, scale = quantized(value, (0,))
     assert values.dtype == np.int8 and scale.shape == (1, 4, 6)
     assert np.all(abs(np.asarray(values * scale) - value) <= 0.5001 * np.asarray(scale))
 
@@ -46,32 +46,33 @@ def test_quantized_numbers_are_within_half_a_step_of_their_channel():
 @pytest.mark.parametrize("options", [{}, EVERYTHING], ids=["plain", "everything"])
 def test_logits_are_close_to_those_of_float32(weights, bound, options):
     model, tokens = make(tiny(**options)), random_tokens(2)
-    other = narrowed(model, weights)
+    other = for_inference(model, weights)
     true, found = np.asarray(model(tokens)), np.asarray(other(tokens))
     assert 1e-4 < relative(found, true) < bound
 
 
 def test_products_with_quantized_weights_are_those_with_the_numbers_they_stand_for():
     model, tokens = make(tiny(**EVERYTHING)), random_tokens(2)
-    other = narrowed(model, "int8")
+    other = for_inference(model, "int8")
     numbers = {
         name: value.values * value.scale if isinstance(value, named.Quantized) else value
         for name, value in other.params().items()
     }
     assert sum(isinstance(value, named.Quantized) for value in other.params().values()) > 20
-    np.testing.assert_allclose(other(tokens), model.bind(numbers)(tokens), atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(other(tokens), other.bind(numbers)(tokens), atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("weights", ["bfloat16", "int8"])
 @pytest.mark.parametrize("mesh", MESHES)
 def test_greedy_text_on_eight_devices_is_that_of_one(weights, mesh):
-    one, many = (narrowed(make(tiny(), x), weights) for x in (None, layout_of(*MESHES[mesh])))
+    one, many = (for_inference(make(tiny(), x), weights) for x in (None, layout_of(*MESHES[mesh])))
     expected = generate(one, PROMPTS, max_new_tokens=12, temperature=0)
     assert generate(many, PROMPTS, max_new_tokens=12, temperature=0) == expected
 
 
-def test_float32_changes_nothing_and_other_names_are_refused():
+def test_a_model_that_has_the_form_is_given_back_and_other_names_are_refused():
     model = make(tiny())
-    assert narrowed(model, "float32") is model
-    with pytest.raises(NeojaxError, match=r"int4.*expected float32, bfloat16 or int8"):
-        narrowed(model, "int4")
+    form = for_inference(model)
+    assert for_inference(form) is form and for_inference(model) is not model
+    with pytest.raises(NeojaxError, match=r"int4.*expected auto, float32, bfloat16 or int8"):
+        for_inference(model, "int4")

@@ -40,7 +40,9 @@ def loss_and_gradients(loaded, tokens):
     model, z_loss = loaded.model, loaded.config.train.z_loss
 
     def loss(params):
-        total, _, scored = model.bind(params).loss(tokens[:, :-1], tokens[:, 1:], z_loss=z_loss)
+        losses = model.bind(params).loss(Batch(tokens[:, :-1], tokens[:, 1:]), z_loss=z_loss)
+        total = losses.objective
+        scored = losses.scored
         return total / scored
 
     return jax.jit(jax.value_and_grad(loss))(model.params())

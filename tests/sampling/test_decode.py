@@ -8,7 +8,9 @@ from helpers import layout_of, noisy, tiny
 from jax import numpy as jnp
 
 from neojax.models import Transformer
-from neojax.models.layers import Window
+from neojax.models.compute import Compute
+from neojax.models.context import Context
+from neojax.models.inference import for_inference
 from neojax.sampling import decode
 from neojax.sampling.decode import Asked, Decoder
 from neojax.sampling.generate import generate
@@ -77,7 +79,7 @@ def test_cached_logits_are_those_of_the_whole_pass_past_the_window_with_padding(
     config = tiny(n_layer=2, **OPTIONS[options])
     model = noisy(config)
     decoder = Decoder(model)
-    single = nnx.merge(*decoder._decode)
+    single = nnx.merge(*decoder._model)
     lengths, first = [3, 9, 1], 9
     tokens = np.random.default_rng(0).integers(0, 61, (3, 24)).astype(np.int32)
     whole = np.asarray(model(tokens))
@@ -90,12 +92,12 @@ def test_cached_logits_are_those_of_the_whole_pass_past_the_window_with_padding(
 
     @jax.jit
     def prefill(tokens):
-        hidden, caches = single.hidden(tokens, Window(start, slots=slots))
+        hidden, caches, _ = single.hidden(tokens, Context(start, slots=slots))
         return single.logits(hidden), caches
 
     @jax.jit
     def step(token, time, caches):
-        hidden, caches = single.hidden(token, Window(start, time), caches)
+        hidden, caches, _ = single.hidden(token, Context(start, time), caches)
         return single.logits(hidden), caches
 
     logits, caches = prefill(put(prompts, "batch", "sequence"))
@@ -157,7 +159,7 @@ def test_the_cache_is_written_in_place(model):
     )
     done = decoder.layout.put(np.zeros(4, bool), "batch")
     time = decoder.layout.put(np.array(8, np.int32))
-    call = decode._decode.lower(*decoder._decode, rows, time, done, 4)
+    call = decode._decode.lower(*decoder._model, rows, time, done, 4)
     held = sum(x.nbytes for x in jax.tree.leaves(rows))
     assert call.compile().memory_analysis().alias_size_in_bytes == held
 
@@ -175,10 +177,11 @@ def test_text_on_a_mesh_is_that_of_one_device(model, name):
 
 
 def test_bfloat16_decoding_keeps_the_float32_weights_of_norms():
-    model = Transformer(tiny(), dtype=jnp.bfloat16).init(0)
-    weights = Decoder(model)._decode[1]
-    types = {leaf.ndim: leaf.dtype for leaf in jax.tree.leaves(weights)}
-    assert types[1] == jnp.float32 and types[2] == types[3] == jnp.bfloat16
+    model = Transformer(tiny(), compute=Compute(dtype=jnp.bfloat16)).init(0)
+    weights = for_inference(model).params()
+    assert weights["norm_f.scale"].dtype == weights["wpe"].dtype == jnp.float32
+    matrices = [value.dtype for name, value in weights.items() if "attn" in name and value.ndim > 1]
+    assert set(matrices) == {weights["wte"].dtype} == {jnp.dtype("bfloat16")}
     assert len(generate(model, [[1, 2]], max_new_tokens=4)[0]) == 4
 
 
@@ -189,9 +192,9 @@ def test_an_infinite_output_puts_nothing_into_the_cache():
 
     @jax.jit
     def caches(model):
-        _, ((keys, values),) = model.hidden(tokens, Window(slots={"global": 8}))
+        _, ((keys, values),), _ = model.hidden(tokens, Context(slots={"global": 8}))
         broken = keys, values.at[:, :, 1].set(jnp.inf)
-        return model.hidden(tokens[:, :1], Window(time=jnp.int32(3)), (broken,))[1]
+        return model.hidden(tokens[:, :1], Context(time=jnp.int32(3)), (broken,))[1]
 
     ((keys, values),) = caches(model)
     assert np.isfinite(keys[..., 3]).all() and np.isfinite(values[:, :, 3]).all()

@@ -75,7 +75,9 @@ def test_metrics_are_the_loss_the_norm_before_clipping_and_the_rate(whole):
     batch = batch_of()
 
     def mean(params):
-        total, _, count = model.bind(params).loss(batch.tokens, batch.targets)
+        losses = model.bind(params).loss(batch)
+        total = losses.objective
+        count = losses.scored
         return total / count
 
     loss, grads = jax.jit(jax.value_and_grad(mean))(state.params)

@@ -1,0 +1,45 @@
+"""What stands after the stack of a language model: the final norm, and the table of logits."""
+
+from collections.abc import Mapping
+
+import jax
+from flax import nnx
+
+from neojax.config import ModelConfig
+from neojax.data.batch import Batch
+from neojax.kernels import loss
+from neojax.kernels.chunked_loss import chunked_token_scores
+from neojax.layout.named import Normal, Param
+from neojax.models.losses import Losses
+from neojax.models.norms import LayerNorm
+
+
+class LanguageHead(nnx.Module):
+    """The likelihood of the next token. Its methods take final hidden states, [batch, sequence, embd] after `norm_f`, and
+    the token embedding, which is the table of logits unless the model has one of its own."""
+
+    def __init__(self, config: ModelConfig, sizes: Mapping[str, int]):
+        self.n_vocab = config.n_vocab
+        self.norm_f = LayerNorm(config.norm.epsilon, sizes)
+        self.lm_head = None if config.embedding.tied else Param("vocab embd", Normal(0.02), sizes)
+
+    def table(self, wte: Param) -> Param:
+        """The table of the logits [vocab, embd]."""
+        return wte if self.lm_head is None else self.lm_head
+
+    def logits(self, hidden: jax.Array, wte: Param) -> jax.Array:
+        """float32 [batch, sequence, vocab], padding at -inf."""
+        return loss.logits(hidden, self.table(wte), self.n_vocab)
+
+    def loss(
+        self, hidden: jax.Array, wte: Param, batch: Batch, *, z_loss: float = 0.0, entmax: bool = False
+    ) -> Losses:
+        """The losses of what `batch` scores, see `kernels.loss.cross_entropy`."""
+        objective, nats, scored = loss.cross_entropy(
+            hidden, self.table(wte), batch.targets, self.n_vocab, z_loss, entmax, batch.weights
+        )
+        return Losses(objective, {"loss": (nats, scored)})
+
+    def token_scores(self, hidden: jax.Array, wte: Param, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(log-probability of every target in nats, float32; whether it is the likeliest token), [batch, sequence]."""
+        return chunked_token_scores(hidden, self.table(wte), targets, self.n_vocab)

@@ -1,0 +1,147 @@
+"""The one form of weights that scoring, prefill and decoding all use.
+
+Every layer has parameters of its own, with queries, keys and values joined, so that products are as large as they can be
+and nothing is sliced out of a stack for each token; matrices are kept in the type that is computed in, or narrower, in the
+layout in which they are used, so that nothing is cast or gathered again at every step. There is one copy of them.
+
+Narrower are bfloat16, or int8 with a scale for every output channel: products read the narrow numbers and scale their
+result, so that a whole matrix in the compute type never exists (`layout.named.einsum`).
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from neojax.arguments import wrong
+from neojax.layout.mesh import Layout
+from neojax.layout.named import Quantized
+from neojax.models.compute import Compute
+from neojax.models.pieces import by_param, pieces
+from neojax.models.transformer import Transformer
+
+WEIGHTS = ("float32", "bfloat16", "int8")
+
+SUMMED: Mapping[tuple[str, ...], tuple[str, ...]] = {
+    ("embd", "projections", "heads", "head_dim"): ("embd",),
+    ("embd", "heads", "head_dim"): ("embd",),
+    ("heads", "head_dim", "embd"): ("heads", "head_dim"),
+    ("embd", "mlp"): ("embd",),
+    ("mlp", "embd"): ("mlp",),
+    ("vocab", "embd"): ("embd",),
+}
+"""The matrices, by their dimensions, and which of these a product with them sums over: numbers that are summed share a
+scale. All else is small, or a token reads only a row of it, and stays float32."""
+
+BY_TIME = ("sequence", "memory_length", "positions", "axial_rows", "axial_columns")
+"""The dimensions that tokens in their order run over, which decoding one at a time does not split."""
+
+
+def for_inference(model: Transformer, weights: str = "auto") -> Transformer:
+    """`model` in the form for inference, its matrices as `weights`: float32, bfloat16, int8, or auto, the type in which
+    the model computes. A model that has that form is given back as it is. Raises `NeojaxError` for other `weights`.
+    """
+    check_weights(weights)
+    compute = model.compute
+    if compute.joined and not compute.stacked and weights == "auto":
+        return model
+    return converted(model, model.params(), weights)
+
+
+def converted(model: Transformer, params: dict[str, Any], weights: str = "auto") -> Transformer:
+    """As `for_inference`, of `model` with the values `params`, which are removed one by one as they are converted: beside
+    both forms of one parameter no memory is needed but that of the new form."""
+    target = Transformer(model.config, inference_layout(model.layout), inference_compute(model.compute))
+    specs, dims, found = target.stored(), target.dims(), {(p.role, p.layer): p for p in pieces(model)}
+    sources = {name: [found[p.role, p.layer] for p in own] for name, own in by_param(target).items()}
+    uses: dict[str, int] = defaultdict(int)
+    for own in sources.values():
+        for piece in own:
+            uses[piece.param] += 1
+    all_dims, values = model.dims(), {}
+    for name, own in sources.items():
+        parts = tuple(params[piece.param] for piece in own)
+        at = tuple(tuple(index for _, index in piece.at) for piece in own)
+        fixed = tuple(tuple(all_dims[piece.param].index(dim) for dim, _ in piece.at) for piece in own)
+        axis = dims[name].index("projections") if len(own) > 1 else None
+        values[name] = _assembled(parts, at, fixed, axis, specs[name].sharding)
+        values[name] = narrow(values[name], dims[name], target.compute.dtype, weights)
+        for piece in own:
+            uses[piece.param] -= 1
+            if not uses[piece.param]:
+                params.pop(piece.param, None)
+        del parts
+        jax.block_until_ready(
+            values[name]
+        )  # else what is under way would add up to a second copy of the model
+    return target.bind(values).accompanied(model.tokenizer, model.eos_token_id)
+
+
+def inference_layout(layout: Layout) -> Layout:
+    """`layout` with parameters stored as decoding uses them."""
+    return replace(layout, stored=layout.without(*BY_TIME).used)
+
+
+def inference_compute(compute: Compute) -> Compute:
+    """`compute` for parameters in the form for inference."""
+    return replace(compute, stacked=False, joined=True, remat="none")
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _assembled(
+    parts: tuple[Any, ...],
+    at: tuple[tuple[int, ...], ...],
+    fixed: tuple[tuple[int, ...], ...],
+    axis: int | None,
+    sharding: NamedSharding,
+) -> Any:
+    """The entries `at` along the dimensions `fixed` of `parts`, joined along a new `axis`, laid out as `sharding`."""
+
+    def entry(array: jax.Array, at: tuple[int, ...], fixed: tuple[int, ...]) -> jax.Array:
+        for dim, index in sorted(zip(fixed, at), reverse=True):
+            array = jax.lax.dynamic_index_in_dim(array, index, dim, keepdims=False)
+        return array
+
+    def joined(*arrays: jax.Array) -> jax.Array:
+        found = [entry(*each) for each in zip(arrays, at, fixed)]
+        array = found[0] if axis is None else jnp.stack(found, axis)
+        spec = jax.P(*(part if size > 1 else None for part, size in zip(sharding.spec, array.shape)))
+        return jax.reshard(array, NamedSharding(sharding.mesh, spec))
+
+    return jax.tree.map(joined, *parts)
+
+
+def narrow(value: Any, dims: tuple[str, ...], dtype: Any, weights: str) -> Any:
+    """One parameter as `weights`, see `for_inference`; those that are no matrices are left as they are."""
+    own = tuple(dim for dim in dims if dim != "layers")
+    if own not in SUMMED or isinstance(value, Quantized):
+        return value
+    if weights == "int8":
+        return quantized(value, tuple(dims.index(dim) for dim in SUMMED[own]))
+    return _cast(value, jnp.dtype(dtype if weights == "auto" else weights))
+
+
+def check_weights(weights: str) -> None:
+    """Raises `NeojaxError` for a type that weights cannot be kept in."""
+    if not isinstance(weights, str) or weights not in ("auto", *WEIGHTS):
+        raise wrong("weights", weights, f"auto, {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")
+
+
+@partial(jax.jit, static_argnums=1)
+def _cast(value: jax.Array, dtype: Any) -> jax.Array:
+    return value.astype(dtype)
+
+
+@partial(jax.jit, static_argnums=1)
+def quantized(value: jax.Array, summed: tuple[int, ...]) -> Quantized:
+    """`value` as int8, symmetric: the largest number of an output channel becomes 127 and all are rounded to the nearest
+    (https://arxiv.org/abs/2208.07339, section 2). Numbers along the axes `summed` share a scale, float32 with size 1
+    along these axes."""
+    largest = jnp.max(jnp.abs(value), axis=summed, keepdims=True)
+    scale = jnp.where(largest > 0, largest, 1.0).astype(jnp.float32) / 127
+    return Quantized(jnp.round(value / scale).astype(jnp.int8), scale)
