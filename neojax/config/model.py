@@ -10,10 +10,29 @@ from neojax.config.families import FAMILIES
 from neojax.errors import NeojaxError, suggest
 
 ATTENTION_TYPES = ("global", "local", "linear", "none")
-ACTIVATIONS = (
-    *("gelu_new", "gelu", "relu", "silu", "sigmoid", "tanh", "selu", "elu", "softplus", "mish", "abs", "sin"),
-    *("cos", "sign", "lrelu001", "lrelu020", "id", "triangle_relax", "square_relax", "spike", "spike2"),
-    *(
+ACTIVATIONS = tuple(
+    [
+        "gelu_new",
+        "gelu",
+        "relu",
+        "silu",
+        "sigmoid",
+        "tanh",
+        "selu",
+        "elu",
+        "softplus",
+        "mish",
+        "abs",
+        "sin",
+        "cos",
+        "sign",
+        "lrelu001",
+        "lrelu020",
+        "id",
+        "triangle_relax",
+        "square_relax",
+        "spike",
+        "spike2",
         "tanhshrink",
         "softsign",
         "softmax",
@@ -23,9 +42,21 @@ ACTIVATIONS = (
         "arcsinh",
         "maxsig",
         "cosid",
-    ),
-    *("minsin", "maxtanh", "tanhexp", "lisht", "seagull", "snake", "roottanh", "softplusmone"),
-    *("rrelu", "aria", "prelu", "parcsinh", "psoftplus", "proottanh"),
+        "minsin",
+        "maxtanh",
+        "tanhexp",
+        "lisht",
+        "seagull",
+        "snake",
+        "roottanh",
+        "softplusmone",
+        "rrelu",
+        "aria",
+        "prelu",
+        "parcsinh",
+        "psoftplus",
+        "proottanh",
+    ]
 )
 
 
