@@ -55,26 +55,24 @@ FLAGS = ("mlp_glu", "macaron", "share_parameters", "scale_by_depth", "scale_by_i
 COUNTS = {"local_attention_radius": "window_size", "intermediate_size": "n_inner", "num_mem_kv": "num_mem_kv"}
 MLM_NUMBERS = ("mask_prob", "same_token_prob", "random_token_prob")
 # Keys that gpt-neo reads and that have nothing to set here: sampling has flags, and data needs no hints.
-NOTHING_TO_SET = tuple(
-    [
-        "iterations",
-        "predict_steps",
-        "predict_batch_size",
-        "eval_batch_size",
-        "eval_tasks",
-        "model",
-        "input_fn",
-        "padding_id",
-        "eos_id",
-        "stop_at_token",
-        "remove_partial_sequences",
-        "moe_activation",
-        "moe_params",
-        "no_dataset",
-        "causal",
-        "mlm_training",
-        "steps_per_checkpoint",
-    ]
+NOTHING_TO_SET = (
+    "iterations",
+    "predict_steps",
+    "predict_batch_size",
+    "eval_batch_size",
+    "eval_tasks",
+    "model",
+    "input_fn",
+    "padding_id",
+    "eos_id",
+    "stop_at_token",
+    "remove_partial_sequences",
+    "moe_activation",
+    "moe_params",
+    "no_dataset",
+    "causal",
+    "mlm_training",
+    "steps_per_checkpoint",
 )
 CHECKPOINT_EVERY = 5000  # gpt-neo's --steps_per_checkpoint
 FLOOR = 0.1

@@ -14,25 +14,23 @@ _WITHOUT: dict[str, tuple[str, tuple]] = {
     "lightweight_conv_attention": ("lightweight convolutions, and heads wider by as much", (0, False)),
 }
 # Of the video transformer that a branch of its repository became; its models of text alone differ from gpt-neo's too.
-_VIDEO = tuple(
-    [
-        "time_patch",
-        "patch_size",
-        "frame_width",
-        "frame_height",
-        "color_channels",
-        "use_video",
-        "three_axes",
-        "language_token_per_frame",
-        "token_patch_size",
-        "feed_forward_per_attention",
-        "use_revnet",
-        "intermediate_feed_forward_multiplier",
-        "group_linear_factor",
-        "block_config",
-        "n_blocks",
-        "model_mode",
-    ]
+_VIDEO = (
+    "time_patch",
+    "patch_size",
+    "frame_width",
+    "frame_height",
+    "color_channels",
+    "use_video",
+    "three_axes",
+    "language_token_per_frame",
+    "token_patch_size",
+    "feed_forward_per_attention",
+    "use_revnet",
+    "intermediate_feed_forward_multiplier",
+    "group_linear_factor",
+    "block_config",
+    "n_blocks",
+    "model_mode",
 )
 
 

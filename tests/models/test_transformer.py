@@ -102,9 +102,19 @@ def test_parameters_of_the_published_shapes():
     dims = Transformer(CONFIG).dims()
     per_block = {n.split(".", 2)[2] for n in dims if n.startswith("blocks.0")}
     assert per_block == {
-        *("attn.query", "attn.key", "attn.value", "attn.out", "attn.out_bias"),
-        *("mlp.up", "mlp.up_bias", "mlp.down", "mlp.down_bias"),
-        *("norm_1.scale", "norm_1.bias", "norm_2.scale", "norm_2.bias"),
+        "attn.query",
+        "attn.key",
+        "attn.value",
+        "attn.out",
+        "attn.out_bias",
+        "mlp.up",
+        "mlp.up_bias",
+        "mlp.down",
+        "mlp.down_bias",
+        "norm_1.scale",
+        "norm_1.bias",
+        "norm_2.scale",
+        "norm_2.bias",
     }
     rest = {n for n in dims if not n.startswith("blocks")}
     assert rest == {"wte", "wpe", "norm_f.scale", "norm_f.bias"}
