@@ -66,10 +66,16 @@ def load(
         return accompanied(converted(model, params, weights), run)
 
 
-def load_trained(path: str | Path) -> Transformer:
-    """The model of a run, or of one of its checkpoints, as it is trained: float32, on one device. Raises `NeojaxError`."""
-    run = open_run(Path(path))
-    model, params = restore(run, single_device(), Compute())
+def load_trained(
+    path: str | Path, layout: Layout | None = None, compute: Compute | None = None
+) -> Transformer:
+    """The model at `path`, as `load` takes it, in the form in which it is trained: float32, in the stored layout of
+    `layout` (default: one device). Raises `NeojaxError`."""
+    path = place(path)
+    if hf.is_hf_dir(path):
+        return hf.load(path, layout, compute)
+    run = open_run(path)
+    model, params = restore(run, layout or single_device(), compute or Compute())
     return accompanied(model.bind(params), run)
 
 
@@ -89,12 +95,7 @@ def usual_layout(usual: MeshConfig) -> Layout:
 def load_params(path: str | Path, model: Transformer) -> dict[str, jax.Array]:
     """The weights at `path`, as `load` takes it, for `model` in its stored layout. Raises `NeojaxError` where its
     parameters are not those of `model`."""
-    path = place(path)
-    if hf.is_hf_dir(path):
-        theirs = hf.load(path, model.layout).params()
-    else:
-        theirs = restore(open_run(path), model.layout, model.compute)[1]
-    ours = model.stored()
+    theirs, ours = load_trained(path, model.layout, model.compute).params(), model.stored()
     for name in {**ours, **theirs}:
         mine, its = (tuple(p[name].shape) if name in p else "none" for p in (ours, theirs))
         if mine != its:

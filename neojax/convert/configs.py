@@ -8,20 +8,23 @@ from neojax import config as configuration
 from neojax.config import Config
 from neojax.convert import gpt_neo, hf_config
 from neojax.errors import NeojaxError
+from neojax.runs.run_dir import CONFIG, is_run_dir
 from neojax.storage.remote import place
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Reads a configuration and applies `section.key=value` overrides. Raises `NeojaxError`.
 
-    With `train.init_from`, keys of `model` that are not given are those of the model there.
+    With `train.init_from`, keys of `model` that are not given are those of the model there. A configuration that a run
+    wrote has them all, and goes on where that is gone.
     """
     overrides = list(overrides)
     given = configuration.override({}, overrides, str(path))  # of a gpt-neo config, what is given is not read
     raw = gpt_neo.load(path, given) if Path(path).suffix == ".json" else configuration.read_yaml(path)
     said = configuration.override(raw, overrides, str(path))
     origin = configuration.value_at(said, "train.init_from")
-    if isinstance(origin, str) and origin:
+    is_resolved = Path(path).name == CONFIG and is_run_dir(Path(path).parent)
+    if isinstance(origin, str) and origin and not is_resolved:
         there = model_of(origin)
         family = configuration.value_at(said, "model.family", there["family"])
         if family != there["family"]:

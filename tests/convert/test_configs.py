@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from neojax.config import Config, dump, from_dict
+from neojax.config import Config, TrainConfig, dump, from_dict
 from neojax.convert import configs
 from neojax.convert.hf_config import read_config
 from neojax.errors import NeojaxError
@@ -62,3 +62,13 @@ def test_an_origin_that_is_none_is_named(name, words, tmp_path):
 
 def test_without_it_nothing_is_looked_for(tmp_path):
     assert load(tmp_path, "train: {init_from: ''}") == Config()
+
+
+def test_a_run_goes_on_where_the_weights_that_it_began_with_are_gone(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    text = dump(Config(train=TrainConfig(init_from=str(tmp_path / "gone"))))
+    (tmp_path / "config.yml").write_text(text)
+    assert configs.load(tmp_path / "config.yml").train.init_from == str(tmp_path / "gone")
+    (tmp_path / "other.yml").write_text(text)
+    with pytest.raises(NeojaxError, match=r"gone does not exist"):
+        configs.load(tmp_path / "other.yml")
