@@ -11,6 +11,7 @@ from neojax import config as configuration
 from neojax.cli import main
 from neojax.commands.inspect import print_model
 from neojax.config import Config, MeshConfig, TrainConfig
+from neojax.errors import NeojaxError
 from neojax.runs import integrity
 
 CONFIGS = Path(__file__).resolve().parent.parent / "meshconfigs"
@@ -77,6 +78,24 @@ def test_layout_and_bytes_of_a_device(capsys):
         Config(model=tiny(), mesh=mesh, train=TrainConfig(optimizer="adafactor", adafactor_momentum=0.9))
     )
     assert f"and {held:,} of adafactor state" in capsys.readouterr().out
+
+
+def test_frozen_parameters_are_counted_without_optimizer_state(capsys):
+    mesh = MeshConfig("data:4, model:2", "batch:data, heads:model, vocab:model", "embd:data")
+    print_model(Config(model=tiny(), mesh=mesh, train=TrainConfig(frozen=("vocab",))))
+    out = capsys.readouterr().out
+    held = {name: int(row.split()[-1].replace(",", "")) for name, row in rows_of(out).items()}
+    trained = sum(held.values()) - held["wte"]
+    assert (
+        f"stores {sum(held.values()):,} bytes of float32 parameters and {2 * trained:,} of adamw state" in out
+    )
+    count, of_them = re.search(
+        r"^([\d,]+) parameters, ([\d,]+) of them trained \(and 1 rows", out, re.MULTILINE
+    ).groups()
+    assert int(count.replace(",", "")) - int(of_them.replace(",", "")) == N_VOCAB * 32
+    assert "as if all were trained" in out
+    with pytest.raises(NeojaxError, match=r"train.frozen: 'vocabs' .* did you mean vocab\?"):
+        print_model(Config(model=tiny(), mesh=mesh, train=TrainConfig(frozen=("vocabs",))))
 
 
 def test_verify_reads_every_checkpoint_of_a_run(tmp_path, capsys):

@@ -188,6 +188,8 @@ def test_what_is_wrong_is_refused_before_training(settings, data, tmp_path):
     refused(settings(run, "mesh.layout=batch:data, haeds:model"), "mesh.layout", "did you mean heads")
     refused(settings(run, "model.n_head=1"), "parameter blocks.0.attn", "heads", "size 1")
     refused(settings(run, "train.no_decay=[vocb]"), "train.no_decay", "did you mean vocab")
+    refused(settings(run, "train.frozen=[wtee]"), "train.frozen", "did you mean wte")
+    refused(settings(run, "train.frozen=['*']"), "train.frozen: * match all", "nothing is left to train")
     refused(settings(run, "train.attention_kernel=splash"), "attention_kernel=splash", "use auto or xla")
     refused(
         settings(run, "train.compiler_options=xla_nonsense=1"), "xla_nonsense=1", "No such compile option"

@@ -101,6 +101,14 @@ def test_a_run_never_takes_less_than_is_counted(settings):
     assert counted <= found.argument_size_in_bytes + found.temp_size_in_bytes
 
 
+def test_frozen_parameters_need_no_moments(settings):
+    one = ("model.n_layer=1", "model.attention_types=[global]", "model.n_vocab=1000")
+    whole, part = (settings("never-made", *one, f"train.frozen={frozen}") for frozen in ("[]", "[vocab]"))
+    layout = make_layout(whole.mesh)
+    table = 4 * 1000 * 16  # bytes; every device of the mesh has an eighth
+    assert needed(whole, layout).host - needed(part, layout).host == 2 * table
+
+
 def test_memory_is_that_of_the_machine_or_of_the_container(tmp_path):
     def write(name, text):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
