@@ -30,7 +30,8 @@ def make_train_step(
     the number of scored tokens in all of them, so the step equals that of the whole batch. Where the loss or the
     gradients' norm is not finite, the state comes back as it was, the place in the schedule included. `step` (int32
     scalar, 0 for the first) seeds dropout and masks. Metrics, float32 scalars: loss (nats per token), grad_norm (before
-    clipping), learning_rate, and the mean of whatever else the model reports. Raises `NeojaxError` for train.compiler_options that the compiler does not take.
+    clipping), learning_rate, and the mean of whatever else the model reports. Raises `NeojaxError` for
+    train.compiler_options that the compiler does not take.
     """
     rate = learning_rate(train)
     drops = any((model.config.embedding.dropout, model.config.attention.dropout, model.config.dropout))

@@ -96,8 +96,8 @@ def test_the_norm_is_that_of_the_trained_and_only_they_are_clipped_by_it():
     plain = Transformer(CONFIG, ONE).init(0)
 
     def mean(params):
-        total, _, count = plain.bind(params).loss(BATCH.tokens, BATCH.targets)
-        return total / count
+        losses = plain.bind(params).loss(BATCH)
+        return losses.objective / losses.scored
 
     gradients = jax.jit(jax.grad(mean))(plain.params())
     trained = {name: g for name, g in gradients.items() if name not in NAMES}
