@@ -14,7 +14,7 @@ from neojax.config import TrainConfig
 from neojax.data.batch import Batch
 from neojax.data.share import Share
 from neojax.errors import NeojaxError
-from neojax.loading import load
+from neojax.loading import load_trained
 from neojax.models import Transformer
 from neojax.runs.checkpoint import Checkpoints
 from neojax.runs.orbax import shapes
@@ -159,8 +159,8 @@ def numbers(run):
     return [[row.get(key) for key in kept] for row in read_metrics(run)]
 
 
-def test_a_run_from_other_weights_leaves_the_frozen_ones_and_is_sampled(tuned, whole_run):
-    before, after = (load(run).params() for run in (whole_run, tuned[1]))
+def test_a_run_from_other_weights_leaves_the_frozen_ones_and_its_checkpoints_hold_all(tuned, whole_run):
+    before, after = (load_trained(run).params() for run in (whole_run, tuned[1]))
     same = {name for name, p in after.items() if np.array_equal(p, before[name])}
     assert same == {name for name in before if name == "wte" or name.startswith("blocks.1.")}
     assert before.keys() == after.keys()
@@ -174,7 +174,7 @@ def test_a_stopped_run_with_frozen_parameters_goes_on_bit_for_bit(tuned, tmp_pat
     train(tuning(tmp_path / "run", 2))
     train(tuning(tmp_path / "run"))
     assert numbers(tmp_path / "run") == numbers(whole)
-    a, b = (load(run).params() for run in (whole, tmp_path / "run"))
+    a, b = (load_trained(run).params() for run in (whole, tmp_path / "run"))
     for name, value in a.items():
         assert np.asarray(value).tobytes() == np.asarray(b[name]).tobytes(), name
     said = " ".join("".join(capsys.readouterr()).split())
