@@ -45,7 +45,7 @@ def config(tmp_path_factory):
 
 
 def start(
-    config: Path, run: Path, *keys: str, processes: int = 2, devices: int = 4
+    config: Path, run: Path | str, *keys: str, processes: int = 2, devices: int = 4
 ) -> list[subprocess.Popen]:
     """The processes of a run, which share `devices` fake devices."""
     command = [
@@ -70,14 +70,14 @@ def ended(processes: list[subprocess.Popen], within: float = 240) -> list[tuple[
     return [(process.returncode, error) for process, error in zip(processes, errors)]
 
 
-def trained(config: Path, run: Path, *keys: str, **options) -> list[float]:
+def trained(config: Path, run: Path | str, *keys: str, **options) -> list[float]:
     """The losses of a run that goes on to its end."""
     for status, error in ended(start(config, run, *keys, **options)):
         assert status == 0, error
     return losses(run)
 
 
-def losses(run: Path) -> list[float]:
+def losses(run: Path | str) -> list[float]:
     return [row["loss"] for row in read_metrics(run)]
 
 
@@ -130,6 +130,27 @@ def test_a_run_whose_processes_are_killed_and_hang_goes_on_as_if_nothing_had_bee
     assert found[0] in log.read_text() and "loop.py" in log.read_text()
 
     assert trained(config, run) == whole
+
+
+def test_a_run_and_its_data_in_a_bucket_are_the_same_and_survive_a_kill(config, whole, gcs):
+    data = yaml.safe_load(config.read_text())["data"]["train"]
+    gcs.fs.put(f"{data}/", "bucket/pod/data/", recursive=True)
+    run, keys = "gs://bucket/pod/run", ("data.train=gs://bucket/pod/data",)
+    processes = start(config, run, *keys)
+    while not gcs.fs.exists("bucket/pod/run/checkpoints/8") or gcs.fs.exists(
+        "bucket/pod/run/checkpoints/8.saving"
+    ):
+        assert all(process.poll() is None for process in processes), ended(processes)
+        time.sleep(0.2)
+    processes[1].kill()
+    ((status, error),) = ended(processes[:1], within=60)
+    processes[1].communicate()
+    assert status == 75 and "another process of this run has ended" in the_line(error)
+    assert trained(config, run, *keys) == whole
+    assert not gcs.fs.exists("bucket/pod/run/lock")
+    assert {"config.yml", "metrics.jsonl", "newest.json"} <= {
+        name.rpartition("/")[2] for name in gcs.fs.ls("bucket/pod/run", detail=False)
+    }
 
 
 def test_all_stop_behind_the_same_step_when_one_is_asked_to(config, whole, tmp_path):

@@ -16,6 +16,9 @@ with quiet():  # it logs already while it is imported
     import orbax.checkpoint as ocp
     from etils import epath  # Orbax's own paths, of buckets too
 
+# Bytes that are compressed, and read, together. A reader whose mesh is another reads each chunk that it needs any of.
+CHUNK = 1 << 20
+
 
 def _handler() -> ocp.CompositeCheckpointHandler:
     return ocp.CompositeCheckpointHandler(
@@ -29,7 +32,10 @@ class Save:
     """A save into `folder` that has begun: the arrays are off the device, and are written in the background."""
 
     def __init__(self, folder: Path, trees: Mapping[str, Mapping[str, jax.Array]], meta: Mapping[str, Any]):
-        items = {name: ocp.args.PyTreeSave(tree) for name, tree in trees.items()}
+        chunks = ocp.SaveArgs(chunk_byte_size=CHUNK)
+        items = {
+            name: ocp.args.PyTreeSave(tree, save_args=dict.fromkeys(tree, chunks)) for name, tree in trees.items()
+        }
         self._checkpointer = ocp.AsyncCheckpointer(_handler())
         try:
             self._checkpointer.save(
