@@ -146,7 +146,7 @@ def _fill(out: Path, staging: Path, write: Callable[[], None]) -> None:
         write()
         # Last out, first in: while any part is replaced, the folder does not count as prepared.
         names = [f"{split}{suffix}" for suffix in (".idx", ".bin") for split in ("train", "validation")]
-        kept = [record_index.beside(Path(name)).name for name in names if name.endswith(".bin")]
+        kept = [record_index.beside(Path(name)).name for name in names]
         names = ["prepared.json", *names, *kept, "tokenizer.json"]
         for name in names:
             (out / name).unlink(missing_ok=True)

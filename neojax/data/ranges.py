@@ -19,7 +19,6 @@ from neojax.storage.remote import BucketPath
 
 THREADS = 16
 _SPANS, _SPAN = 64, 1 << 16  # at most; bytes
-_APART = 1 << 26  # bytes of the file for each span of its sample
 
 
 class Stat(NamedTuple):
@@ -81,13 +80,13 @@ def stream(file: Path) -> IO[bytes]:
 
 
 def sample(file: Path, size: int) -> int:
-    """The CRC-32C of spans of a file of `size` bytes, spread from the first byte to the last: what tells it from another of
-    that size wherever it is copied to. Raises `OSError`, or `NeojaxError`."""
+    """The CRC-32C of spans of a file of `size` bytes, spread from the first byte to the last (up to 4 MiB: of all of it): what
+    tells it from another of that size wherever it is copied to. Raises `OSError`, or `NeojaxError`."""
     if not size:
         return 0
     data = elements(file, np.dtype(np.uint8))
     last = max(size - _SPAN, 0)
-    starts = np.linspace(0, last, min(_SPANS, 2 + size // _APART), dtype=np.int64)
+    starts = np.linspace(0, last, min(_SPANS, -(-size // _SPAN)), dtype=np.int64)
     with ThreadPoolExecutor(THREADS if isinstance(file, BucketPath) else 1) as pool:
         spans: Iterator[np.ndarray] = pool.map(lambda start: data[start : min(start + _SPAN, size)], starts)
         crc = 0

@@ -10,7 +10,7 @@ Source: `MMapIndexedDataset` of Megatron-LM and GPT-NeoX. Their stores are read 
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -76,8 +76,9 @@ class TokenStore:
         def malformed(cause: str, path: Path = index) -> NeojaxError:
             return NeojaxError(f"token store: {path}: {cause}")
 
-        raw = whole(index) if (size := stat(index).st_size) else np.zeros(0, np.uint8)
-        header = raw[: HEADER.size].tobytes()
+        state = stat(index)
+        size = state.st_size
+        header = elements(index, np.dtype(np.uint8))[: min(size, HEADER.size)].tobytes() if size else b""
         if header[: len(MAGIC)] != MAGIC[: len(header)]:
             raise malformed(f"not a Megatron index: starts with {header[:9]!r}, expected {MAGIC!r}")
         if len(header) < HEADER.size:
@@ -95,29 +96,14 @@ class TokenStore:
                 f"and {n_doc_idx} document bounds take {expected}"
             )
         self.dtype = DTYPES[code]
-        raw = raw[HEADER.size :]
-        self._sizes = raw[: 4 * n_sequences].view("<i4")
-        self._pointers = raw[4 * n_sequences : 12 * n_sequences].view("<i8")
-        self._bounds = raw[12 * n_sequences :].view("<i8")
-        if n_sequences and self._sizes.min() < 0:
-            raise malformed("a sequence has a negative size")
-        bounds = self._bounds
-        if not len(bounds) or bounds[0] != 0 or bounds[-1] != n_sequences or (np.diff(bounds) < 0).any():
-            raise malformed(f"document bounds do not rise from 0 to {n_sequences}, the number of sequences")
-
-        # Position of every sequence in the stream, in tokens; needed to find a token's sequence.
-        self._starts = np.zeros(n_sequences + 1, np.int64)
-        np.cumsum(self._sizes, dtype=np.int64, out=self._starts[1:])
-        self.n_documents = len(bounds) - 1
-        self.n_tokens = int(self._starts[-1])
-        width = self.dtype.itemsize
+        self._index, self._n_sequences = index, n_sequences
+        kept = record_index.load(index, state)
+        if kept is None:
+            kept = self._checked(malformed)
+            record_index.save(index, state, kept)
+        self.n_tokens, needed, self._contiguous = _of_index(kept)
+        self.n_documents = n_doc_idx - 1
         length = stat(tokens).st_size
-        needed = 0
-        if n_sequences:
-            ends = self._pointers + self._sizes.astype(np.int64) * width
-            needed = int(ends.max())
-            if self._pointers.min() < 0 or (self._pointers % width).any():
-                raise malformed(f"a pointer is negative or not a multiple of {width} bytes")
         if length != needed:
             raise malformed(
                 f"{length} bytes, but {index.name} says {needed}; "
@@ -125,7 +111,56 @@ class TokenStore:
                 tokens,
             )
         self._bin = elements(tokens, self.dtype) if length else np.zeros(0, self.dtype)
-        self._contiguous = bool((self._pointers == self._starts[:-1] * width).all())
+
+    def _checked(self, malformed: Callable[[str], NeojaxError]) -> record_index.Index:
+        """Reads the index through, which takes seconds for the hundreds of millions of documents of a large store, and
+        gives what of it is kept. Raises `NeojaxError`."""
+        if self._n_sequences and self._sizes.min() < 0:
+            raise malformed("a sequence has a negative size")
+        bounds = self._bounds
+        if (
+            not len(bounds)
+            or bounds[0] != 0
+            or bounds[-1] != self._n_sequences
+            or (np.diff(bounds) < 0).any()
+        ):
+            raise malformed(
+                f"document bounds do not rise from 0 to {self._n_sequences}, the number of sequences"
+            )
+        width = self.dtype.itemsize
+        needed = 0
+        if self._n_sequences:
+            ends = self._pointers + self._sizes.astype(np.int64) * width
+            needed = int(ends.max())
+            if self._pointers.min() < 0 or (self._pointers % width).any():
+                raise malformed(f"a pointer is negative or not a multiple of {width} bytes")
+        contiguous = bool((self._pointers == self._starts[:-1] * width).all())
+        return _kept(int(self._starts[-1]), needed, contiguous)
+
+    @cached_property
+    def _parts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The sizes of sequences, their pointers, and the bounds of documents."""
+        raw, n = whole(self._index)[HEADER.size :], self._n_sequences
+        return raw[: 4 * n].view("<i4"), raw[4 * n : 12 * n].view("<i8"), raw[12 * n :].view("<i8")
+
+    @property
+    def _sizes(self) -> np.ndarray:
+        return self._parts[0]
+
+    @property
+    def _pointers(self) -> np.ndarray:
+        return self._parts[1]
+
+    @property
+    def _bounds(self) -> np.ndarray:
+        return self._parts[2]
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        """Position of every sequence in the stream, in tokens, and the end of the last."""
+        starts = np.zeros(self._n_sequences + 1, np.int64)
+        np.cumsum(self._sizes, dtype=np.int64, out=starts[1:])
+        return starts
 
     def __str__(self) -> str:
         return f"token store {self.prefix}"
@@ -182,6 +217,16 @@ class TokenStore:
             kept = record_index.of_ids(smallest, max((high for _, high in found), default=-1))
             record_index.save(file, state, kept)
         return kept.smallest, kept.largest
+
+
+def _kept(n_tokens: int, n_bytes: int, contiguous: bool) -> record_index.Index:
+    """What is kept of an `.idx` that was read through: the tokens, the bytes of its `.bin`, and whether the sequences lie
+    there one after the other."""
+    return record_index.Index(np.array([n_bytes]), np.array([n_tokens]), int(contiguous), 0)
+
+
+def _of_index(kept: record_index.Index) -> tuple[int, int, bool]:
+    return int(kept.counts[0]), int(kept.offsets[0]), bool(kept.smallest)
 
 
 def _extremes(tokens: np.ndarray) -> tuple[int, int]:
@@ -246,6 +291,9 @@ class StoreWriter:
             os.replace(self._partial[suffix], _beside(self.prefix, suffix))
         file = _beside(self.prefix, ".bin")
         record_index.save(file, stat(file), record_index.of_ids(self._smallest, self._largest))
+        n_tokens = int(sizes.sum(dtype=np.int64))
+        file = _beside(self.prefix, ".idx")
+        record_index.save(file, stat(file), _kept(n_tokens, n_tokens * self.dtype.itemsize, True))
 
     @staticmethod
     def _sync(f) -> None:

@@ -34,7 +34,8 @@ class Save:
     def __init__(self, folder: Path, trees: Mapping[str, Mapping[str, jax.Array]], meta: Mapping[str, Any]):
         chunks = ocp.SaveArgs(chunk_byte_size=CHUNK)
         items = {
-            name: ocp.args.PyTreeSave(tree, save_args=dict.fromkeys(tree, chunks)) for name, tree in trees.items()
+            name: ocp.args.PyTreeSave(tree, save_args=dict.fromkeys(tree, chunks))
+            for name, tree in trees.items()
         }
         self._checkpointer = ocp.AsyncCheckpointer(_handler())
         try:

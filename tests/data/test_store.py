@@ -181,6 +181,24 @@ def test_the_range_of_ids_is_read_once_and_kept(make_store, monkeypatch):
     assert TokenStore(path).extremes == (0, 60) and len(reads) == 3
 
 
+def test_an_index_is_read_through_once_and_again_when_it_has_changed(make_store, monkeypatch):
+    """That of a large store has hundreds of millions of documents, which take seconds and gigabytes."""
+    path = make_store("a", [30, 20])
+    checks = []
+    checked = TokenStore._checked
+    monkeypatch.setattr(TokenStore, "_checked", lambda self, *a: checks.append(1) or checked(self, *a))
+    assert TokenStore(path).n_tokens == 50 and not checks  # the writer knew
+    os.utime(f"{path}.idx", ns=(1, 1))  # as a copy has it
+    assert TokenStore(path).starts.tolist() == [0, 30, 50] and not checks
+    record_index.beside(Path(f"{path}.idx")).unlink()
+    for _ in range(2):
+        assert TokenStore(path).read(28, 32).tolist() == [28, 29, 30, 31] and len(checks) == 1
+    content = bytearray(Path(f"{path}.idx").read_bytes())
+    content[HEADER.size] += 1  # the first sequence is one longer, and overlaps the second
+    Path(f"{path}.idx").write_bytes(content)
+    assert TokenStore(path).read(28, 33).tolist() == [28, 29, 30, 30, 31] and len(checks) == 2
+
+
 def test_a_store_of_600_gigabytes_opens_at_once(tmp_path):
     """Its tokens are a hole in the file, so that reading them all would take minutes but no disk."""
     size = 300_000_000_000
