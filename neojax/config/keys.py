@@ -61,6 +61,11 @@ class DataConfig:
         (), "held-out stores, each read once in order at every evaluation"
     )
     tokenizer: str = key("", "tokenizer.json; default: the one beside the first training source")
+    isolate_documents: bool = key(
+        False,
+        "attention stays within a document, and positions begin with it, where several stand in a window; false: a token "
+        "sees all before it in the window",
+    )
     prefetch: int = key(8, "batches read ahead of the training step", least=1)
 
 

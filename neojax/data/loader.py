@@ -8,13 +8,16 @@ remembered between batches.
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import grain
+import jax
 import numpy as np
 
 from neojax.config import DataConfig, SourceConfig
 from neojax.data.batch import NOT_SCORED, Batch
+from neojax.data.documents import Documents
 from neojax.data.ranges import THREADS
 from neojax.data.sources import TokenSource, open_source
 from neojax.errors import NeojaxError
@@ -26,14 +29,16 @@ _THREADS = 2  # a batch is a few copies from the page cache: more threads only w
 class Windows:
     """The windows of a source in order, as Grain reads them: window i is tokens [i * n_ctx, (i + 1) * n_ctx], both
     ends included; the last may be shorter. Where all examples of the source hold n_ctx + 1 tokens, window i is
-    example i. Raises `NeojaxError` where the source has no token to predict."""
+    example i. Each is a row [sequence] of a batch, with segments and positions where `data` isolates documents. Raises
+    `NeojaxError` where the source has no token to predict, or does not tell its documents apart."""
 
-    def __init__(self, source: TokenSource, n_ctx: int):
+    def __init__(self, source: TokenSource, n_ctx: int, data: DataConfig):
         if source.n_tokens < 2:
             raise NeojaxError(
                 f"{source} holds {source.n_tokens} tokens; training and evaluation need at least 2"
             )
         self._source = source
+        self._documents = Documents(source, data) if data.isolate_documents else None
         self._size = n_ctx + 1
         self._stride = self._size if source.example_size == self._size else n_ctx
 
@@ -41,9 +46,12 @@ class Windows:
         shared = self._size - self._stride
         return -(-(self._source.n_tokens - shared) // self._stride)
 
-    def __getitem__(self, i) -> np.ndarray:
+    def __getitem__(self, i) -> Batch:
         source, start, stop = self.place(int(i))
-        return source.read(start, stop)
+        window = source.read(start, stop)
+        if self._documents is not None:
+            return self._documents.row(start, window)
+        return Batch(window[:-1], window[1:])
 
     def place(self, i: int) -> "Place":
         """The tokens of window `i`, those that there are."""
@@ -54,15 +62,18 @@ class Windows:
         return f"Windows({self._source}, n_ctx={self._size - 1})"
 
 
-def _stack(windows: Sequence[np.ndarray], n_rows: int, n_ctx: int) -> Batch:
-    """Windows as a batch of n_rows rows of n_ctx tokens; what they leave is not scored."""
-    tokens = np.zeros((n_rows, n_ctx), np.int32)
-    targets = np.full((n_rows, n_ctx), NOT_SCORED, np.int32)
-    for row, window in enumerate(windows):
-        n = len(window) - 1
-        tokens[row, :n] = window[:-1]
-        targets[row, :n] = window[1:]
-    return Batch(tokens, targets)
+def _stack(data: DataConfig, shape: tuple[int, int], rows: Sequence[Batch]) -> Batch:
+    """Rows [sequence] of windows as a batch of `shape` [batch, sequence]; what they leave is padding."""
+
+    def field(padding: np.ndarray, *own: np.ndarray) -> np.ndarray:
+        whole = np.full(shape, padding, np.int32)
+        for row, part in zip(whole, own, strict=False):
+            row[: len(part)] = part
+        return whole
+
+    zero = np.zeros((), np.int32)
+    apart = zero if data.isolate_documents else None
+    return jax.tree.map(field, Batch(zero, zero + NOT_SCORED, segments=apart, positions=apart), *rows)
 
 
 class Place(NamedTuple):
@@ -102,7 +113,7 @@ def _stream(data: DataConfig, n_ctx: int, seed: int, of: Callable[[Windows], Any
     mixture, weights = [], []
     for i, source in enumerate(data.train):
         if source.weight > 0:
-            windows = Windows(open_source(source.path, "train"), n_ctx)
+            windows = Windows(open_source(source.path, "train"), n_ctx, data)
             # Grain shuffles epoch e with seed + e, so seeds that differ by little would share whole epochs.
             source_seed = int(np.random.SeedSequence((seed, i)).generate_state(1)[0])
             mixture.append(grain.MapDataset.source(of(windows)).shuffle(seed=source_seed).repeat())
@@ -129,13 +140,15 @@ def train_batches(
 
     rows: which of a batch's `batch_size` rows to read, in rising order; default all. Yields batches
     [len(rows), n_ctx]. A row depends only on (data, seed, step, its number), never on who reads it. A target
-    is -1 where there is no token to score. Raises `NeojaxError`.
+    is -1 where there is no token to score. Segments and positions are there where `data` isolates documents, see
+    `neojax.data.documents`. Raises `NeojaxError`.
     """
     stream = _stream(data, n_ctx, seed, lambda windows: windows)
     rows = range(batch_size) if rows is None else rows
+    stack = partial(_stack, data, (len(rows), n_ctx))
 
     def batch(step: int) -> Batch:
-        return _stack([stream[step * batch_size + row] for row in rows], len(rows), n_ctx)
+        return stack([stream[step * batch_size + row] for row in rows])
 
     batches = grain.MapDataset.range(start_step, sys.maxsize // batch_size).map(batch)
     remote = any(is_remote(source.path) for source in data.train)
@@ -147,20 +160,27 @@ def train_batches(
 
 
 def validation_batches(
-    source: SourceConfig, n_ctx: int, batch_size: int, *, rows: Sequence[int] | np.ndarray | None = None
+    data: DataConfig,
+    source: SourceConfig,
+    n_ctx: int,
+    batch_size: int,
+    *,
+    rows: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """One pass over a source in order, every token but the first (of each example, see `Windows`) a target once.
 
-    rows, and what is yielded, as in `train_batches`. The last batch is filled up with rows of which nothing is scored, so
-    that all readers yield the same number of batches. Raises `NeojaxError`.
+    rows, and what is yielded, as in `train_batches`; of `data` it matters how documents are told apart. The last batch is
+    filled up with rows of which nothing is scored, so that all readers yield the same number of batches. Raises
+    `NeojaxError`.
     """
     rows = range(batch_size) if rows is None else rows
-    windows = Windows(open_source(source.path, "validation"), n_ctx)
+    windows = Windows(open_source(source.path, "validation"), n_ctx, data)
+    stack = partial(_stack, data, (len(rows), n_ctx))
 
     def batches() -> Iterator[Batch]:
         for first in range(0, len(windows), batch_size):
             mine = [first + row for row in rows if first + row < len(windows)]
-            yield _stack([windows[i] for i in mine], len(rows), n_ctx)
+            yield stack([windows[i] for i in mine])
 
     # Not a generator itself: a wrong path is an error at the call, not at the first batch.
     return batches()

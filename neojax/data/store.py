@@ -170,7 +170,7 @@ class TokenStore:
         """Where its files lie."""
         return self.prefix.parent
 
-    @property
+    @cached_property
     def starts(self) -> np.ndarray:
         """int64 [documents + 1]: where every document begins in the stream, and where the last ends."""
         return self._starts[self._bounds]

@@ -51,7 +51,7 @@ def check_data(config: Config) -> tuple[list[TokenSource], list[TokenSource]]:
     sources = [open_source(s.path, "train") for s in config.data.train]
     held_out = [open_source(s.path, "validation") for s in config.data.validation]
     for source in sources + held_out:
-        Windows(source, config.model.n_ctx)  # raises where there is nothing to predict
+        Windows(source, config.model.n_ctx, config.data)  # raises where there is nothing to predict
     check_ids(sources + held_out, config.model.n_vocab)
     return sources, held_out
 

@@ -69,7 +69,8 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
     model = Transformer(config.model, layout, compute)
     model.stored()
     check_memory(config, layout)
-    of_layers(train.attention_kernel, config.model, layout, compute.dtype)
+    apart = config.data.isolate_documents
+    of_layers(train.attention_kernel, config.model, layout, compute.dtype, apart)
     compiler_options(layout, train.compiler_options, train.deterministic)
     check_fit(model, train)
     return model, make_optimizer(train, model.dims(), config.model.n_vocab)
@@ -140,7 +141,8 @@ def train(config: Config, stop: Stop | None = None) -> None:
             f"{parameters:,} parameters{f', {trained:,} of them trained,' if state.frozen else ''} on mesh {shape_text(layout.mesh.shape)} ({layout.mesh.devices.flat[0].device_kind}), "
             f"compute in {model.compute.dtype}, run directory {folder}"
         )
-        chosen = of_layers(config.train.attention_kernel, config.model, layout, model.compute.dtype)
+        apart, dtype = config.data.isolate_documents, model.compute.dtype
+        chosen = of_layers(config.train.attention_kernel, config.model, layout, dtype, apart)
         if chosen:
             progress.note(describe(chosen))
         run = Run(config, model, optimizer, state, start, progress, meta, stop, health)
@@ -338,6 +340,7 @@ class Run:
         row: dict[str, Any] = {}
         for name, source in named_sources(self.config.data.validation).items():
             batches = validation_batches(
+                self.config.data,
                 source,
                 self.config.model.n_ctx,
                 self.share.microbatch,

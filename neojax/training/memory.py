@@ -24,6 +24,7 @@ from neojax.training.optimizer import make_optimizer
 from neojax.training.state import abstract_state
 
 TOKEN_BYTES = 8  # a token as input and as target, int32 each
+SEGMENT_BYTES = 8  # its segment and its position, where documents are isolated
 
 # The keys that may be too large: (key, least value, usual value).
 SIZES = (
@@ -84,10 +85,11 @@ def needed(config: Config, layout: Layout) -> Memory:
     activations = (
         (train.microbatch or train.batch_size) * tokens * widths * jnp.dtype(abstract.compute.dtype).itemsize
     )
-    device = math.floor(held + train.batch_size * tokens * TOKEN_BYTES + activations)
+    each = TOKEN_BYTES + (SEGMENT_BYTES if config.data.isolate_documents else 0)
+    device = math.floor(held + train.batch_size * tokens * each + activations)
     parts = layout.split("batch")
     rows = train.batch_size * len(Share(layout, parts).held) / parts
-    host = math.floor(config.data.prefetch * rows * model.n_ctx * TOKEN_BYTES)
+    host = math.floor(config.data.prefetch * rows * model.n_ctx * each)
     if layout.platform == "cpu":
         return Memory(None, host + device * len(_local(layout)))
     return Memory(device, host)

@@ -112,7 +112,7 @@ def test_a_store_shorter_than_a_window_is_padded_and_not_scored_there(make_store
 def test_validation_scores_every_token_once_in_order_on_every_number_of_hosts(make_store, n_tokens, count):
     source = SourceConfig(make_store("v", [n_tokens]))
     parts = [range(i, 4, count) for i in range(count)]
-    hosts = [list(validation_batches(source, N_CTX, 4, rows=rows)) for rows in parts]
+    hosts = [list(validation_batches(DataConfig(), source, N_CTX, 4, rows=rows)) for rows in parts]
     assert len({len(batches) for batches in hosts}) == 1
     assert all(b.tokens.shape == b.targets.shape == (4 // count, N_CTX) for h in hosts for b in h)
     in_order = [jax.tree.map(lambda *rows: np.stack(rows, 1), *step) for step in zip(*hosts, strict=True)]
@@ -131,7 +131,7 @@ def test_what_cannot_be_loaded_is_said(make_store):
         with pytest.raises(NeojaxError, match=cause):
             train_batches(config, N_CTX, 4, 0, 0)
     with pytest.raises(NeojaxError, match="no/such"):
-        validation_batches(SourceConfig("no/such"), N_CTX, 4)
+        validation_batches(DataConfig(), SourceConfig("no/such"), N_CTX, 4)
 
 
 def test_ids_beyond_the_vocabulary_are_named(make_store):

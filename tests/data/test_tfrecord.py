@@ -72,7 +72,7 @@ def test_a_file_a_folder_and_a_glob_are_read_in_natural_order(tmp_path):
 
 def test_examples_of_the_context_length_are_the_windows(fixed):
     examples = np.arange(40 * (N_CTX + 1)).reshape(40, -1)
-    batches = list(validation_batches(SourceConfig(str(fixed)), N_CTX, 4))
+    batches = list(validation_batches(DataConfig(), SourceConfig(str(fixed)), N_CTX, 4))
     np.testing.assert_array_equal(np.concatenate([b.tokens for b in batches]), examples[:, :-1])
     np.testing.assert_array_equal(np.concatenate([b.targets for b in batches]), examples[:, 1:])
     rows = np.concatenate([b.tokens[:, 0] for b in take(10, data((fixed, 1)), N_CTX, 4, 0)])
@@ -85,8 +85,8 @@ def test_examples_of_the_context_length_are_the_windows(fixed):
 def test_examples_of_other_lengths_are_one_stream_of_which_nothing_is_lost(tmp_path, sizes, make_store):
     tokens = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
     file = writer.write(tmp_path / "x.tfrecords", tokens)
-    ours = list(validation_batches(SourceConfig(str(file)), N_CTX, 2))
-    store = list(validation_batches(SourceConfig(make_store("s", sizes)), N_CTX, 2))
+    ours = list(validation_batches(DataConfig(), SourceConfig(str(file)), N_CTX, 2))
+    store = list(validation_batches(DataConfig(), SourceConfig(make_store("s", sizes)), N_CTX, 2))
     for a, b in zip(ours, store, strict=True):
         np.testing.assert_array_equal(a.tokens, b.tokens)
         np.testing.assert_array_equal(a.targets, b.targets)
