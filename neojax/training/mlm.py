@@ -19,16 +19,19 @@ def mask_tokens(batch: Batch, key: jax.Array, train: TrainConfig, n_vocab: int, 
 
     Each token is scored with probability `mlm_mask_prob`, unless its id is in `mlm_mask_ignore_ids` or it is padding. A
     scored token stays as it is with probability `mlm_same_token_prob`, becomes any id with `mlm_random_token_prob`, and
-    otherwise becomes `mlm_mask_id`. `mlm_cls_token_id` takes the place of the first token of each row, and is not
-    scored. The choice depends on `key` and the place in the batch, not on the mesh.
+    otherwise becomes `mlm_mask_id`. `mlm_cls_token_id` takes the place of the first token of each row, or of each document
+    where they stand apart, and is not scored. The choice depends on `key` and the place in the batch, not on the mesh.
     """
-    tokens, present = jnp.asarray(batch.tokens), batch.targets >= 0
+    tokens = jnp.asarray(batch.tokens)
+    present = batch.targets >= 0 if batch.segments is None else batch.segments > 0
     sharding = layout.sharding(BATCH_DIMS, tokens.shape)
     which, how, what = (
         jax.random.bits(k, tokens.shape, jnp.uint32, out_sharding=sharding) for k in jax.random.split(key, 3)
     )
     if train.mlm_cls_token_id is not None:
         first = jnp.arange(tokens.shape[-1]) == 0
+        if batch.positions is not None:
+            first = present & (batch.positions == 0)
         tokens = jnp.where(first, train.mlm_cls_token_id, tokens)
         present &= ~first
     for ignored in train.mlm_mask_ignore_ids:

@@ -31,9 +31,9 @@ PRESENT = np.broadcast_to(np.arange(24) < 20, TOKENS.shape)
 BATCH = Batch(TOKENS, np.where(PRESENT, TOKENS, -1))
 
 
-def masked(layout, train=TRAIN, key=0):
+def masked(layout, train=TRAIN, key=0, batch=BATCH):
     sharding = layout.sharding(BATCH_DIMS)
-    batch = jax.device_put(BATCH, sharding)
+    batch = jax.device_put(batch, sharding)
     with jax.set_mesh(layout.mesh):
         out = jax.jit(lambda b: mask_tokens(b, jax.random.key(key), train, N_VOCAB, layout))(batch)
     return jax.tree.map(np.asarray, out)
@@ -61,6 +61,19 @@ def test_masks_depend_on_the_key_and_not_on_the_mesh():
     many = masked(layout_of("x:2, y:4", "batch:x, sequence:y"))
     assert np.array_equal(one.tokens, many.tokens) and np.array_equal(one.targets, many.targets)
     assert not np.array_equal(one.targets, masked(single_device(), key=1).targets)
+
+
+def test_documents_that_stand_apart_each_begin_with_cls_and_are_masked_to_their_ends():
+    """Also where the next token of a document's last is not scored in training on the next token."""
+    segments = np.broadcast_to(np.repeat([1, 2, 0], [9, 11, 4]), TOKENS.shape).astype(np.int32)
+    positions = np.broadcast_to([*range(9), *range(11), 0, 0, 0, 0], TOKENS.shape).astype(np.int32)
+    targets = np.where((segments > 0) & (np.arange(24) != 8), TOKENS, -1)
+    out = masked(single_device(), batch=Batch(TOKENS, targets, segments=segments, positions=positions))
+    is_first = np.isin(np.arange(24), [0, 9])
+    assert (out.tokens[..., is_first] == 59).all() and (out.targets[..., is_first] == -1).all()
+    assert (out.tokens[..., 20:] == TOKENS[..., 20:]).all() and (out.targets[..., 20:] == -1).all()
+    assert (out.targets[..., 8] >= 0).any()
+    np.testing.assert_array_equal(out.segments, segments)
 
 
 @pytest.mark.parametrize(
