@@ -8,8 +8,6 @@ last of its own document and predicts nothing; the next document begins with its
 parts of a document that several windows hold are documents of their own.
 """
 
-from pathlib import Path
-
 import numpy as np
 
 from neojax.config import DataConfig
@@ -17,6 +15,7 @@ from neojax.data import tokenizer as tokenizers
 from neojax.data.batch import NOT_SCORED, Batch
 from neojax.data.sources import TokenSource, end_of_document_id
 from neojax.errors import NeojaxError
+from neojax.storage.remote import place
 
 TOKENIZER = "tokenizer.json"
 
@@ -49,12 +48,12 @@ class Documents:
         starts = begins[1:] & is_end[:-1]
         starts[1:] |= bare[:-1]
         starts[:1] = True
-        place = np.arange(len(starts))
+        index = np.arange(len(starts))
         return Batch(
             tokens=window[:-1],
             targets=np.where(bare, NOT_SCORED, window[1:].astype(np.int64)),
             segments=np.cumsum(starts),
-            positions=place - np.maximum.accumulate(np.where(starts, place, 0)),
+            positions=index - np.maximum.accumulate(np.where(starts, index, 0)),
         )
 
 
@@ -63,5 +62,5 @@ def end_id(source: TokenSource, data: DataConfig) -> int | None:
     tokenizer beside it; None where nothing says. Raises `NeojaxError` for a tokenizer that cannot be read."""
     if (noted := end_of_document_id(source)) is not None:
         return noted
-    path = Path(data.tokenizer) if data.tokenizer else source.folder / TOKENIZER
+    path = place(data.tokenizer) if data.tokenizer else source.folder / TOKENIZER
     return tokenizers.usual_end(tokenizers.load(path)) if data.tokenizer or path.is_file() else None

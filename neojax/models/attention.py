@@ -109,6 +109,7 @@ class Attention(nnx.Module):
                 v,
                 window=window,
                 start=context.start,
+                segments=context.segments,
                 causal=self.causal,
                 memory=memory,
                 dropout=dropout,
@@ -136,6 +137,13 @@ class Attention(nnx.Module):
         if cache is not None and q.shape[1] == 1:
             return linear_attention.step(q, k, v, cache)
         y, state = linear_attention.attention(
-            q, k, v, start=context.start, causal=self.causal, time=context.time, state=cache
+            q,
+            k,
+            v,
+            start=context.start,
+            segments=context.segments,
+            causal=self.causal,
+            time=context.time,
+            state=cache,
         )
         return checkpoint_name(y, "attention"), None if context.slots is None and cache is None else state

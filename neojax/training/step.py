@@ -114,12 +114,13 @@ def make_eval_step(
 
 def evaluate(
     eval_step: Callable, params: Mapping[str, jax.Array], batches: Iterator[Batch], share: Share
-) -> tuple[float, int]:
-    """Mean nats per token over `batches`, and the number of tokens scored. Raises `NeojaxError` if there are none."""
-    nats, tokens = 0.0, 0
+) -> tuple[float, float]:
+    """Mean nats per token over `batches`, and the number of tokens scored, or the sum of their weights. Raises
+    `NeojaxError` if there are none."""
+    nats, tokens = 0.0, 0.0
     for batch in batches:
         nll, scored = eval_step(params, share.place(batch))
-        nats, tokens = nats + float(nll), tokens + int(scored)
+        nats, tokens = nats + float(nll), tokens + float(scored)
     if not tokens:
         raise NeojaxError("the evaluation data holds no token to score")
     return nats / tokens, tokens

@@ -122,7 +122,8 @@ def test_the_own_kernel_of_an_accelerator_equals_the_reference(length, head_dim,
 
 
 @pytest.mark.slow
-def test_the_training_step_compiles_for_a_tpu_with_splash():
+@pytest.mark.parametrize("isolated", [False, True])
+def test_the_training_step_compiles_for_a_tpu_with_splash(isolated):
     """Forward and backward kernels of both layers, once each: the backward pass of remat runs no second forward."""
     pytest.importorskip("libtpu")
     from neojax.config import MeshConfig
@@ -141,7 +142,8 @@ def test_the_training_step_compiles_for_a_tpu_with_splash():
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.sharding(BATCH_DIMS, shape))
     with jax.set_mesh(layout.mesh):
         step = make_train_step(model, optimizer, TrainConfig())
-        batch = Batch(tokens, tokens)
+        apart = tokens if isolated else None
+        batch = Batch(tokens, tokens, segments=apart, positions=apart)
         lowered = step.lower(abstract_state(model, optimizer), batch, jax.ShapeDtypeStruct((), jnp.int32))
         hlo = lowered.compile().as_text()
     calls = [line for line in hlo.splitlines() if 'custom_call_target="tpu_custom_call"' in line]

@@ -1,5 +1,6 @@
 """What a run leaves behind, and what it refuses."""
 
+import itertools
 import math
 import shutil
 
@@ -9,9 +10,11 @@ import pytest
 
 from neojax import config as configuration
 from neojax import loading
+from neojax.data.loader import train_batches, validation_batches
 from neojax.data.store import StoreWriter
 from neojax.data.tokenizer import train as train_tokenizer
 from neojax.errors import NeojaxError
+from neojax.models import Transformer
 from neojax.runs.checkpoint import Checkpoints
 from neojax.training import loop
 from neojax.training.loop import train
@@ -58,6 +61,36 @@ def test_a_loss_that_is_no_likelihood_has_no_perplexity(settings, tmp_path):
     (row,) = read_metrics(tmp_path / "run")
     assert {"loss", "validation_loss"} <= row.keys()
     assert not [name for name in row if "perplexity" in name]
+
+
+def test_a_run_isolates_documents_in_training_and_validation(settings, tmp_path):
+    """Its losses are those of the batches with segments; here of one step that changes nothing."""
+    still = [
+        "train.steps=1",
+        "train.learning_rate=1e-30",
+        "model.dropout=0",
+        "model.embedding.dropout=0",
+        "model.attention.dropout=0",
+        "mesh.cpu_devices=1",
+        "mesh.shape=data:1",
+        "mesh.layout=''",
+        "mesh.param_layout=''",
+        "train.microbatch=8",
+    ]
+    config = settings(tmp_path / "run", "data.isolate_documents=true", *still)
+    train(config)
+    (row,) = read_metrics(tmp_path / "run")
+    model = Transformer(config.model).init(config.train.seed)
+    batches = {
+        "loss": train_batches(config.data, 16, 8, config.train.seed),
+        "validation_loss": validation_batches(config.data, config.data.validation[0], 16, 8),
+    }
+    for name, stream in batches.items():
+        losses = [model.loss(batch) for batch in itertools.islice(stream, 1 if name == "loss" else 2)]
+        mean = sum(loss.nats for loss in losses) / sum(loss.scored for loss in losses)
+        assert row[name] == pytest.approx(float(mean), rel=1e-5)
+    train(settings(tmp_path / "other", *still))
+    assert abs(read_metrics(tmp_path / "other")[0]["loss"] - row["loss"]) > 1e-4 * row["loss"]
 
 
 def test_a_finished_run_says_so_and_changes_nothing(whole_run, settings, capsys):
