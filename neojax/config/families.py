@@ -8,5 +8,13 @@ from typing import Any
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neo": {},
+    "gpt_neox": {
+        "attention": {"types": ["global"], "bias": True, "scale": True},
+        "mlp": {"activation": "gelu"},
+        "norm": {"order": "parallel"},
+        "positions": {"kind": "rotary"},
+        "embedding": {"tied": False},
+        "init": {"std": 0.02},
+    },
     "gpt2": {"attention": {"types": ["global"], "bias": True, "scale": True}},
 }

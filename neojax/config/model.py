@@ -119,6 +119,10 @@ class PositionsConfig:
         choices=("learned", "axial", "rotary"),
     )
     axial: tuple = key((), "[a, b], a * b >= n_ctx: rows of the two tables of kind axial")
+    rotary_dims: int | None = key(
+        None, "features of each head that rotary positions rotate, its first ones; null: all", least=2
+    )
+    base: float = key(10000.0, "of the wavelengths of rotary positions", above=1)
 
 
 @dataclass(frozen=True)

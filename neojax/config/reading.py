@@ -238,11 +238,7 @@ def check(config: Config) -> None:
             f"model.n_embd={model.n_embd} is not a multiple of model.attention.heads={heads}; change one of them"
         )
     _ = model.attention_layers  # raises where the pattern does not fit n_layer
-    if model.positions.kind == "rotary" and model.head_dim % 2:
-        raise NeojaxError(
-            f"model.positions.kind=rotary turns pairs of features, but n_embd / attention.heads = {model.head_dim} is odd; "
-            "change model.attention.heads"
-        )
+    _check_rotary(model)
     _check_axial(model)
     if train.microbatch and train.batch_size % train.microbatch:
         raise NeojaxError(
@@ -288,6 +284,22 @@ def _check_mlm(model: ModelConfig, train: TrainConfig) -> None:
         )
     if train.mlm_same_token_prob + train.mlm_random_token_prob > 1:
         raise NeojaxError("train.mlm_same_token_prob + mlm_random_token_prob is a share of at most 1")
+
+
+def _check_rotary(model: ModelConfig) -> None:
+    if model.positions.kind != "rotary":
+        return
+    dims = model.positions.rotary_dims
+    if dims is None and model.head_dim % 2:
+        raise NeojaxError(
+            f"model.positions.kind=rotary rotates pairs of features, but n_embd / attention.heads = "
+            f"{model.head_dim} is odd; change model.attention.heads"
+        )
+    if dims is not None and (dims % 2 or dims > model.head_dim):
+        raise NeojaxError(
+            f"model.positions.rotary_dims={dims}: expected an even number, at most n_embd / attention.heads = "
+            f"{model.head_dim}"
+        )
 
 
 def _check_axial(model: ModelConfig) -> None:

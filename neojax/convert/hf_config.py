@@ -68,7 +68,8 @@ def family_of(raw: Mapping[str, Any], source: str) -> str:
     found = next((name for name, names in known.items() if names.model_type == kind), None)
     if found is None:
         given = "no model_type" if kind is None else f"model_type {kind!r}"
-        read = " and ".join(names.model_type for names in known.values())
+        *first, last = (names.model_type for names in known.values())
+        read = f"{', '.join(first)} and {last}"
         raise NeojaxError(f"{source}: {given}; neojax reads {read}")
     return found
 
@@ -127,6 +128,7 @@ def _check_exportable(model: ModelConfig, names: HuggingFace) -> None:
             f"only {' and '.join(names.attention)}"
         )
     free = {ours for ours, _ in names.keys.values()} | {"attention.types", "attention.window", *INITIAL}
+    free |= set(names.written)
     usual = configuration.from_dict({"model": {"family": kind}}).model
     for name, *_ in configuration.describe():
         section, _, key = name.partition(".")

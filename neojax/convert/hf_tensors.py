@@ -153,6 +153,8 @@ def match(names: HuggingFace, found: Iterable[Place], files: TensorFiles, folder
 
 
 def _canonical(names: HuggingFace, name: str) -> str:
+    if name in names.other_outputs:
+        return names.output
     return name if name == names.output or name.startswith(names.prefix) else names.prefix + name
 
 

@@ -34,7 +34,7 @@ class Attention(nnx.Module):
         self.window = settings.window
         self.rate = settings.dropout
         self.causal = config.causal
-        self.rotary = config.positions.kind == "rotary"
+        self.rotary = config.positions if config.positions.kind == "rotary" else None
         self.scale = head_dim**-0.5 if settings.scale else 1.0
         init = Normal(embd**-0.5)
         three = {**sizes, "projections": 3}
@@ -67,9 +67,9 @@ class Attention(nnx.Module):
         q, k, v = self.project(x)
         q = checkpoint_name(q * self.scale, "query")
         k, v = checkpoint_name(k, "key"), checkpoint_name(v, "value")
-        if self.rotary:
+        if self.rotary is not None:
             position = context.token_positions(x.shape[1])
-            q, k = rotate(q, position), rotate(k, position)
+            q, k = (rotate(y, position, self.rotary.base, self.rotary.rotary_dims) for y in (q, k))
         if kind == "linear":
             y, kept = self.accumulate(q, k, v, context, cache)
         else:

@@ -10,7 +10,6 @@ from neojax.config import ModelConfig
 from neojax.layout import named
 from neojax.layout.named import Normal, Param
 
-BASE = 10000.0
 STD = 0.01
 
 
@@ -56,16 +55,21 @@ def look_up(table: Param, dims: str, index: jax.Array) -> jax.Array:
     return named.look_up(table, dims, index, out, jnp.float32)
 
 
-def rotate(x: jax.Array, position: jax.Array) -> jax.Array:
+def rotate(
+    x: jax.Array, position: jax.Array, base: float = 10000.0, rotary_dims: int | None = None
+) -> jax.Array:
     """Queries or keys x [batch, sequence, heads, head_dim], rotated by their positions ([sequence] or [batch, sequence]).
 
-    Feature i of the first half of a head and of the second half make a point that is rotated by
-    position * 10000 ** (-2 i / head_dim), over the whole head. https://arxiv.org/abs/2104.09864
+    Of the first `rotary_dims` features of a head (None: all), feature i of the first half and of the second half make a
+    point that is rotated by position * base ** (-2 i / rotary_dims); the others stay. https://arxiv.org/abs/2104.09864
     """
     x = named.lay(x, "batch sequence heads key_dim")
-    half = x.shape[-1] // 2
-    angle = position[..., None] * BASE ** (-jnp.arange(half) / half)
+    size = rotary_dims or x.shape[-1]
+    half = size // 2
+    angle = position[..., None] * base ** (-jnp.arange(half) / half)
     cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
-    return named.lay(rotated.astype(x.dtype), "batch sequence heads head_dim")
+    a, b = jnp.split(x[..., :size].astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    if size < x.shape[-1]:
+        rotated = jnp.concatenate([rotated, x[..., size:]], axis=-1)
+    return named.lay(rotated, "batch sequence heads head_dim")

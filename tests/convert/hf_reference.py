@@ -2,7 +2,14 @@
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+)
 
 N_VOCAB = 53  # divides by no axis, so that a split vocabulary is padded
 
@@ -32,6 +39,22 @@ def gpt2(**changes):
     return filled(GPT2LMHeadModel, GPT2Config(**{**sizes, **still, **changes}))
 
 
+def gpt_neox(**changes):
+    """A GPT-NeoX of three layers that rotates half of each head."""
+    sizes = {
+        "vocab_size": N_VOCAB,
+        "hidden_size": 32,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,
+        "intermediate_size": 44,
+        "max_position_embeddings": 32,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    return filled(GPTNeoXForCausalLM, GPTNeoXConfig(**{**sizes, **changes}))
+
+
 def filled(cls, config):
     """A model with random weights, biases and scales included, large enough that attention is not uniform."""
     config._attn_implementation = "eager"
@@ -39,7 +62,7 @@ def filled(cls, config):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            centre = 1.0 if ".ln_" in name and name.endswith("weight") else 0.0
+            centre = 1.0 if (".ln_" in name or "norm" in name) and name.endswith("weight") else 0.0
             p.copy_(centre + 0.2 * torch.randn(p.shape, generator=generator))
     return model
 

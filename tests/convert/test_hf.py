@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import layout_of, tiny
+from helpers import layout_of, model_config, noisy, tiny
 from safetensors.numpy import load_file, save_file
 
 from neojax.config import replaced
@@ -325,3 +325,19 @@ class TestTorchFiles:
         monkeypatch.setitem(__import__("sys").modules, "torch", None)
         with pytest.raises(NeojaxError, match=r"needs PyTorch to be read: pip install neojax\[hf\]"):
             hf.load(saved)
+
+
+def test_a_gpt_neox_is_read_under_every_name_that_its_tensors_have_had(tmp_path):
+    """Without the prefix, with either name of the output table, and with buffers of old beside them."""
+    model = noisy(model_config(family="gpt_neox", n_layer=2, n_embd=32, n_head=4, n_ctx=24, n_vocab=61))
+    hf.save(model, tmp_path / "hf")
+    file = tmp_path / "hf" / hf.WEIGHTS
+    tensors = load_file(file)
+    assert tensors["gpt_neox.layers.1.attention.query_key_value.weight"].shape == (96, 32)
+    renamed = {name.removeprefix("gpt_neox."): value for name, value in tensors.items()}
+    renamed["lm_head.weight"] = renamed.pop("embed_out.weight")
+    renamed["layers.0.attention.bias"] = np.ones((1, 1, 24, 24), bool)
+    renamed["layers.0.attention.rotary_emb.inv_freq"] = np.ones(4, "f4")
+    save_file(renamed, file)
+    for name, value in hf.load(tmp_path / "hf").params().items():
+        np.testing.assert_array_equal(value, model.params()[name])

@@ -1,6 +1,7 @@
 """config.json of GPT-Neo and GPT-2: every key is carried over, older and newer files are read, the rest is named."""
 
 import json
+import math
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from neojax.config import ModelConfig, describe, replaced, value_at
 from neojax.config.spelling import FLAT
 from neojax.convert.hf_config import is_hf_dir, read_config, to_json
 from neojax.errors import NeojaxError
+from neojax.models import Transformer
 
 NEO = {
     "model_type": "gpt_neo",
@@ -94,6 +96,63 @@ def test_gpt2_has_its_own_keys_and_defaults(size, tmp_path):
     assert read(tmp_path, to_json(model, None)) == model
 
 
+NEOX = {"model_type": "gpt_neox", "hidden_size": 96, "num_attention_heads": 4, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize(
+    "keys, dims, base",
+    [
+        ({}, 6, 10000),
+        ({"rotary_pct": 0.5, "rotary_emb_base": 500}, 12, 500),
+        ({"rope_parameters": {"rope_theta": 5e5}}, 6, 5e5),
+        (
+            {"rotary_pct": 0.5, "rope_parameters": {"partial_rotary_factor": 1.0, "rope_type": "default"}},
+            24,
+            10000,
+        ),
+    ],
+)
+def test_gpt_neox_rotates_what_files_of_either_kind_say(keys, dims, base, tmp_path):
+    model = read(tmp_path, {**NEOX, **keys})
+    assert (model.family, model.norm.order, model.embedding.tied) == ("gpt_neox", "parallel", False)
+    assert (model.positions.rotary_dims, model.positions.base) == (dims, base)
+    assert read(tmp_path, to_json(model, None)) == model
+    assert read(tmp_path, {**NEOX, "use_parallel_residual": False}).norm.order == "pre"
+
+
+@pytest.mark.parametrize(
+    "keys, words",
+    [
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear' is not supported"),
+        ({"rope_parameters": [1]}, r"rope_parameters=\[1\]: expected keys and values"),
+        ({"rotary_pct": "half"}, "rotary positions .*expected numbers"),
+        ({"rotary_pct": 0.3}, "rotary_dims=7: expected an even number"),
+        ({"attention_bias": False}, "attention_bias=false is not supported"),
+        ({"use_parallel_residual": 1}, "use_parallel_residual=1: expected true or false"),
+        ({"hidden_act": "geglu"}, "'geglu' is not one that neojax has"),
+    ],
+)
+def test_what_a_gpt_neox_cannot_be_is_named(keys, words, tmp_path):
+    with pytest.raises(NeojaxError, match=words):
+        read(tmp_path, {**NEOX, **keys})
+
+
+@pytest.mark.parametrize(
+    "layers, width, heads, vocab, count",
+    [
+        (6, 128, 4, 50304, 14_067_712),  # Pythia 14M
+        (12, 768, 12, 50304, 162_322_944),
+        (36, 5120, 40, 50688, 11_846_072_320),
+        (44, 6144, 64, 50432, 20_554_567_680),  # GPT-NeoX 20B
+    ],
+)
+def test_published_sizes_have_the_published_number_of_parameters(layers, width, heads, vocab, count):
+    """Facts: the README of Pythia, and GPT-NeoX's."""
+    model = model_config(family="gpt_neox", n_layer=layers, n_embd=width, n_head=heads, n_vocab=vocab)
+    stored = Transformer(model).stored()
+    assert sum(math.prod(value.shape) for value in stored.values()) == count
+
+
 # A value of each option that is not its default; what only makes initial weights is left out.
 OTHER = {
     "n_layer": 6, "n_embd": 64, "n_ctx": 17, "n_vocab": 99, "causal": False, "share_parameters": True, "dropout": 0.1,
@@ -101,6 +160,7 @@ OTHER = {
     "attention.scale": True, "attention.memory_slots": 2, "attention.dropout": 0.1,
     "mlp.width": 20, "mlp.activation": "relu", "mlp.gated": True, "mlp.macaron": True,
     "norm.kind": "rezero", "norm.order": "post", "norm.epsilon": 1e-3, "positions.kind": "rotary", "positions.axial": (4, 6),
+    "positions.rotary_dims": 4, "positions.base": 500.0,
     "embedding.tied": False, "embedding.dropout": 0.1,
 }  # fmt: skip
 INITIAL = {"init.scale_by_depth", "init.scale_by_in", "init.std"}
@@ -112,7 +172,7 @@ def test_every_option_is_known_here():
 
 
 @pytest.mark.parametrize("option", OTHER)
-@pytest.mark.parametrize("family", ["gpt_neo", "gpt2"])
+@pytest.mark.parametrize("family", ["gpt_neo", "gpt2", "gpt_neox"])
 def test_every_option_is_exported_or_refused_by_name(family, option, tmp_path):
     usual = model_config(family=family, n_layer=2, n_embd=32, n_head=4, n_ctx=24)
     value = OTHER[option]
@@ -129,7 +189,7 @@ def test_every_option_is_exported_or_refused_by_name(family, option, tmp_path):
         assert again.family == family
         if option == "attention.types":
             assert again.attention_layers == model.attention_layers
-        elif not (family == "gpt2" and option == "attention.window"):  # which then sees nothing
+        elif family == "gpt_neo" or option != "attention.window":  # which then sees nothing
             assert value_at(again, option) == value
 
 
@@ -148,8 +208,11 @@ def test_other_names_of_an_activation_are_understood(tmp_path):
 BAD = {
     "not JSON": ("{", "config.json is not valid JSON"),
     "a list": ("[]", "expected a JSON object, got list"),
-    "another model": (without(model_type="llama"), "model_type 'llama'; neojax reads gpt_neo and gpt2"),
-    "nothing": ({}, "no model_type; neojax reads gpt_neo and gpt2"),
+    "another model": (
+        without(model_type="llama"),
+        "model_type 'llama'; neojax reads gpt_neo, gpt_neox and gpt2",
+    ),
+    "nothing": ({}, "no model_type; neojax reads gpt_neo, gpt_neox and gpt2"),
     "option": (
         {"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True},
         "scale_attn_by_inverse_layer_idx=true is not supported",

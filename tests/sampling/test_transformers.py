@@ -24,12 +24,13 @@ from neojax.sampling.generate import generate
 from neojax.sampling.logits import Controls, penalise, warp
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "convert"))  # also where that folder is not collected
-from hf_reference import gpt2, gpt_neo
+from hf_reference import gpt2, gpt_neo, gpt_neox
 
 CASES = {
     "alternating": lambda: gpt_neo([[["global", "local"], 1]]),
     "irregular": lambda: gpt_neo([[["global"], 1], [["local"], 2]], window_size=5, hidden_size=36),
     "gpt2": gpt2,
+    "neox": gpt_neox,
 }
 LAYOUTS = {
     "one device": ("data:1", "", ""),
@@ -40,7 +41,13 @@ PROMPTS = [[1, 2, 3], [5, 9, 11, 40, 2, 2, 17, 31, 8], [52]]  # one is longer th
 
 @pytest.mark.parametrize(
     "case, layout",
-    [("alternating", "one device"), ("alternating", "split"), ("irregular", "one device"), ("gpt2", "split")],
+    [
+        ("alternating", "one device"),
+        ("alternating", "split"),
+        ("irregular", "one device"),
+        ("gpt2", "split"),
+        ("neox", "split"),
+    ],
 )
 def test_greedy_text_is_that_of_transformers(case, layout, tmp_path):
     reference = CASES[case]()

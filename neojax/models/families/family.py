@@ -32,7 +32,8 @@ class HuggingFace:
     dimension, several joined by `*` from the slowest to the fastest, or among these `i/n`, part i of n: queries in a
     tensor of queries, keys and values are "embd 0/3*heads*head_dim" where the three lie side by side, and
     "embd heads*0/3*head_dim" where every head has its own three together.
-    Tensors of block N begin with `prefix` and `block` with N in it, others with `prefix`, but for the `output` table.
+    Tensors of block N begin with `prefix` and `block` with N in it, others with `prefix`, but for the `output` table, which may
+    be called one of `other_outputs` too. `written`: the keys of ours that `write` covers.
     `attention`: the attention types that it has. `telltale`: a key of config.json that it alone of all families has, by
     which a file that does not name its family is recognised. `buffers`: names, without prefix, of what transformers once saved beside the weights.
     """
@@ -49,6 +50,8 @@ class HuggingFace:
     prefix: str = "transformer."
     block: str = "h.{}."
     output: str = "lm_head.weight"
+    other_outputs: tuple[str, ...] = ()
+    written: tuple[str, ...] = ()
     buffers: re.Pattern[str] = re.compile(r"h\.\d+\.attn\.(attention\.)?(bias|masked_bias)")
 
 
