@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from neojax.convert.place import Index
-from neojax.convert.tensor_files import TensorFiles
+from neojax.convert.tensor_files import FLOATS, TensorFiles
 from neojax.errors import NeojaxError
 from neojax.models.families import HuggingFace
 from neojax.models.pieces import Piece
@@ -137,7 +137,12 @@ def match(names: HuggingFace, found: Iterable[Place], files: TensorFiles, folder
             "is the file whole and of this model?"
         )
     for name, shape in wanted.items():
-        have = files.shapes[present[name]]
+        own = present[name]
+        if own in files.others:
+            raise NeojaxError(
+                f"{files.file[own]}: {own} is of type {files.others[own]}, expected {', '.join(FLOATS)}"
+            )
+        have = files.shapes[own]
         if have != shape:
             raise NeojaxError(
                 f"{files.file[present[name]]}: {name} has shape {list(have)}, but by config.json it has {list(shape)}"

@@ -29,6 +29,7 @@ class TensorFiles:
     def __init__(self, files: list[Path], places: Mapping[str, str]):
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.file: dict[str, Path] = {}
+        self.others: dict[str, str] = {}  # tensors that are no weights, by their type: masks, mostly
         for file in files:
             try:
                 open(
@@ -56,11 +57,9 @@ class Safetensors(TensorFiles):
         try:
             with safe_open(file, framework="numpy") as f:
                 slices = {name: f.get_slice(name) for name in f.keys()}  # noqa: SIM118
-                for name, s in slices.items():
-                    if s.get_dtype() not in FLOATS:
-                        raise NeojaxError(
-                            f"{file}: {name} is of type {s.get_dtype()}, expected {', '.join(FLOATS)}"
-                        )
+                self.others |= {
+                    name: s.get_dtype() for name, s in slices.items() if s.get_dtype() not in FLOATS
+                }
                 return {name: tuple(s.get_shape()) for name, s in slices.items()}
         except (SafetensorError, OSError) as e:
             raise _damaged(file, e) from None
