@@ -9,6 +9,7 @@ find them.
 import base64
 import errno
 import importlib.util
+import logging
 import os
 import posixpath
 import re
@@ -52,6 +53,8 @@ def file_system(scheme: str) -> Any:
         )
     import fsspec
 
+    # It tells the traceback of each request that fails; what concerns a user is raised.
+    logging.getLogger(package).setLevel(logging.CRITICAL)
     # What other processes write is to be seen.
     return fsspec.filesystem(scheme, use_listings_cache=False)
 
