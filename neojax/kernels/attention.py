@@ -114,7 +114,7 @@ def fused(
     Rows with padding are turned until it stands at the right, where causal queries do not look.
     """
 
-    def turned(q: jax.Array, k: jax.Array, v: jax.Array, begin: jax.Array, own: jax.Array | None):
+    def rolled(q: jax.Array, k: jax.Array, v: jax.Array, begin: jax.Array, own: jax.Array | None):
         rows = (q, k, v) if own is None else (q, k, v, own)
         if start is None:
             return kernel(*rows)
@@ -122,7 +122,7 @@ def fused(
         return turn(kernel(*(turn(x, -begin) for x in rows)), begin)
 
     # Neither Pallas nor cuDNN says over which axes its results vary, so there is nothing to check.
-    return _on_each_device(turned, q, k, v, start, segments, check_vma=False)
+    return _on_each_device(rolled, q, k, v, start, segments, check_vma=False)
 
 
 def reference(
@@ -144,16 +144,16 @@ def reference(
         own = named.lay(segments, "batch sequence"), named.lay(segments, "batch memory_length")
         seen = seen & together(*own)
     seen = seen[:, None] if seen.ndim == 3 else seen
-    return weigh(q, tokens(k, v, seen), *learned(memory), dropout=dropout)
+    return attend(q, token_keys(k, v, seen), *memory_keys(memory), dropout=dropout)
 
 
-def tokens(k: jax.Array, v: jax.Array, seen: jax.Array) -> "Keys":
+def token_keys(k: jax.Array, v: jax.Array, seen: jax.Array) -> "Keys":
     """The keys and values [batch, sequence, heads, head_dim] of a call's own tokens."""
     dims = "batch memory_length heads head_dim"
     return Keys(named.lay(k, dims), named.lay(v, dims), dims, dims, seen)
 
 
-def learned(memory: "Memory | None") -> list["Keys"]:
+def memory_keys(memory: "Memory | None") -> list["Keys"]:
     """The learned keys and values, where there are any."""
     dims = "memory_slots heads head_dim"
     return [] if memory is None else [Keys(*memory, dims, dims, None)]
@@ -172,7 +172,7 @@ class Keys(NamedTuple):
     seen: jax.Array | None
 
 
-def weigh(q: jax.Array, *sources: Keys, dropout: "named.Dropout | None" = None) -> jax.Array:
+def attend(q: jax.Array, *sources: Keys, dropout: "named.Dropout | None" = None) -> jax.Array:
     """softmax(q k, where seen) v, with one softmax over the keys of all `sources`; q [batch, sequence, heads, head_dim].
 
     They are never joined to one array: each keeps its own order and layout, and none is copied.

@@ -173,7 +173,7 @@ def einsum(equation: str, *operands: Param | jax.Array, dtype: jnp.dtype | None 
         if isinstance(value, Quantized) and set(value.scaled(term)) <= set(out):
             values, scale = lay_quantized(value, " ".join(term))
             arrays.append(values.astype(first))
-            scales.append(spread(scale, term, out))
+            scales.append(broadcast_scale(scale, term, out))
         elif isinstance(x, Param) and len(arrays) == 1 == len(operands) - 1:
             used, stand_in = trained(value, " ".join(term), first)
             arrays.append(used)
@@ -235,7 +235,7 @@ def _reshape(array: jax.Array, shape: Sequence[int], sharding: NamedSharding) ->
     return array if array.shape == tuple(shape) else jax.lax.reshape(array, shape, out_sharding=sharding)
 
 
-def spread(scale: jax.Array, term: Sequence[str], out: Sequence[str]) -> jax.Array:
+def broadcast_scale(scale: jax.Array, term: Sequence[str], out: Sequence[str]) -> jax.Array:
     """`scale`, of the dimensions `term`, so that it broadcasts to the dimensions `out`."""
     kept = [name for name in out if name in term]
     summed = tuple(i for i, name in enumerate(term) if name not in out)

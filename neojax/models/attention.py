@@ -9,7 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from neojax.config import ModelConfig
 from neojax.kernels import linear_attention
-from neojax.kernels.attention import Keys, Memory, attention, learned, tokens, visible, weigh
+from neojax.kernels.attention import Keys, Memory, attend, attention, memory_keys, token_keys, visible
 from neojax.layout import named
 from neojax.layout.named import Constant, Dropout, Normal, Param, einsum
 from neojax.models.cache import Cache, append, first_cache, slot_times
@@ -124,7 +124,7 @@ class Attention(nnx.Module):
 
         before = seen(slot_times(cache, now[0] - 1))
         ring = Keys(cache[0], cache[1], "batch heads head_dim slots", "batch heads slots head_dim", before)
-        y = weigh(q, ring, tokens(k, v, seen(now)), *learned(memory))
+        y = attend(q, ring, token_keys(k, v, seen(now)), *memory_keys(memory))
         if len(now) == 1:
             # What is written depends on what was read, so that XLA writes in place and copies no ring; the CPU's compiler
             # drops an optimization barrier before it decides on copies. A y that is not finite adds nothing, either.

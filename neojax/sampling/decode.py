@@ -21,7 +21,7 @@ from neojax.models.context import Context
 from neojax.models.inference import BY_TIME, for_inference
 from neojax.sampling.logits import Controls, next_token
 
-CHUNK = 512  # tokens of every prompt that are read in one pass: what a longer one needs beside its cache stays bounded
+PREFILL = 512  # tokens of every prompt that are read in one pass: what a longer one needs beside its cache stays bounded
 
 
 class Asked(NamedTuple):
@@ -80,11 +80,11 @@ class Decoder:
             def tokens(first: int, last: int) -> jax.Array:
                 return self.layout.put(prompts[:, first:last], "batch", "sequence")
 
-            first = length - (length - 1) // CHUNK * CHUNK
+            first = length - (length - 1) // PREFILL * PREFILL
             hidden, caches = _read(*self._model, tokens(0, first), starts, tuple(sorted(slots.items())))
-            for time in range(first, length, CHUNK):
+            for time in range(first, length, PREFILL):
                 now = self.layout.put(np.array(time, np.int32))
-                hidden, caches = _read_on(*self._model, tokens(time, time + CHUNK), starts, now, caches)
+                hidden, caches = _read_on(*self._model, tokens(time, time + PREFILL), starts, now, caches)
             return _begin(
                 *self._model,
                 hidden,

@@ -19,7 +19,7 @@ from neojax.sampling.text import Continuation
 FinishReason = Literal["stop", "eos", "length"]
 Stream = Callable[[int, str], None]
 
-CHUNK = 8  # tokens decoded for one round trip to the host; what is streamed comes in pieces of so many
+STEPS = 8  # tokens decoded for one round trip to the host; what is streamed comes in pieces of so many
 
 
 @dataclass(eq=False)
@@ -105,7 +105,7 @@ class Batch:
         self._places = [None if one is row else one for one in self._places]
 
     def step(self) -> None:
-        """Decodes `CHUNK` tokens for every row, or less where it ends; rows that are finished leave."""
+        """Decodes `STEPS` tokens for every row, or less where it ends; rows that are finished leave."""
         places = [place for place, row in enumerate(self._places) if row is not None]
         if not places or self._state is None:
             return
@@ -116,8 +116,8 @@ class Batch:
             self._state = self._decoder.take(self._state, np.array(kept, np.int32))
             self._places = [self._places[i] for i in places] + [None] * (smaller - len(places))
         done = np.array([row is None for row in self._places])
-        tokens, logprobs, self._state = self._decoder.decode(self._state, self._time, done, CHUNK)
-        self._time += CHUNK
+        tokens, logprobs, self._state = self._decoder.decode(self._state, self._time, done, STEPS)
+        self._time += STEPS
         self._push(self._places, tokens, logprobs)
         self._drop_finished()
 

@@ -120,7 +120,7 @@ def test_a_prompt_read_in_chunks_is_one_read_at_once(options, monkeypatch):
     prompts = [rng.integers(0, 61, n).tolist() for n in (16, 11, 2)]  # the last begins in the last chunk
     texts = []
     for chunk in (512, 9, 4):  # longer and shorter than the window of 7
-        monkeypatch.setattr(decode, "CHUNK", chunk)
+        monkeypatch.setattr(decode, "PREFILL", chunk)
         texts.append(generate(model, prompts, max_new_tokens=8, temperature=0, eos=()))
     assert texts[0] == texts[1] == texts[2]
     decoder, read = Decoder(model), {}
@@ -130,7 +130,7 @@ def test_a_prompt_read_in_chunks_is_one_read_at_once(options, monkeypatch):
     )  # before its start a row holds whatever
     row = np.arange(2, dtype=np.int32)
     for chunk in (512, 9, 4):
-        monkeypatch.setattr(decode, "CHUNK", chunk)
+        monkeypatch.setattr(decode, "PREFILL", chunk)
         rows = decoder.prefill(
             *(tokens, start, row, asked(row + 9)),
             slots={"global": 24, "local": 7},

@@ -54,7 +54,7 @@ def test_chunks_and_batches_change_nothing(model, monkeypatch, chunk, batch):
         "return_samples": True,
     }
     before = generate(model, ["the", "on the mat"], **settings)
-    monkeypatch.setattr(rows_module, "CHUNK", chunk)
+    monkeypatch.setattr(rows_module, "STEPS", chunk)
     monkeypatch.setattr(module, "BATCH", batch)
     assert generate(model, ["the", "on the mat"], **settings) == before
 
@@ -130,7 +130,7 @@ def compiled():
 
 
 def test_prompts_of_one_bucket_and_other_settings_compile_nothing_new(model, monkeypatch):
-    monkeypatch.setattr(decode, "CHUNK", 10)  # so that a prompt of 16 is read in two parts
+    monkeypatch.setattr(decode, "PREFILL", 10)  # so that a prompt of 16 is read in two parts
     generate(model, [[1, 2, 3]], max_new_tokens=10)
     sizes = compiled()
     generate(model, [list(range(1, 16))], max_new_tokens=9, temperature=0.3, top_k=4, top_p=0.5, seed=9)
@@ -146,7 +146,7 @@ def test_tokens_come_to_the_host_once_for_several_and_are_streamed_then(model, m
     settings = {"max_new_tokens": 21, "temperature": 0, "eos": ()}
     generate(model, "the", stream=lambda *_: events.append("text"), **settings)
     # A token from the prompt, then 8 + 8 + 4, each followed by its text.
-    assert events.count("fetch") == 1 + -(-20 // rows_module.CHUNK)
+    assert events.count("fetch") == 1 + -(-20 // rows_module.STEPS)
     assert "text" in events[: events.index("fetch", 2)] and events[-1] == "text"
 
 

@@ -51,7 +51,7 @@ def test_rows_that_join_a_running_batch_become_what_they_are_alone(name, monkeyp
     config = tiny(n_layer=2, **MODELS.get(name, {}))
     model = noisy(config)
     expected = [alone(model, i) for i in range(len(PROMPTS))]
-    monkeypatch.setattr(module, "CHUNK", 3)
+    monkeypatch.setattr(module, "STEPS", 3)
     sampler = Sampler(noisy(config, layout_of(*MESH)) if name == "mesh" else model)
     rows = sampler.rows(PROMPTS, SETTINGS)
     batch = Batch(sampler.decoder, 24, logprobs=True)
@@ -71,7 +71,7 @@ def test_rows_that_join_a_running_batch_become_what_they_are_alone(name, monkeyp
 
 
 def test_a_row_that_is_taken_out_gets_nothing_more_and_its_place_is_free(model, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 3)
+    monkeypatch.setattr(module, "STEPS", 3)
     sampler = Sampler(model)
     rows = sampler.rows(PROMPTS, SETTINGS)
     batch = Batch(sampler.decoder, 24, logprobs=True)
