@@ -15,9 +15,14 @@ from neojax.errors import NeojaxError
 
 def named(path: str | Path, what: str) -> Path:
     """The path that a user gave for `what`. Raises `NeojaxError` for an empty text, which is mostly a variable of a shell
-    that was never set, and which `Path` takes for the folder one is in."""
+    that was never set, and which `Path` takes for the folder one is in; and for one in a bucket, of which it would make
+    a folder here."""
     if not str(path):
         raise NeojaxError(f"{what} is an empty text; name a file or folder (. is the one you are in)")
+    if "://" in str(path):
+        raise NeojaxError(
+            f"{what} {path} is not on this machine; name a path here, and copy from or to it by its own tools"
+        )
     return Path(path)
 
 

@@ -13,6 +13,7 @@ from neojax.config import Config, DataConfig, ModelConfig, SourceConfig
 from neojax.data import tfrecord
 from neojax.data.fingerprint import fingerprint
 from neojax.data.loader import train_batches, validation_batches
+from neojax.data.prepare import prepare
 from neojax.data.sources import end_of_document_id, open_source
 from neojax.data.store import TokenStore
 from neojax.errors import NeojaxError
@@ -113,6 +114,14 @@ def test_a_window_is_one_request_of_its_own_bytes(remote, monkeypatch):
     records.read(17 * 30, 17 * 31)
     ((name, size),) = read
     assert name == "a_10_15.tfrecords" and size < 17 * 2 + 40
+
+
+def test_what_is_prepared_and_converted_is_written_here_first(local, tmp_path, monkeypatch):
+    """`gs://bucket` as a path of this machine would be a folder named `gs:`."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NeojaxError, match="--out gs://bucket/out is not on this machine"):
+        prepare([local / "tokenizer.json"], "gs://bucket/out", train_tokenizer=300)
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_missing_or_changed_is_one_line(remote):
