@@ -37,6 +37,7 @@ def compiled(options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, float]]:
     from neojax.layout.mesh import make_layout
     from neojax.layout.topology import tpu_devices
     from neojax.models import Transformer
+    from neojax.models.compute import Compute
     from neojax.training.optimizer import make_optimizer
     from neojax.training.state import abstract_state
     from neojax.training.step import make_train_step
@@ -49,11 +50,13 @@ def compiled(options: Mapping[str, Any]) -> tuple[Any, Any, dict[str, float]]:
     model = Transformer(
         shapes.ours(options["model"], options["sequence"]),
         layout,
-        dtype=jnp.bfloat16,
-        reduce_dtype=options["reduce_dtype"],
-        remat=options["remat"],
-        attention_kernel=options["kernel"],
-        joined=options["joined"],
+        Compute(
+            dtype=jnp.bfloat16,
+            reduce_dtype=options["reduce_dtype"],
+            remat=options["remat"],
+            attention_kernel=options["kernel"],
+            joined=options["joined"],
+        ),
     )
     train = TrainConfig(batch_size=options["batch"], compiler_options=tuple(options["compiler_options"]))
     optimizer = make_optimizer(train, model.dims(), model.config.n_vocab)

@@ -54,7 +54,9 @@ def test_training_and_sampling_import_nothing_that_only_reads_data():
     done = run_blocked(
         "import neojax\n"
         "from neojax.training.step import make_train_step\n"
-        "from neojax.training import flops, optimizer, share\n"
+        "from neojax.data.share import Share\n"
+        "from neojax.models import flops\n"
+        "from neojax.training import optimizer\n"
         "from neojax.kernels import chunked_loss, cudnn, splash\n"
         "neojax.generate"
     )

@@ -49,15 +49,15 @@ def crossing(shape, dcn_shape, layout, param_layout):
     number of a chip in the groups of all other collectives."""
     mesh = MeshConfig(shape, layout, param_layout, dcn_shape=dcn_shape)
     lay = make_layout(mesh, tpu_devices("2xv5e:2x2"))
-    model = Transformer(CONFIG, lay, dtype=jnp.bfloat16, attention_kernel="xla")
+    model = Transformer(CONFIG, lay, Compute(dtype=jnp.bfloat16, attention_kernel="xla"))
     train = TrainConfig(batch_size=16)
     optimizer = make_optimizer(train, model.dims(), CONFIG.n_vocab)
     tokens = (1, 16, CONFIG.n_ctx)
-    batch = jax.ShapeDtypeStruct(tokens, jnp.int32, sharding=lay.sharding(BATCH_DIMS, tokens))
+    ids = jax.ShapeDtypeStruct(tokens, jnp.int32, sharding=lay.sharding(BATCH_DIMS, tokens))
     with jax.set_mesh(lay.mesh):
         step = make_train_step(model, optimizer, train)
         state = abstract_state(model, optimizer)
-        lowered = step.lower(state, {"inputs": batch, "targets": batch}, jax.ShapeDtypeStruct((), jnp.int32))
+        lowered = step.lower(state, Batch(ids, ids), jax.ShapeDtypeStruct((), jnp.int32))
         found = collectives(lowered.compile().as_text())
     sent: Counter[str] = Counter()
     for one in found:
