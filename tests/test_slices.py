@@ -12,18 +12,27 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from neojax.config import MeshConfig, ModelConfig, TrainConfig
+from neojax.config import AttentionConfig, MeshConfig, ModelConfig, TrainConfig
+from neojax.data.batch import Batch
 from neojax.data.share import BATCH_DIMS
 from neojax.layout.mesh import make_layout
 from neojax.layout.topology import tpu_devices
 from neojax.models import Transformer
+from neojax.models.compute import Compute
 from neojax.training.optimizer import make_optimizer
-from neojax.training.step import abstract_state, make_train_step
+from neojax.training.state import abstract_state
+from neojax.training.step import make_train_step
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from hlo import collectives
 
-CONFIG = ModelConfig(n_layer=2, n_embd=256, n_head=4, n_ctx=128, n_vocab=1024, attention_types=("global",))
+CONFIG = ModelConfig(
+    n_layer=2,
+    n_embd=256,
+    n_ctx=128,
+    n_vocab=1024,
+    attention=AttentionConfig(heads=4, types=("global",)),
+)
 CHIPS = 4  # of a slice
 MODEL = "heads:model, mlp:model, vocab:model"
 COPIES = {  # on each slice, the parameters; inside it, anything

@@ -162,7 +162,7 @@ def einsum(equation: str, *operands: Param | jax.Array, dtype: jnp.dtype | None 
 
     Operands are brought to their used layout; parameters are cast to the type of the first operand. The output
     has the layout of its names and the type `dtype` (default: that of the first operand), which is also the
-    type that products are accumulated in (see `kernels.product`).
+    type that products are accumulated in (see `layout.product`).
     """
     operand_dims, _, result_dims = equation.partition("->")
     terms, out = [term.split() for term in operand_dims.split(",")], result_dims.split()
