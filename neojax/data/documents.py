@@ -26,8 +26,8 @@ class Documents:
 
     def __init__(self, source: TokenSource, data: DataConfig):
         self._end = end_id(source, data)
-        self._starts = source.starts if source.example_size is None else None
-        if self._starts is None and self._end is None:
+        self._source, self._has_index = source, source.example_size is None
+        if not self._has_index and self._end is None:
             raise NeojaxError(
                 f"{source}: its examples of {source.example_size} tokens are parts of documents, and nothing says which "
                 "token ends a document: set data.tokenizer to the tokenizer.json it was encoded with, or "
@@ -37,9 +37,8 @@ class Documents:
     def row(self, start: int, window: np.ndarray) -> Batch:
         """The row [sequence] that tokens [sequence + 1] of the source, from the one at `start` on, give to a batch."""
         begins = np.zeros(len(window), bool)  # whether the token is the first of a document
-        if self._starts is not None:
-            first, last = np.searchsorted(self._starts, (start, start + len(window)))
-            begins[self._starts[first:last] - start] = True
+        if self._has_index:
+            begins[self._source.starts_within(start, start + len(window)) - start] = True
         is_end = np.zeros(len(window), bool) if self._end is None else window == self._end
         begins[1:] |= is_end[:-1]
         bare = (

@@ -43,6 +43,9 @@ class TokenSource(Protocol):
         """int64 [documents + 1]: where every document (or example, where it was cut into these) begins in the stream,
         and where the last ends."""
 
+    def starts_within(self, start: int, stop: int) -> np.ndarray:
+        """Those of them that are at or behind `start` and before `stop`, found without reading all."""
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Token ids [start, stop) of the stream, clipped to it."""
 

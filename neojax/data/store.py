@@ -10,6 +10,7 @@ Source: `MMapIndexedDataset` of Megatron-LM and GPT-NeoX. Their stores are read 
 
 import os
 import struct
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -174,6 +175,16 @@ class TokenStore:
     def starts(self) -> np.ndarray:
         """int64 [documents + 1]: where every document begins in the stream, and where the last ends."""
         return self._starts[self._bounds]
+
+    def starts_within(self, start: int, stop: int) -> np.ndarray:
+        """int64: where documents begin, at or behind `start` and before `stop`, in order. Searches the index, and reads
+        none of it through, where sequences lie one after the other: their pointers are then where they start."""
+        if not self._contiguous:
+            first, last = np.searchsorted(self.starts, (start, stop))
+            return self.starts[first:last]
+        width, pointers, bounds = self.dtype.itemsize, self._pointers, self._bounds
+        first, last = (bisect_left(bounds, bisect_left(pointers, at * width)) for at in (start, stop))
+        return pointers[bounds[first:last]] // width
 
     def documents(self, i: int) -> np.ndarray:
         """Token ids [length] of document `i`, its end-of-document token included."""

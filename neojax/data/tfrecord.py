@@ -94,6 +94,11 @@ class TFRecords:
         """int64 [examples + 1]: where every example begins in the stream, and where the last ends."""
         return self._starts
 
+    def starts_within(self, start: int, stop: int) -> np.ndarray:
+        """int64: where examples begin, at or behind `start` and before `stop`, in order."""
+        first, last = np.searchsorted(self._starts[:-1], (start, stop))
+        return self._starts[first:last]
+
     def read(self, start: int, stop: int) -> np.ndarray:
         """Token ids [start, stop) of the stream, clipped to it."""
         start, stop = max(start, 0), min(stop, self.n_tokens)

@@ -85,6 +85,25 @@ def test_sequences_out_of_order_and_documents_of_several_are_read_in_document_or
             assert store.read(start, stop).tolist() == stream[start:stop]
 
 
+@pytest.mark.parametrize(
+    "sizes, pointers, is_in_order",
+    [([3, 2, 0, 2, 1], [0, 12, 20, 20, 28], True), ([3, 2, 2, 0, 1], [8, 20, 0, 0, 28], False)],
+)
+def test_documents_that_begin_within_a_span_are_found(tmp_path, monkeypatch, sizes, pointers, is_in_order):
+    """Of several sequences, of one, of an empty one, and of none; without the index being read where sequences lie in
+    order."""
+    (tmp_path / "s.bin").write_bytes(np.arange(8, dtype="<i4").tobytes())
+    write_index(tmp_path / "s.idx", sizes, pointers, [0, 2, 2, 3, 4, 5])
+    starts = TokenStore(tmp_path / "s").starts.tolist()
+    store = TokenStore(tmp_path / "s")
+    if is_in_order:
+        monkeypatch.setattr(TokenStore, "_starts", property(lambda self: pytest.fail("reads the index")))
+    for start in range(8):
+        for stop in range(start, 9):
+            expected = [at for at in starts[:-1] if start <= at < stop]
+            assert store.starts_within(start, stop).tolist() == expected
+
+
 GOOD = {"sizes": [2, 1], "pointers": [0, 8], "bounds": [0, 1, 2]}
 
 
