@@ -120,6 +120,16 @@ def test_gpt_neox_rotates_what_files_of_either_kind_say(keys, dims, base, tmp_pa
     assert read(tmp_path, {**NEOX, "use_parallel_residual": False}).norm.order == "pre"
 
 
+def test_gpt_neox_rotates_as_many_features_after_export_as_before(tmp_path):
+    """transformers makes them of a fraction of the head, cut off: int(head_dim * partial_rotary_factor)."""
+    for width in range(2, 200, 2):
+        config = model_config(family="gpt_neox", n_layer=1, n_head=1, n_embd=width)
+        for dims in range(2, width + 1, 2):
+            raw = to_json(replaced(config, "positions.rotary_dims", dims), None)
+            assert int(width * raw["rope_parameters"]["partial_rotary_factor"]) == dims, (dims, width)
+    assert read(tmp_path, raw).positions.rotary_dims == dims
+
+
 @pytest.mark.parametrize(
     "keys, words",
     [

@@ -3,6 +3,7 @@
 Facts: `GPTNeoXConfig` and `GPTNeoXForCausalLM` of transformers; EleutherAI's gpt-neox.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -55,7 +56,11 @@ def write(config: ModelConfig) -> dict[str, Any]:
             f"model.embedding.dropout={config.embedding.dropout} cannot be exported beside model.dropout="
             f"{config.dropout}: transformers' gpt_neox has one rate for both"
         )
-    share, base = (config.positions.rotary_dims or config.head_dim) / config.head_dim, config.positions.base
+    width, base = config.head_dim, config.positions.base
+    dims = config.positions.rotary_dims or width
+    share = dims / width
+    if int(width * share) < dims:  # as readers have it, who cut off; 26 / 46 of 46 is less than 26
+        share = math.nextafter(share, 1.0)
     rope = {"rope_type": "default", "rope_theta": base, "partial_rotary_factor": share}
     return {
         "intermediate_size": config.mlp_dim,
