@@ -44,8 +44,9 @@ def _name_gpt2(sections: dict[str, Any]) -> dict[str, Any]:
     except RecursionError:  # a list that holds itself, which the reader of keys refuses
         return sections
     model = {**model, "family": "gpt2"}
-    if not (model.get("init_from") or value_at(sections, "train.init_from")):
-        model.setdefault("scale_attention", False)  # the default of then, which is not that of the family
+    says = "scale_attention" in model or value_at(model, "attention.scale") is not None
+    if not (says or model.get("init_from") or value_at(sections, "train.init_from")):
+        model["scale_attention"] = False  # the default of then, which is not that of the family
     return {**sections, "model": model}
 
 

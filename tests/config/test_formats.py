@@ -90,8 +90,8 @@ GPT2 = {"attention_bias": True, "attention_types": ["global"]}
 def test_biased_attention_that_is_all_global_was_gpt2(types):
     model = from_dict({"model": {**GPT2, "attention_types": types}}).model
     assert (model.family, model.attention.scale) == ("gpt2", False)  # scale: the default of then
-    model = from_dict({"model": {**GPT2, "attention_types": types, "scale_attention": True}}).model
-    assert model.attention.scale
+    for scaled in ({"scale_attention": True}, {"attention": {"scale": True}}):
+        assert from_dict({"model": {**GPT2, "attention_types": types, **scaled}}).model.attention.scale
 
 
 @pytest.mark.parametrize(
