@@ -4,6 +4,7 @@ A wrong key, type or value raises `NeojaxError` with one line that names the key
 """
 
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -147,9 +148,13 @@ def _build(cls: type, raw: Any, prefix: str, source: str) -> Any:
 def _meant(name: str, prefix: str, known: Iterable[str]) -> str:
     """What to say of a key `name` that is none of those `known` where it stands: the keys that it may be instead."""
     elsewhere: dict[str, list[str]] = {}
-    for path, *_ in describe():
-        elsewhere.setdefault(path.rpartition(".")[2], []).append(path)
+    for known_path, *_ in describe():
+        elsewhere.setdefault(known_path.rpartition(".")[2], []).append(known_path)
     elsewhere |= {flat: [path] for flat, path in FLAT.items()}
+    path = f"{prefix}{name}"
+    if "." in name and path in elsewhere.get(path.rpartition(".")[2], ()):  # a dot makes no group in a file
+        nested = functools.reduce(lambda inner, key: f"{{{key}: {inner}}}", reversed(path.split(".")), "...")
+        return f"; write it nested: {nested}"
     if paths := elsewhere.get(name.rpartition(".")[2]):
         return f"; did you mean {' or '.join(paths)}?"
     here = {key: f"{prefix}{key}" for key in known} | (FLAT if prefix == "model." else {})
@@ -287,9 +292,14 @@ def _check_mlm(model: ModelConfig, train: TrainConfig) -> None:
 
 
 def _check_rotary(model: ModelConfig) -> None:
-    if model.positions.kind != "rotary":
+    dims, kind = model.positions.rotary_dims, model.positions.kind
+    if kind != "rotary":
+        if dims is not None:
+            raise NeojaxError(
+                f"model.positions.rotary_dims={dims} is for model.positions.kind=rotary, which is {kind}; set that, or "
+                "leave it out (null)"
+            )
         return
-    dims = model.positions.rotary_dims
     if dims is None and model.head_dim % 2:
         raise NeojaxError(
             f"model.positions.kind=rotary rotates pairs of features, but n_embd / attention.heads = "

@@ -60,6 +60,7 @@ def lay_over(under: Mapping[str, Any], given: Mapping[str, Any], source: str) ->
         if not isinstance(keys, Mapping):
             tree[section] = tree.get(section) if keys is None else keys
             continue
+        tree.setdefault(section, {})  # a section without keys, which may be none
         flat, groups = (FLAT, GROUPS) if section == "model" else ((), ())
         for name, value in keys.items():
             if name in groups and isinstance(value, Mapping):

@@ -103,14 +103,16 @@ def test_one_line_names_the_key_and_what_would_do(override, words):
         assert word in text
 
 
-def numeric_keys():
+def numeric_keys(cls=Config, prefix=""):
     """(name of the key, the fraction or whole number it is, its range) of every number in a config."""
-    for section in dataclasses.fields(Config):
-        for f in dataclasses.fields(section.default):
-            hint = typing.get_type_hints(type(section.default))[f.name]
-            kind = next((k for k in (int, float) if hint is k or k in typing.get_args(hint)), None)
-            if kind is not None:
-                yield f"{section.name}.{f.name}", kind, f.metadata["range"]
+    hints = typing.get_type_hints(cls)
+    for f in dataclasses.fields(cls):
+        hint, name = hints[f.name], f"{prefix}{f.name}"
+        kind = next((k for k in (int, float) if hint is k or k in typing.get_args(hint)), None)
+        if dataclasses.is_dataclass(hint):
+            yield from numeric_keys(hint, f"{name}.")
+        elif kind is not None:
+            yield name, kind, f.metadata["range"]
 
 
 @pytest.mark.parametrize(
@@ -149,6 +151,20 @@ def test_a_key_of_another_section_is_found(key, right):
     raw = {section: {name: 1}} if section else {name: 1}
     text = refused(from_dict, raw)
     assert (f"did you mean {right}" if right else "model, mesh, data, train") in text
+
+
+@pytest.mark.parametrize("nothing", [None, {}])
+def test_a_section_that_is_none_is_refused_without_keys_too(nothing):
+    assert "unknown key trian; did you mean train?" in refused(from_dict, {"trian": nothing})
+    assert from_dict({"train": nothing}) == from_dict({})
+
+
+def test_a_dotted_name_in_a_file_is_said_to_be_nested():
+    for raw in ({"model": {"attention.heads": 4}}, {"model.attention.heads": 4}):
+        text = refused(from_dict, raw)
+        assert "attention.heads" in text and "did you mean" not in text
+        assert "{model: {attention: {heads: ...}}}" in text
+    assert "did you mean model.mlp.width?" in refused(from_dict, {"model": {"attention": {"mlp.width": 3}}})
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,12 @@ def test_axial_and_rotary_positions(raw, overrides, kind, axial):
     assert (positions.kind, positions.axial) == (kind, axial)
 
 
+def test_features_to_rotate_belong_to_rotary_positions():
+    text = refused({"model": {"positions": {"rotary_dims": 8}}})
+    assert "model.positions.rotary_dims=8 is for model.positions.kind=rotary, which is learned" in text
+    assert model({"positions": {"kind": "rotary", "rotary_dims": 8}}).positions.rotary_dims == 8
+
+
 def test_a_flag_of_a_familys_own_kind_turns_it_off(monkeypatch):
     monkeypatch.setitem(FAMILIES, "gpt_neo", {"positions": {"kind": "rotary"}})
     assert model().positions.kind == "rotary"
