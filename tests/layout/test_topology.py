@@ -15,7 +15,7 @@ from neojax.layout.names import parse_shape
 from neojax.layout.topology import tpu_devices
 from neojax.plan.slice_view import ranges
 
-CONFIGS = Path(__file__).resolve().parent.parent / "meshconfigs"
+CONFIGS = Path(__file__).resolve().parents[2] / "meshconfigs"
 SLICES = {
     "v4": ["2x2x1", "2x2x2", "2x2x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"],
     "v5e": ["2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"],

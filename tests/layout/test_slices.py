@@ -23,7 +23,7 @@ from neojax.training.optimizer import make_optimizer
 from neojax.training.state import abstract_state
 from neojax.training.step import make_train_step
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from hlo import collectives
 
 CONFIG = ModelConfig(

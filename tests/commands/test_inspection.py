@@ -14,7 +14,7 @@ from neojax.config import Config, MeshConfig, TrainConfig
 from neojax.errors import NeojaxError
 from neojax.runs import integrity
 
-CONFIGS = Path(__file__).resolve().parent.parent / "meshconfigs"
+CONFIGS = Path(__file__).resolve().parents[2] / "meshconfigs"
 PUBLISHED = {
     "125M": 125_198_592,
     "350M": 24 * (12 * 1024**2 + 10 * 1024) + (50257 + 2048) * 1024 + 2 * 1024,

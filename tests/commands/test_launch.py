@@ -11,7 +11,7 @@ import yaml
 from neojax.commands.launch import environments
 from neojax.training.metrics import read_metrics
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def launch(*command: str, processes: int = 2, devices: int = 4, **options) -> subprocess.CompletedProcess:
