@@ -19,7 +19,7 @@ from neojax.data.share import Share
 from neojax.errors import NeojaxError
 from neojax.kernels.choice import describe, of_layers
 from neojax.layout.devices import shape_text
-from neojax.layout.hosts import agreed, on_first, owned
+from neojax.layout.hosts import agreed, from_first, on_first, owned
 from neojax.layout.mesh import Layout, make_layout
 from neojax.layout.processes import alone, join
 from neojax.loading import load_params
@@ -119,15 +119,16 @@ def train(config: Config, stop: Stop | None = None) -> None:
         )
         start, state = go_on(checkpoints, config, meta, abstract_state(model, optimizer), progress.note)
         progress.begin(start)
-        if start >= config.train.steps:
+        if start >= config.train.steps and state is None:
             progress.note(
                 f"{folder} is finished: {start} of {config.train.steps} steps; raise train.steps to go on"
             )
             return
         on_first(lambda: runs.write(folder, config, tokenizer))
-        health = Health(config.train)
+        health, unevaluated = Health(config.train), False
         if state is not None:
-            health = Health(config.train, checkpoints.restore_meta(start).get("health"))
+            saved = checkpoints.restore_meta(start)
+            health, unevaluated = Health(config.train, saved.get("health")), saved.get("unevaluated", False)
             progress.note(f"resuming {folder} from step {start}")
         elif config.train.init_from:
             state = init_state(model.bind(load_params(config.train.init_from, model)), optimizer)
@@ -145,7 +146,7 @@ def train(config: Config, stop: Stop | None = None) -> None:
         chosen = of_layers(config.train.attention_kernel, config.model, layout, dtype, apart)
         if chosen:
             progress.note(describe(chosen))
-        run = Run(config, model, optimizer, state, start, progress, meta, stop, health)
+        run = Run(config, model, optimizer, state, start, progress, meta, stop, health, unevaluated)
         run.go(checkpoints, lock, stack.enter_context(Spool(folder)))
 
 
@@ -163,9 +164,13 @@ class Run:
         meta: dict[str, Any],
         stop: Stop,
         health: Health,
+        unevaluated: bool,
     ):
         self.config, self.model, self.state, self.step, self.progress = config, model, state, step, progress
         self.meta, self.stop, self.health = meta, stop, health
+        self.unevaluated = (
+            unevaluated  # whether the run was stopped before an evaluation of this step was done
+        )
         self.together = Together()
         self.train_step = make_train_step(model, optimizer, config.train)
         self.eval_step = make_eval_step(model, config.train)
@@ -191,6 +196,8 @@ class Run:
         watchdog = Watchdog(spool, train.stall_seconds)
         try:
             with self.progress, self.together, watchdog:
+                if self.unevaluated:
+                    stops = not self.make_up(metrics)
                 while self.step < train.steps and not stops:
                     with profile.step(self.step + 1), watchdog.step(self.step + 1) as ran:
                         try:
@@ -210,6 +217,7 @@ class Run:
                     last = self.step == train.steps
                     logs = last or self.step % train.log_every == 0
                     evaluates = last or (train.eval_every > 0 and self.step % train.eval_every == 0)
+                    evaluates &= bool(self.config.data.validation)
                     stops = self.is_stopping()
                     saves = last or stops or self.step % train.checkpoint_every == 0
                     if logs or evaluates or saves or self.step == first + 1:
@@ -220,11 +228,9 @@ class Run:
                         timed = self.step
                     row = self.training_row(values, throughput.rate(), waiting.mean()) if logs else {}
                     with throughput.pause():
-                        if evaluates and not stops:
-                            try:
-                                row.update(self.evaluation_row())
-                            except Stopped:
-                                stops = saves = True
+                        self.unevaluated = evaluates and (stops or not self.evaluate_into(row))
+                        if self.unevaluated:
+                            stops = saves = True
                         if row:
                             self.written(partial(metrics.write, self.step, row))
                             self.written(checkpoints.poll)
@@ -238,7 +244,7 @@ class Run:
         finally:
             profile.close()
             metrics.close()
-        if self.step < train.steps:
+        if self.step < train.steps or self.unevaluated:
             self.progress.note(f"stopped at step {self.step}; the same command goes on from there")
         else:
             self.progress.note(f"finished {train.steps} steps; sample with: python sample.py {train.run_dir}")
@@ -251,7 +257,7 @@ class Run:
                 f"{bad[0]} holds infinities or NaN after step {self.step}, which is not saved; {good(checkpoints)}: "
                 f"{CURE}, and run again"
             )
-        meta = {**self.meta, "health": self.health.saved()}
+        meta = {**self.meta, "health": self.health.saved(), "unevaluated": self.unevaluated}
         self.written(self.write_anew)
         self.written(spool.send)
         self.written(checkpoints.wait)  # that the one before failed is no reason not to try
@@ -333,6 +339,25 @@ class Run:
             if used is not None:
                 row["mfu"] = used
         return row
+
+    def evaluate_into(self, row: dict[str, Any]) -> bool:
+        """Evaluates, and adds what comes of it to `row`; False, and nothing added, where the run is to stop meanwhile."""
+        try:
+            row.update(self.evaluation_row())
+        except Stopped:
+            return False
+        return True
+
+    def make_up(self, metrics: MetricsWriter) -> bool:
+        """Evaluates where the run was stopped before, unless another resume has done so; False as for `evaluate_into`."""
+        names = [f"{name}_loss" for name in named_sources(self.config.data.validation)]
+        row: dict[str, Any] = {}
+        if names and not any(from_first([metrics.has(self.step, names)])):
+            if not self.evaluate_into(row):
+                return False
+            self.written(partial(metrics.amend, self.step, row))
+        self.unevaluated = False
+        return True
 
     def evaluation_row(self) -> dict[str, Any]:
         """The loss on every validation store, and the perplexity where there is one. Raises `Stopped` where the run is to

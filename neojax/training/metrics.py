@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -72,6 +72,31 @@ class MetricsWriter:
             raise self._unwritten(e) from None
         self._spool.poll()
 
+    def has(self, step: int, names: Collection[str]) -> bool:
+        """Whether the line of `step` has one of `names`; False where this process does not write."""
+        if self._file is None:
+            return False
+        return any(
+            row["step"] == step and not row.keys().isdisjoint(names)
+            for row in read_metrics(self._path.parent)
+        )
+
+    def amend(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds `values` to the line of `step`, the last, where it is there; else logs them as `write` does."""
+        if self._file is None:
+            return
+        try:
+            rows = read_metrics(self._path.parent)
+            if not rows or rows[-1]["step"] != step:
+                return self.write(step, values)
+            rows[-1] |= values
+            _rewrite(self._path, rows)  # `_append` opens the new file
+            if self._board:
+                self._board.write(step, values)
+        except OSError as e:
+            raise self._unwritten(e) from None
+        self._spool.poll()
+
     def _append(self) -> None:
         """Appends all lines that are pending, or nothing; to a new file where the run directory went away."""
         try:
@@ -128,10 +153,13 @@ def read_metrics(run_dir: str | Path, name: str = METRICS) -> list[dict[str, Any
 
 
 def _drop_after(path: Path, step: int) -> None:
-    kept = [row for row in read_metrics(path.parent) if row["step"] <= step]
+    _rewrite(path, [row for row in read_metrics(path.parent) if row["step"] <= step])
+
+
+def _rewrite(path: Path, rows: list[dict[str, Any]]) -> None:
     scratch = path.with_suffix(".jsonl.tmp")
     with scratch.open("w", encoding="utf-8") as f:
-        f.writelines(json.dumps(row) + "\n" for row in kept)
+        f.writelines(json.dumps(row) + "\n" for row in rows)
         f.flush()
         os.fsync(f.fileno())
     scratch.replace(path)

@@ -114,10 +114,10 @@ def go_on(
     checkpoints: Checkpoints, config: Config, meta: dict[str, Any], like: State, note: Note
 ) -> tuple[int, State | None]:
     """The step that the run has come to and its state, laid out as `like`; (0, None) where there is no checkpoint, and
-    no state where all steps are done.
+    no state where all steps are done and evaluated.
 
-    `meta` is what this run is going to save; a tokenizer that is not beside the data any more is left in it as it was. With `train.on_damage: previous` damaged checkpoints are set aside. Raises
-    `NeojaxError` where the checkpoint does not fit `config`, or is damaged.
+    `meta` is what this run is going to save; a tokenizer that is not beside the data any more is left in it as it was.
+    With `train.on_damage: previous` damaged checkpoints are set aside. Raises `NeojaxError` where the checkpoint does not fit `config`, or is damaged.
     """
     folder = place(config.train.run_dir)
     wanted = agreed(lambda: _newest_or_none(folder))
@@ -127,7 +127,7 @@ def go_on(
             saved = checkpoints.restore_meta(step)
             lines = runs.check_data(saved, meta, folder, step)
             lines += runs.check_resume(runs.config_of(saved, source=str(folder)), config, folder, step)
-            done = step >= config.train.steps
+            done = step >= config.train.steps and not saved.get("unevaluated")
             state = None if done else like.restored(checkpoints.restore(step, like.saved(), adapt))
         except DamagedError as e:
             if config.train.on_damage == "stop" or len(checkpoints.steps()) == 1:

@@ -220,6 +220,33 @@ def test_an_evaluation_is_left_for_saving(settings, tmp_path, monkeypatch, capsy
     assert "validation_loss" not in read_metrics(tmp_path)[-1]
 
 
+@pytest.mark.parametrize("step", [10, 20])
+def test_an_evaluation_that_was_left_is_made_up_once(
+    settings, whole_run, tmp_path, monkeypatch, capsys, step
+):
+    def rows(run):
+        return [{k: v for k, v in row.items() if "second" not in k} for row in read_metrics(run)]
+
+    original, calls = loop.evaluate, []
+
+    def stopped(*args):
+        calls.append(None)
+        if len(calls) == step // 10:
+            signal.raise_signal(signal.SIGTERM)
+        return original(*args)
+
+    monkeypatch.setattr(loop, "evaluate", stopped)
+    train(settings(tmp_path))
+    stopped_at(tmp_path, step, capsys)
+    assert rows(tmp_path)[:-1] == rows(whole_run)[: step - 1]
+    assert "validation_loss" not in rows(tmp_path)[-1]
+    # Going on does it, as it would have been done, and does not do it a second time.
+    for _ in range(2):
+        train(settings(tmp_path))
+        assert rows(tmp_path) == rows(whole_run)
+        assert len(calls) == 3
+
+
 def test_a_run_that_is_asked_to_stop_does_not_begin_to_evaluate(settings, tmp_path, monkeypatch, capsys):
     original, calls = loop.make_train_step, []
 
