@@ -19,7 +19,9 @@ from typing import Any
 from neojax.errors import NeojaxError
 
 MOST = 4096
-END_SECONDS = 60.0  # after one process has failed, the others have this long to notice
+END_SECONDS = (
+    45.0  # after one process has failed, the others have this long to notice: a heartbeat's 30, and to end
+)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -143,7 +145,14 @@ class Launched:
                     # Processes that a signal ended have negative codes here, and 128 + its number in a shell.
                     status, failed = (code if code > 0 else 128 - code), time.monotonic()
             if running and failed is not None and time.monotonic() - failed > END_SECONDS:
+                # It may wait for one that will never join it, for as long as hosts of a pod may start apart.
+                names = ", ".join(str(self.processes.index(process)) for process in running)
+                print(
+                    f"error: process {names} had not ended {END_SECONDS:.0f} s after another failed; killed",
+                    file=sys.stderr,
+                )
                 self.send(signal.SIGKILL)
+                failed = float("inf")
             time.sleep(0.05)
         for reader in self.readers:
             reader.join(timeout=5)

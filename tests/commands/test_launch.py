@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from neojax.commands.launch import environments
+from neojax.commands import launch as launching
+from neojax.commands.launch import Launched, environments
 from neojax.training.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -95,6 +96,16 @@ def test_a_host_with_other_settings_is_named(config, tmp_path):
         assert process.returncode == 2
         assert "train.learning_rate (0.01 -> 0.5)" in line and "process 1 of 2" in line
     assert not (tmp_path / "run").exists()
+
+
+def test_one_that_waits_for_a_dead_one_to_join_is_ended_with_a_line(config, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(launching, "END_SECONDS", 1.0)
+    command = ["train", str(config), f"train.run_dir={tmp_path}/run", "mesh.cpu_devices=4"]
+    launched = Launched(command, environments(2, on_cpu=True))
+    launched.processes[1].kill()
+    assert launched.wait() == 137
+    assert "error: process 0 had not ended 1 s after another failed" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(
