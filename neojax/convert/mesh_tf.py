@@ -27,6 +27,7 @@ from neojax.data.tokenizer import n_ids, usual_end
 from neojax.errors import NeojaxError
 from neojax.layout.mesh import Layout
 from neojax.models import Transformer
+from neojax.models.compute import Compute
 from neojax.models.pieces import Piece, pieces
 
 STEP = "global_step"
@@ -55,10 +56,12 @@ def load(
     path: str | Path,
     config: str | Path | None = None,
     layout: Layout | None = None,
+    compute: Compute | None = None,
 ) -> MeshTF:
     """The checkpoint at `path`: gpt-neo's MODEL_PATH (its newest), or the `model.ckpt-STEP` in it.
 
-    config: the JSON of the run, by default the one in the folder; layout: default one device.
+    config: the JSON of the run, by default the one in the folder; layout: default one device; compute: how it
+    computes.
     Weights are float32 in the stored layout, without the padding of the vocabulary that Mesh-TensorFlow added.
     Raises `NeojaxError`, naming the file, for whatever is damaged or does not fit together.
     """
@@ -70,7 +73,7 @@ def load(
     files = Bundle(prefix)
     settings = _read_config(source, files)
     check_readable(settings.model, source)
-    model = Transformer(settings.model, layout)
+    model = Transformer(settings.model, layout, compute)
     model.stored()  # a layout that does not fit, before files are read
     tokenizer = read_tokenizer(prefix.parent)
     if tokenizer is not None and n_ids(tokenizer) > settings.model.n_vocab:

@@ -9,6 +9,7 @@ from bundle_writer import write
 
 from neojax.convert import mesh_tf
 from neojax.data.batch import Batch
+from neojax.models.compute import Compute
 from neojax.training.moments import opt_state
 from neojax.training.optimizer import make_optimizer
 from neojax.training.state import State
@@ -93,7 +94,7 @@ def test_in_bfloat16_logits_differ_by_what_the_two_roundings_add_up_to(tmp_path,
     (tokens,) = cases.batches(config, 1)
     exact = checkpoint(tmp_path, config, cases.rounded_weights(config))
     np.testing.assert_allclose(logits(exact, tokens), theirs["float32"], atol=1e-5)
-    ours = logits(mesh_tf.load(tmp_path, dtype=jnp.bfloat16), tokens).astype("f4")
+    ours = logits(mesh_tf.load(tmp_path, compute=Compute(dtype=jnp.bfloat16)), tokens).astype("f4")
 
     def far(a, b):
         return np.sqrt(np.mean((a - b) ** 2))
