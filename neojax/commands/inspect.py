@@ -22,7 +22,10 @@ from neojax.storage.remote import place
 def add_arguments(parser: ArgumentParser) -> None:
     """The arguments of `neojax inspect`."""
     parser.add_argument(
-        "config", nargs="?", metavar="CONFIG_OR_RUN", help="a configuration or a run directory"
+        "config",
+        nargs="?",
+        metavar="CONFIG_OR_RUN",
+        help="a configuration, a run directory or a Hugging Face one",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change")
     parser.add_argument(
@@ -44,12 +47,12 @@ def run(args: Namespace) -> None:
         print_keys()
         return
     if not args.config:
-        raise NeojaxError("name a configuration or a run directory, or give --keys")
+        raise NeojaxError("name a configuration, a run or Hugging Face directory, or give --keys")
     path = place(args.config)
     if args.verify:
         verify(path)
         return
-    read = configuration.of_run if path.is_dir() else configs.load
+    read = configs.of_folder if path.is_dir() else configs.load
     config = read(path, args.overrides)
     if args.topology:
         on_slice(config, args.topology)

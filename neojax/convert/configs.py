@@ -36,6 +36,19 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     return configuration.from_dict(raw, overrides, source=str(path))
 
 
+def of_folder(path: Path, overrides: Iterable[str] = ()) -> Config:
+    """The configuration of the run directory `path`, or, of a Hugging Face directory, one with the model there. Raises
+    `NeojaxError`."""
+    if (path / CONFIG).is_file():
+        return configuration.of_run(path, overrides)
+    if hf_config.is_hf_dir(path):
+        model = configuration.to_dict(hf_config.read_config(path))
+        return configuration.from_dict({"model": model}, overrides, source=str(path))
+    raise NeojaxError(
+        f"{path} is neither a run directory ({CONFIG}) nor a Hugging Face one ({hf_config.CONFIG})"
+    )
+
+
 def model_of(path: str) -> dict[str, Any]:
     """The `model` section of the Hugging Face or run directory (or RUN/checkpoints/STEP) at `path`."""
     folder = place(path)

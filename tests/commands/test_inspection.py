@@ -50,6 +50,16 @@ def test_every_shipped_config_loads_and_can_be_laid_out(path, capsys):
     assert len(rows_of(capsys.readouterr().out)) >= 16
 
 
+def test_a_hugging_face_directory_is_shown_without_its_weights(tmp_path, capsys):
+    keys = {"model_type": "gpt_neox", "hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 6}
+    (tmp_path / "config.json").write_text(json.dumps({**keys, "intermediate_size": 512, "vocab_size": 50304}))
+    assert main(["inspect", str(tmp_path), "mesh.shape=data:1", "mesh.layout="]) == 0
+    assert "14,067,712 parameters" in capsys.readouterr().out  # Pythia 14M
+    (tmp_path / "config.json").unlink()
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "is neither a run directory (config.yml) nor a Hugging Face one" in capsys.readouterr().err
+
+
 def test_layout_and_bytes_of_a_device(capsys):
     mesh = MeshConfig("data:4, model:2", "batch:data, heads:model, vocab:model", "embd:data")
     print_model(Config(model=tiny(), mesh=mesh))
