@@ -69,7 +69,7 @@ def converted(model: Transformer, params: dict[str, Any], weights: str = "auto")
         at = tuple(tuple(index for _, index in piece.at) for piece in own)
         fixed = tuple(tuple(all_dims[piece.param].index(dim) for dim, _ in piece.at) for piece in own)
         axis = dims[name].index("projections") if len(own) > 1 else None
-        values[name] = _assembled(parts, at, fixed, axis, specs[name].sharding)
+        values[name] = _assembled(parts, at, fixed, axis, specs[name].shape, specs[name].sharding)
         values[name] = narrow(values[name], dims[name], target.compute.dtype, weights)
         for piece in own:
             uses[piece.param] -= 1
@@ -92,15 +92,17 @@ def inference_compute(compute: Compute) -> Compute:
     return replace(compute, stacked=False, joined=True, remat="none")
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4))
+@partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _assembled(
     parts: tuple[Any, ...],
     at: tuple[tuple[int, ...], ...],
     fixed: tuple[tuple[int, ...], ...],
     axis: int | None,
+    shape: tuple[int, ...],
     sharding: NamedSharding,
 ) -> Any:
-    """The entries `at` along the dimensions `fixed` of `parts`, joined along a new `axis`, laid out as `sharding`."""
+    """The entries `at` along the dimensions `fixed` of `parts`, joined along a new `axis`, laid out as `sharding`, without
+    what pads the vocabulary beyond `shape`: how weights are stored may split it where their use does not."""
 
     def entry(array: jax.Array, at: tuple[int, ...], fixed: tuple[int, ...]) -> jax.Array:
         for dim, index in sorted(zip(fixed, at), reverse=True):
@@ -110,8 +112,13 @@ def _assembled(
     def joined(*arrays: jax.Array) -> jax.Array:
         found = [entry(*each) for each in zip(arrays, at, fixed)]
         array = found[0] if axis is None else jnp.stack(found, axis)
-        spec = jax.P(*(part if size > 1 else None for part, size in zip(sharding.spec, array.shape)))
-        return jax.reshard(array, NamedSharding(sharding.mesh, spec))
+        sizes = tuple(map(min, array.shape, shape))  # a scale of int8 has size 1 along what is summed
+        spec = [part if size > 1 else None for part, size in zip(sharding.spec, sizes)]
+        if sizes != array.shape:
+            whole = (part if size == old else None for part, size, old in zip(spec, sizes, array.shape))
+            array = jax.reshard(array, NamedSharding(sharding.mesh, jax.P(*whole)))
+            array = jax.lax.slice(array, (0,) * array.ndim, sizes)
+        return jax.reshard(array, NamedSharding(sharding.mesh, jax.P(*spec)))
 
     return jax.tree.map(joined, *parts)
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from helpers import layout_of, perturbed, random_tokens, tiny
+from helpers import layout_of, noisy, perturbed, random_tokens, tiny
 
+import neojax
 from neojax.errors import NeojaxError
 from neojax.layout import named
 from neojax.models import Transformer
@@ -76,3 +77,18 @@ def test_a_model_that_has_the_form_is_given_back_and_other_names_are_refused():
     assert for_inference(form) is form and for_inference(model) is not model
     with pytest.raises(NeojaxError, match=r"int4.*expected auto, float32, bfloat16 or int8"):
         for_inference(model, "int4")
+
+
+def test_vocabulary_that_is_split_where_it_is_stored_and_not_where_it_is_used_has_no_padding():
+    layout = layout_of("data:2", "batch:data", "vocab:data")
+    model = noisy(tiny(n_layer=2), layout)  # 2 parts of an odd vocabulary; what pads it is noise
+    assert model.config.n_vocab % 2 and model.params()["wte"].shape[0] == model.config.n_vocab + 1
+    used = for_inference(model)
+    assert {n: tuple(p.shape) for n, p in used.params().items()} == {
+        n: tuple(s.shape) for n, s in used.stored().items()
+    }
+    plain, text = noisy(tiny(n_layer=2)), [3, 1, 4, 1, 5]
+    kept = neojax.score(used, text, [2]).logprobs
+    np.testing.assert_allclose(kept, neojax.score(plain, text, [2]).logprobs, atol=1e-5)
+    settings = {"max_new_tokens": 4, "temperature": 0, "eos": ()}
+    assert neojax.generate(used, text, **settings) == neojax.generate(plain, text, **settings)
