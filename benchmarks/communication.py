@@ -1,6 +1,6 @@
 """What travels between the chips in a training step, for TPU slices that are not here, and how long it would take.
 
-    python benchmarks/communication.py [--only WORDS ...] [--again] [--list]
+    python benchmarks/communication.py [--only WORDS ...] [--again] [--list] [--table]
 
 Compiles the real training step of a published shape for every row of `ROWS`: a slice, a layout, options. Shows the bytes of
 each kind of collective over each axis of the mesh, whether computation runs beside it, what crosses slices, the memory of
@@ -178,9 +178,13 @@ def main() -> None:
     )
     parser.add_argument("--again", action="store_true", help="compile rows that are there already")
     parser.add_argument("--list", action="store_true", help="the rows' names alone")
+    parser.add_argument("--table", action="store_true", help="what is there already, as the table of results/README.md")
     args = parser.parse_args()
     path = RESULTS / "communication.json"
     kept = json.loads(path.read_text()) if path.exists() else {"results": {}}
+    if args.table:
+        print(*table(kept["results"]), sep="\n")
+        return
     for name, options in chosen(args.only):
         if args.list or (name in kept["results"] and not args.again):
             print(name)
@@ -196,6 +200,23 @@ def main() -> None:
         kept = {**circumstances(), "results": {**kept["results"], name: row}}
         path.write_text(json.dumps(kept, indent=1) + "\n")
         print(line(name, row), flush=True)
+
+
+def table(results: Mapping[str, Any]) -> Iterator[str]:
+    """The rows that are there, in the order of `rows`: milliseconds of a step, and bytes that travel in it by kind."""
+    yield "| slice, model, layout | products | beside | alone | network | step | GB a chip | gathers; sums GB |"
+    yield "|-|-|-|-|-|-|-|-|"
+    for name in rows():
+        row = results.get(name)
+        if not row or "failed" in row:
+            continue
+        ms = " | ".join(f"{row['ms'][what]:.1f}" for what in ("compute", "beside", "alone", "network", "step"))
+        gathers, sums = (
+            sum(one["bytes"] for one in row["collectives"] if ("gather" in one["kind"]) == is_gather) / 1e9
+            for is_gather in (True, False)
+        )
+        memory = sum(row["bytes_per_chip"].values()) / 1e9
+        yield f"| {name} | {ms} | {memory:.1f} | {gathers:.1f}; {sums:.1f} |"
 
 
 def line(name: str, row: Mapping[str, Any]) -> str:
