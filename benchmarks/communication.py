@@ -23,7 +23,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,8 +62,6 @@ def measure(options: Mapping[str, Any]) -> dict[str, Any]:
 
     model, program, taken = tpu_compile.compiled(options)
     hlo = program.as_text()
-    if keep := os.environ.get("KEEP_HLO"):
-        Path(keep, f"{time.time():.0f}.hlo").write_text(hlo)
     memory = program.memory_analysis()
     # What the donated state comes back in is no more memory.
     own = {"arguments": memory.argument_size_in_bytes, "temporaries": memory.temp_size_in_bytes}
@@ -178,7 +175,9 @@ def main() -> None:
     )
     parser.add_argument("--again", action="store_true", help="compile rows that are there already")
     parser.add_argument("--list", action="store_true", help="the rows' names alone")
-    parser.add_argument("--table", action="store_true", help="what is there already, as the table of results/README.md")
+    parser.add_argument(
+        "--table", action="store_true", help="what is there already, as the table of results/README.md"
+    )
     args = parser.parse_args()
     path = RESULTS / "communication.json"
     kept = json.loads(path.read_text()) if path.exists() else {"results": {}}
@@ -189,13 +188,12 @@ def main() -> None:
         if args.list or (name in kept["results"] and not args.again):
             print(name)
             continue
-        start = time.perf_counter()
         with multiprocessing.get_context("spawn").Pool(1) as pool:  # libtpu does not give its memory back
             try:
                 row = pool.apply(measure, (options,))
             except Exception as e:
                 row = {"failed": " ".join(str(e).split())[:600]}
-        row = {"options": options, "code": commit(), "wall": time.perf_counter() - start, **row}
+        row = {"options": options, "code": commit(), **row}
         kept = json.loads(path.read_text()) if path.exists() else {"results": {}}
         kept = {**circumstances(), "results": {**kept["results"], name: row}}
         path.write_text(json.dumps(kept, indent=1) + "\n")
@@ -210,13 +208,16 @@ def table(results: Mapping[str, Any]) -> Iterator[str]:
         row = results.get(name)
         if not row or "failed" in row:
             continue
-        ms = " | ".join(f"{row['ms'][what]:.1f}" for what in ("compute", "beside", "alone", "network", "step"))
+        ms = " | ".join(
+            f"{row['ms'][what]:.1f}" for what in ("compute", "beside", "alone", "network", "step")
+        )
         gathers, sums = (
             sum(one["bytes"] for one in row["collectives"] if ("gather" in one["kind"]) == is_gather) / 1e9
             for is_gather in (True, False)
         )
-        memory = sum(row["bytes_per_chip"].values()) / 1e9
-        yield f"| {name} | {ms} | {memory:.1f} | {gathers:.1f}; {sums:.1f} |"
+        own = row["bytes_per_chip"]
+        memory = f"{sum(own.values()) / 1e9:.1f}" if own else "not kept"
+        yield f"| {name} | {ms} | {memory} | {gathers:.1f}; {sums:.1f} |"
 
 
 def line(name: str, row: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4}
 Array = tuple[str, tuple[int, ...]]  # type and shape
 OPERATION = re.compile(rf"= (.+?) ({'|'.join(KINDS)}|send)(-start)?\(")
+TILES = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # a shape, and the order that its dimensions are turned to
 MADE = re.compile(r"\s*(?:ROOT )?%([\w.\-]+) = ")
 
 
@@ -174,18 +175,16 @@ def replica_groups(line: str, partitions: int) -> tuple[tuple[int, ...], ...]:
     if written := re.search(r"replica_groups=\{\{([\d,{} ]*)\}\}", line):
         groups = written[1].split("},{")
         return tuple(tuple(int(n) for n in group.split(",")) for group in groups)
-    if tiled := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
-        shape, reshape = ([int(n) for n in tiled[i].split(",")] for i in (1, 2))
-        numbers = np.arange(math.prod(reshape)).reshape(reshape)
-        if tiled[3]:
-            numbers = numbers.transpose([int(n) for n in tiled[3].split(",")])
-        return tuple(map(tuple, numbers.reshape(shape).tolist()))
+    if tiled := re.search(rf"replica_groups=\[([\d,]+)\]<={TILES}", line):
+        shape = [int(n) for n in tiled[1].split(",")]
+        return tuple(map(tuple, _numbers(tiled[2], tiled[3]).reshape(shape).tolist()))
     if meshed := re.search(
-        r"replica_groups=mesh\[([^\]]*)\](?:,? ?device_ids=\(([^)]*)\))? ?\{([^}]*)\}", line
+        rf"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\({TILES}\))? \{{([^}}]*)\}}", line
     ):
         axes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", meshed[1])}
-        used = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", meshed[3])
-        return _mesh_groups(axes, used, meshed[2] or "", line)
+        used = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", meshed[4])
+        order = _numbers(meshed[2] or str(math.prod(axes.values())), meshed[3])
+        return _mesh_groups(axes, used, order)
     if "replica_groups={}" in line:
         return (tuple(range(partitions)),)
     if pairs := re.search(r"source_target_pairs=\{\{([\d,{} ]*)\}\}", line):
@@ -193,11 +192,16 @@ def replica_groups(line: str, partitions: int) -> tuple[tuple[int, ...], ...]:
     raise ValueError(f"replica groups cannot be read: {line[:500]}")
 
 
+def _numbers(shape: str, turned: str | None) -> np.ndarray:
+    """The numbers from 0 on in an array of `shape`, with its dimensions `turned`."""
+    sizes = [int(n) for n in shape.split(",")]
+    numbers = np.arange(math.prod(sizes)).reshape(sizes)
+    return numbers.transpose([int(n) for n in turned.split(",")]) if turned else numbers
+
+
 def _mesh_groups(
-    axes: dict[str, int], used: list[tuple[str, str, str]], order: str, line: str
+    axes: dict[str, int], used: list[tuple[str, str, str]], order: np.ndarray
 ) -> tuple[tuple[int, ...], ...]:
-    if order:
-        raise ValueError(f"a mesh with an order of devices cannot be read: {line[:500]}")
     sizes, kept = [], []  # every axis in the parts that are used and not
     for name, n in axes.items():
         parts = [(int(before), int(part)) for axis, before, part in used if axis == name and part]
@@ -216,7 +220,7 @@ def _mesh_groups(
         if done < n:
             sizes.append(n // done)
             kept.append(False)
-    numbers = np.arange(math.prod(sizes)).reshape(sizes)
+    numbers = order.reshape(sizes)
     inside = [i for i, own in enumerate(kept) if own]
     outside = [i for i, own in enumerate(kept) if not own]
     numbers = numbers.transpose(outside + inside)
