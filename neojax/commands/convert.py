@@ -21,8 +21,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="a Hugging Face directory (GPT-Neo, GPT-NeoX, GPT-2), a Mesh-TensorFlow checkpoint of gpt-neo (its folder, or "
-        "model.ckpt-STEP in it), a gpt-neo config (JSON), or a run directory",
+        help="a Hugging Face directory (GPT-Neo, GPT-NeoX, GPT-2), a Mesh-TensorFlow checkpoint of gpt-neo "
+        "(its folder, or model.ckpt-STEP in it), a gpt-neo config (JSON), or a run directory",
     )
     parser.add_argument(
         "dest",

@@ -126,8 +126,8 @@ class TrainConfig:
     weight_decay: float = key(0.1, "decoupled weight decay, times the learning rate", least=0)
     no_decay: tuple[str, ...] = key(
         ("ndim<2",),
-        'parameters without weight decay: "ndim<2" (vectors and numbers), a dimension name (vocab), or a name pattern '
-        "(*norm*)",
+        'parameters without weight decay: "ndim<2" (vectors and numbers), a dimension name (vocab), or a '
+        "name pattern (*norm*)",
     )
     frozen: tuple[str, ...] = key(
         (),

@@ -2,18 +2,21 @@
 
 `train.attention_kernel: auto` takes the kernel of the devices where it can do what the layer asks for, else XLA:
 
-| kernel | devices | can do |
-|-|-|-|
-| `splash` | TPU | causal, no dropout, no learned keys, documents apart or not; float32, bfloat16; at least 128 tokens (shorter ones if named) |
-| `cudnn` | NVIDIA GPU, compute capability 8.0 or more | causal, no dropout, no learned keys, no documents apart; bfloat16, float16; head_dim a multiple of 8, at most 128 (256 from capability 9.0) |
-| `xla` | any | everything |
+| kernel | devices | types | what else |
+|-|-|-|-|
+| `splash` | TPU | float32, bfloat16 | at least 128 tokens (shorter ones if named); documents apart or not |
+| `cudnn` | NVIDIA GPU, compute capability 8.0 | bfloat16, float16 | documents not apart; head_dim, see below |
+| `xla` | any | all | everything |
+
+The first two are for causal attention without dropout and learned keys. cuDNN takes a head_dim that is a
+multiple of 8 and at most 128, or 256 from capability 9.0 on.
 
 A kernel that is asked for by name and cannot do it is refused. No kernel but XLA's `reference` works where the layout
 splits `sequence`, `memory_length` or `head_dim`, since each needs them whole. Within XLA:
 
 | way | when |
 |-|-|
-| `local` | causal, no dropout, no learned keys, nothing split, documents apart or not, and twice the window is shorter than the sequence |
+| `local` | causal, no dropout, no learned keys, nothing split; twice the window is shorter than the sequence |
 | `blocked` | the same with a longer window or none, and the sequence is longer than 256 |
 | `reference` | all else: the whole matrix of scores |
 

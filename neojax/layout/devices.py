@@ -81,8 +81,8 @@ def _on_torus(shape: Mapping[str, int], devices: Sequence[jax.Device]) -> np.nda
         found = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     torus = "x".join(str(1 + max(at)) for at in zip(*(d.coords for d in devices)) if max(at))
     warnings.warn(
-        f'mesh.shape="{shape_text(shape)}" splits an axis of the {torus} torus, whose parts are no rings: collectives over them may '
-        "be slower than with sizes that are products of whole axes",
+        f'mesh.shape="{shape_text(shape)}" splits an axis of the {torus} torus, whose parts are no rings: '
+        "collectives over them may be slower than with sizes that are products of whole axes",
         stacklevel=4,
     )
     return found

@@ -170,8 +170,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     for axis, size in dcn.items():
         if axis not in shape or size < 1 or shape[axis] % size:
             raise NeojaxError(
-                f'mesh.dcn_shape="{config.dcn_shape}": {axis}:{size} must be a factor of an axis of mesh.shape '
-                f"({shape_text(shape)})"
+                f'mesh.dcn_shape="{config.dcn_shape}": {axis}:{size} must be a factor of an axis of '
+                f"mesh.shape ({shape_text(shape)})"
             )
     types = (AxisType.Explicit,) * len(shape)
     return Mesh(arranged(shape, dcn, devices), tuple(shape), axis_types=types)
