@@ -1,4 +1,5 @@
-"""Trains a model: `python train.py CONFIG.yml [section.key=value ...]`; the same command goes on with a run."""
+"""Trains a model: `python train.py CONFIG.yml [section.key=value ...]`; the same command goes on with a
+run."""
 
 import sys
 

@@ -1,12 +1,14 @@
-"""One command for a machine with a GPU or a TPU: every measurement that is open, side by side with its alternative.
+"""One command for a machine with a GPU or a TPU: every measurement that is open, side by side with its
+alternative.
 
     python benchmarks/accelerator.py [--part tests training decoding kernels determinism compiler-options]
         [--seconds 520] [--out benchmarks/results] [--tiny]
 
-Needs neojax's imports alone; alternatives that are not installed are skipped, and every part says what it skipped. A part
-ends within its seconds. What is measured is written as it comes to OUT/accelerator_CHIP.json, with chip, versions and
-date, and to OUT/accelerator_CHIP.md, whose lines can be copied into results/README.md; parts that ran before are kept.
---tiny runs everything at tiny shapes on any machine, in one process, to see that it runs: its numbers mean nothing.
+Needs neojax's imports alone; alternatives that are not installed are skipped, and every part says what it
+skipped. A part ends within its seconds. What is measured is written as it comes to OUT/accelerator_CHIP.json,
+with chip, versions and date, and to OUT/accelerator_CHIP.md, whose lines can be copied into
+results/README.md; parts that ran before are kept. --tiny runs everything at tiny shapes on any machine, in
+one process, to see that it runs: its numbers mean nothing.
 """
 
 import argparse
@@ -43,7 +45,8 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True)
 class Open:
-    """A row of results/README.md that waits for an accelerator: what is wanted, and how it is read from a part's rows."""
+    """A row of results/README.md that waits for an accelerator: what is wanted, and how it is read from a
+    part's rows."""
 
     where: str
     what: str
@@ -93,7 +96,7 @@ OPEN = (
          best("1.3B, neojax.*", "mfu", "{:.1%}")),
     Open(f"1.3B, {TRAINED}", "against PyTorch GPT-Neo with torch.compile", "training", "1.5",
          best(".* against 1.3B, transformers, torch.compile", "ratio", "{:.2f}")),
-    Open(f"1.3B, {TRAINED}", "against a PyTorch model of the same shapes with SDPA and FlexAttention", "training", "1.1",
+    Open(f"1.3B, {TRAINED}", "against a PyTorch model of the same shapes with SDPA and FlexAttention", "training", "1.1",  # noqa: E501
          best(".* against 1.3B, PyTorch, fused.*", "ratio", "{:.2f}")),
     Open(f"125M, {TRAINED}", "training MFU", "training", "45 %",
          best("125M, neojax.*", "mfu", "{:.1%}")),
@@ -101,15 +104,15 @@ OPEN = (
          best("1.3B, neojax, batch 1", "share_of_bandwidth", "{:.0%}")),
     Open("1.3B, bfloat16", "decoding, batch 1: against `generate`", "decoding", "5",
          best("1.3B, neojax, batch 1 against .*", "ratio", "{:.2f}")),
-    Open("the device's attention kernel", "values and gradients equal the reference's to 2 % in bfloat16", "kernels", "all",
+    Open("the device's attention kernel", "values and gradients equal the reference's to 2 % in bfloat16", "kernels", "all",  # noqa: E501
          every("agrees", "cases agree")),
-    Open("the device's attention kernel", "time, forward and backward, of XLA's kernel over its own", "kernels", "",
+    Open("the device's attention kernel", "time, forward and backward, of XLA's kernel over its own", "kernels", "",  # noqa: E501
          listed(".* against xla", "ratio", "{:.2f}")),
     Open("tests marked for the device", "kernels, offload to the host, decoding", "tests", "none fails",
          lambda rows: "; ".join(f"{row['what']}: {show(row)}" for row in rows) or "open"),
-    Open("125M, bfloat16", "two runs equal bit for bit with `train.deterministic`, also between processes", "determinism",
+    Open("125M, bfloat16", "two runs equal bit for bit with `train.deterministic`, also between processes", "determinism",  # noqa: E501
          "yes", listed("train.deterministic.*", "equal_between_processes", "{}")),
-    Open("125M, bfloat16", "speed without each compiler option of the table, as a share of that with all", "compiler-options",
+    Open("125M, bfloat16", "speed without each compiler option of the table, as a share of that with all", "compiler-options",  # noqa: E501
          "at most 1", listed("without .*, against the table", "ratio", "{:.3f}")),
 )  # fmt: skip
 
@@ -191,7 +194,8 @@ def open_lines(rows: Mapping[str, list[Row]]) -> list[str]:
     """The open rows of results/README.md, with what the parts found."""
     how = "`python benchmarks/accelerator.py --part {}`"
     return [
-        f"| {row.where} | {row.what} | {how.format(row.part)} | {row.wanted} | {row.found(rows.get(row.part, []))} |"
+        f"| {row.where} | {row.what} | {how.format(row.part)} | {row.wanted} | "
+        f"{row.found(rows.get(row.part, []))} |"
         for row in OPEN
     ]
 
@@ -238,8 +242,8 @@ def main() -> int:
     print(f"{chip['count']} x {chip['kind']} ({chip['platform']})")
     if chip["platform"] == "cpu" and not arguments.tiny:
         print(
-            "error: JAX finds no GPU or TPU here; install its plug-in (pip install -e '.[cuda]' or '.[tpu]'), or try "
-            "the command with --tiny",
+            "error: JAX finds no GPU or TPU here; install its plug-in (pip install -e '.[cuda]' or "
+            "'.[tpu]'), or try the command with --tiny",
             file=sys.stderr,
         )
         return 2

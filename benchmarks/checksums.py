@@ -2,11 +2,11 @@
 
     python benchmarks/checksums.py [--megabytes 750] [--rounds 5] [--folder DIR]
 
-"Without" is the same code with sums of nothing: files are brought to disk and their sizes compared all the same. Files
-are read back from the page cache, as just written ones are, which is the costliest case in proportion: storage that is
-slower adds to both sides. The time inside the sums, and inside the same functions without, is taken too: on a machine
-that others use it moves less than the whole. Beside it, the speed of the sums that could be taken, over one of the files (xxh3 where the
-package is installed).
+"Without" is the same code with sums of nothing: files are brought to disk and their sizes compared all the
+same. Files are read back from the page cache, as just written ones are, which is the costliest case in
+proportion: storage that is slower adds to both sides. The time inside the sums, and inside the same functions
+without, is taken too: on a machine that others use it moves less than the whole. Beside it, the speed of the
+sums that could be taken, over one of the files (xxh3 where the package is installed).
 """
 
 import argparse

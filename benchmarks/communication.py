@@ -1,20 +1,23 @@
-"""What travels between the chips in a training step, for TPU slices that are not here, and how long it would take.
+"""What travels between the chips in a training step, for TPU slices that are not here, and how long it would
+take.
 
     python benchmarks/communication.py [--only WORDS ...] [--again] [--list] [--table]
 
-Compiles the real training step of a published shape for every row of `ROWS`: a slice, a layout, options. Shows the bytes of
-each kind of collective over each axis of the mesh, whether computation runs beside it, what crosses slices, the memory of
-a chip, and a modelled time of the step:
+Compiles the real training step of a published shape for every row of `ROWS`: a slice, a layout, options.
+Shows the bytes of each kind of collective over each axis of the mesh, whether computation runs beside it,
+what crosses slices, the memory of a chip, and a modelled time of the step:
 
     step = max(compute, beside) + alone
 
-compute: the model's FLOPs (and those of recomputed blocks) over the chip's peak. beside: collectives that the compiler
-runs beside products. alone: all others. Their times are those of `links.py`, a model of the links' bandwidths. No product
-reaches a chip's peak, so the share of communication is an upper bound; `share_at_60` is that with products at 60 %.
-Rows are kept in results/communication.json as they are done; those that are there are not compiled again.
+compute: the model's FLOPs (and those of recomputed blocks) over the chip's peak. beside: collectives that the
+compiler runs beside products. alone: all others. Their times are those of `links.py`, a model of the links'
+bandwidths. No product reaches a chip's peak, so the share of communication is an upper bound; `share_at_60`
+is that with products at 60 %. Rows are kept in results/communication.json as they are done; those that are
+there are not compiled again.
 
-`effort: -1` compiles in a tenth of the time: the same collectives and bytes, but none beside products; there those that the
-compiler has marked as asynchronous, within loops, count as beside. Needs libtpu (`pip install .[tpu]`).
+`effort: -1` compiles in a tenth of the time: the same collectives and bytes, but none beside products; there
+those that the compiler has marked as asynchronous, within loops, count as beside. Needs libtpu (`pip install
+.[tpu]`).
 """
 
 import argparse
@@ -120,8 +123,8 @@ def timed(
 
 
 class Places:
-    """Where the partitions of a program lie: on the torus, and along the axes of the mesh. A program for several slices
-    numbers the partitions of one, and is the same on each."""
+    """Where the partitions of a program lie: on the torus, and along the axes of the mesh. A program for
+    several slices numbers the partitions of one, and is the same on each."""
 
     def __init__(self, mesh: Any):
         import numpy as np
@@ -141,7 +144,8 @@ class Places:
         return [self.own[n][0] for n in group]
 
     def axes(self, group: Sequence[int]) -> str:
-        """The axes of the mesh that a group of partitions reaches along, and how far where that is not the whole."""
+        """The axes of the mesh that a group of partitions reaches along, and how far where that is not the
+        whole."""
         found = []
         for i, name in enumerate(self.names):
             reach = len({self.own[n][1][i] for n in group})
@@ -201,8 +205,9 @@ def main() -> None:
 
 
 def table(results: Mapping[str, Any]) -> Iterator[str]:
-    """The rows that are there, in the order of `rows`: milliseconds of a step, and bytes that travel in it by kind."""
-    yield "| slice, model, layout | products | beside | alone | network | step | GB a chip | gathers; sums GB |"
+    """The rows that are there, in the order of `rows`: milliseconds of a step, and bytes that travel in it by
+    kind."""
+    yield "| slice, model, layout | products | beside | alone | network | step | GB a chip | gathers; sums GB |"  # noqa: E501
     yield "|-|-|-|-|-|-|-|-|"
     for name in rows():
         row = results.get(name)

@@ -79,7 +79,7 @@ v5p-128 | 125M; 350M | data parallel; one axis |
 v5p-128 | 2.7B | one axis; three axes; stored over 16 of 64; tensor 4 |
 v6e-256 | 125M; 350M | data parallel; one axis |
 v6e-256 | 2.7B | one axis; two axes; stored over x of x+y |
-"""
+"""  # noqa: E501
 
 
 def _rows() -> dict[str, dict[str, Any]]:

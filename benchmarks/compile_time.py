@@ -1,4 +1,5 @@
-"""Compile time of the training step with 12 and with 24 layers: scanned layer groups make it independent of depth.
+"""Compile time of the training step with 12 and with 24 layers: scanned layer groups make it independent of
+depth.
 
     python benchmarks/compile_time.py [--rounds 3]
 

@@ -1,9 +1,11 @@
-"""The collectives of a program that the TPU's compiler has optimised: what travels, how often, over which chips, and when.
+"""The collectives of a program that the TPU's compiler has optimised: what travels, how often, over which
+chips, and when.
 
-The compiler writes a reduce-scatter as an all-reduce in a fusion called all-reduce-scatter; a gather of small arrays as a
-sum of arrays that are zero elsewhere; a collective that runs in steps beside other work once a step, all with the number
-of one channel, in fusions called async_collective_fusion; and what crosses slices as a pair of send and receive that the
-host carries. A loop's body stands in the text once, so its trips are read from its condition.
+The compiler writes a reduce-scatter as an all-reduce in a fusion called all-reduce-scatter; a gather of small
+arrays as a sum of arrays that are zero elsewhere; a collective that runs in steps beside other work once a
+step, all with the number of one channel, in fusions called async_collective_fusion; and what crosses slices
+as a pair of send and receive that the host carries. A loop's body stands in the text once, so its trips are
+read from its condition.
 """
 
 import math
@@ -26,10 +28,11 @@ MADE = re.compile(r"\s*(?:ROOT )?%([\w.\-]+) = ")
 class Collective:
     """One collective of a program.
 
-    kind: of `KINDS`, or "transfer" for what crosses slices. arrays: whole, as every chip of a group has them after a
-    gather or before a scatter; a transfer's are what one chip sends. groups: partition numbers, those of one slice in a
-    program for several. times: how often a step runs it. beside: whether computation runs meanwhile. is_gather: whether
-    it is a sum that stands for a gather. is_marked: whether the compiler once had it in two halves. rings: how many the compiler uses at once, 0 where it does not say.
+    kind: of `KINDS`, or "transfer" for what crosses slices. arrays: whole, as every chip of a group has them
+    after a gather or before a scatter; a transfer's are what one chip sends. groups: partition numbers, those
+    of one slice in a program for several. times: how often a step runs it. beside: whether computation runs
+    meanwhile. is_gather: whether it is a sum that stands for a gather. is_marked: whether the compiler once
+    had it in two halves. rings: how many the compiler uses at once, 0 where it does not say.
     """
 
     kind: str
@@ -72,7 +75,8 @@ def collectives(hlo: str) -> list[Collective]:
                 continue
             own = _read(line, match, name, partitions)
             channel = re.search(r"channel_id=(\d+)", line)
-            # Both halves of a sum that crosses slices have the number of the whole, so the kind belongs to the key.
+            # Both halves of a sum that crosses slices have the number of the whole, so the kind belongs to
+            # the key.
             key = f"{channel[1]} {own.kind}" if channel else line
             before = found.get(key)
             own = replace(own, times=times[name], beside=own.beside or bool(before and before.beside))
@@ -171,7 +175,8 @@ def _bound(condition: list[str]) -> int:
 
 
 def replica_groups(line: str, partitions: int) -> tuple[tuple[int, ...], ...]:
-    """The groups of partitions that a collective joins, in any of the three forms in which they are written."""
+    """The groups of partitions that a collective joins, in any of the three forms in which they are
+    written."""
     if written := re.search(r"replica_groups=\{\{([\d,{} ]*)\}\}", line):
         groups = written[1].split("},{")
         return tuple(tuple(int(n) for n in group.split(",")) for group in groups)

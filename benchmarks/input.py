@@ -1,13 +1,14 @@
-"""Tokens/s of the loader, and MB/s of `neojax prepare` against datasets' `map` and the bare tokenizers library.
+"""Tokens/s of the loader, and MB/s of `neojax prepare` against datasets' `map` and the bare tokenizers
+library.
 
     pip install -e '.[bench]'
     python benchmarks/input.py --tokenizer tokenizer.json [--megabytes 6] [--rounds 5]
 
-The loader reads a shuffled mixture of three memory-mapped stores, as the training loop does. Text is the source of
-Python's own standard library, one JSON object a document. `prepare` is timed from the file to finished stores, its
-encoding processes' start included; `map` (in as many processes as there are cores, and in one with the library's
-own threads) from a data set that is loaded already to one that is written; the bare library, on all cores, from texts
-in memory to encodings in memory.
+The loader reads a shuffled mixture of three memory-mapped stores, as the training loop does. Text is the
+source of Python's own standard library, one JSON object a document. `prepare` is timed from the file to
+finished stores, its encoding processes' start included; `map` (in as many processes as there are cores, and
+in one with the library's own threads) from a data set that is loaded already to one that is written; the bare
+library, on all cores, from texts in memory to encodings in memory.
 """
 
 import argparse

@@ -1,8 +1,9 @@
 """Measurements under a deadline, kept as they come: jobs in processes of their own, one at a time.
 
-A job is a function of options that yields rows: dictionaries with `what` was measured, unique in its part, and numbers.
-One accelerator's memory belongs to one job at a time, and what a job leaves behind ends with its process. A job that
-does not fit into what is left of its part's time is skipped and says so; one that runs past it is stopped.
+A job is a function of options that yields rows: dictionaries with `what` was measured, unique in its part,
+and numbers. One accelerator's memory belongs to one job at a time, and what a job leaves behind ends with its
+process. A job that does not fit into what is left of its part's time is skipped and says so; one that runs
+past it is stopped.
 """
 
 import multiprocessing
@@ -24,7 +25,8 @@ class Skip(Exception):
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement: `measure(options)` yields its rows, and takes at least `least` seconds, at most `most`."""
+    """One measurement: `measure(options)` yields its rows, and takes at least `least` seconds, at most
+    `most`."""
 
     what: str
     measure: Measure
@@ -34,8 +36,8 @@ class Job:
 
 
 def run(jobs: Iterable[Job], deadline: float, in_process: bool = False) -> Iterator[Row]:
-    """The rows of all jobs, one job after another, until `deadline` (of `time.time`); what is left out is a row too, with
-    `skipped` or `error` in place of numbers."""
+    """The rows of all jobs, one job after another, until `deadline` (of `time.time`); what is left out is a
+    row too, with `skipped` or `error` in place of numbers."""
     for job in jobs:
         left = deadline - time.time()
         if left <= job.least:
@@ -51,8 +53,8 @@ def run(jobs: Iterable[Job], deadline: float, in_process: bool = False) -> Itera
 def fitting(
     items: Iterable[Any], options: Mapping[str, Any], first: float = 0.0
 ) -> Iterator[tuple[Any, str]]:
-    """Each of `items` with "", or with why it is skipped: where less time is left than the longest so far took (before
-    there is one, `first` seconds)."""
+    """Each of `items` with "", or with why it is skipped: where less time is left than the longest so far
+    took (before there is one, `first` seconds)."""
     took: list[float] = []
     for item in items:
         start = time.time()
@@ -83,7 +85,8 @@ def _serve(measure: Measure, options: Mapping[str, Any], pipe: Connection) -> No
 
 
 def _apart(measure: Measure, options: Mapping[str, Any]) -> Iterator[Row]:
-    """The rows of a job in a process of its own, which is ended at the deadline, or when nobody wants more rows."""
+    """The rows of a job in a process of its own, which is ended at the deadline, or when nobody wants more
+    rows."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(measure, options, theirs), daemon=True)

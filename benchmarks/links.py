@@ -1,15 +1,19 @@
-"""A model of the time that a collective takes over the links of a TPU slice, and over the network between slices.
+"""A model of the time that a collective takes over the links of a TPU slice, and over the network between
+slices.
 
-It is a model of bandwidths, not a measurement. A chip has two links along every axis of the torus. Sources: the scaling
-book of jax-ml (tpus.md, sharding.md), which for an axis of four v5e chips computes 560 us where 680 were measured; Google
-Cloud's pages of v4, v5e, v5p and v6e for networks. With B the bytes a second over one link, one way, and V the bytes of the
-whole array, of which each of N chips holds a part:
+It is a model of bandwidths, not a measurement. A chip has two links along every axis of the torus. Sources:
+the scaling book of jax-ml (tpus.md, sharding.md), which for an axis of four v5e chips computes 560 us where
+680 were measured; Google Cloud's pages of v4, v5e, v5p and v6e for networks. With B the bytes a second over
+one link, one way, and V the bytes of the whole array, of which each of N chips holds a part:
 
-- A ring sends both ways, so a gather or a scatter takes V (N-1)/N / 2B: over an axis that closes, and along a path through
+- A ring sends both ways, so a gather or a scatter takes V (N-1)/N / 2B: over an axis that closes, and along a
+  path through
   several axes. Over an axis that does not close it takes V (N-1)/N / B.
-- Over n axes at once, each for a share of the array, it takes one n-th of that. Whether the compiler does so it says in
+- Over n axes at once, each for a share of the array, it takes one n-th of that. Whether the compiler does so
+  it says in
   its notes (colours): for large sums over whole slices it does; gathers and scatters go along one ring.
-- A sum on all chips is a scatter and a gather: twice the time. An all-to-all takes a quarter of a gather's time on a ring,
+- A sum on all chips is a scatter and a gather: twice the time. An all-to-all takes a quarter of a gather's
+  time on a ring,
   half on an axis that does not close.
 - Groups of every s-th chip share their links with s - 1 other groups: s times the time.
 - Every hop takes at least a microsecond.
@@ -31,7 +35,8 @@ HOP = 1e-6  # seconds
 
 @dataclass(frozen=True)
 class Chip:
-    """link: bytes a second over one link, one way. network: bytes a second that a chip sends to other slices."""
+    """link: bytes a second over one link, one way. network: bytes a second that a chip sends to other
+    slices."""
 
     link: float
     network: float
@@ -48,7 +53,8 @@ CHIPS = {
 
 @dataclass(frozen=True)
 class Span:
-    """How a group lies along an axis of the torus: so many chips, one in every `stride`; whether they make a ring."""
+    """How a group lies along an axis of the torus: so many chips, one in every `stride`; whether they make a
+    ring."""
 
     chips: int
     stride: int
@@ -74,7 +80,8 @@ def spans(places: Sequence[Sequence[int]], dims: Sequence[int], closes: Sequence
 
 
 def seconds(one: Collective, places: Sequence[Sequence[int]], dims: Sequence[int], chip: Chip) -> float:
-    """Seconds of one run of a collective whose (slowest) group lies at `places` in a slice of `dims` chips."""
+    """Seconds of one run of a collective whose (slowest) group lies at `places` in a slice of `dims`
+    chips."""
     if one.kind == "transfer":
         return one.bytes / chip.network
     chips = len(places)

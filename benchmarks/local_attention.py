@@ -2,9 +2,9 @@
 
     python benchmarks/local_attention.py [--sequence 8192] [--window 256] [--heads 4] [--rounds 5]
 
-Both are the attention of one layer, forward and backward, on the same random queries, keys and values; the results are
-compared first. Heads are as wide as the 125M model's but fewer, since a whole matrix of scores for each of 12 takes
-more memory than small machines have. Memory is the temporaries of the compiled programs.
+Both are the attention of one layer, forward and backward, on the same random queries, keys and values; the
+results are compared first. Heads are as wide as the 125M model's but fewer, since a whole matrix of scores
+for each of 12 takes more memory than small machines have. Memory is the temporaries of the compiled programs.
 """
 
 import argparse

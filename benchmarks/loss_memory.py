@@ -2,8 +2,9 @@
 
     python benchmarks/loss_memory.py [--embd 768]
 
-Nothing is run: the figures are the temporaries of the compiled program, for two vocabularies and two lengths. What
-grows with vocabulary x sequence shows as the mixed difference, temporaries of (2V, 2T) - (2V, T) - (V, 2T) + (V, T).
+Nothing is run: the figures are the temporaries of the compiled program, for two vocabularies and two lengths.
+What grows with vocabulary x sequence shows as the mixed difference, temporaries of (2V, 2T) - (2V, T) - (V,
+2T) + (V, T).
 """
 
 import argparse

@@ -1,9 +1,10 @@
-"""Perplexity of a trained model with its weights kept in float32, bfloat16 and int8, over the same held-out text.
+"""Perplexity of a trained model with its weights kept in float32, bfloat16 and int8, over the same held-out
+text.
 
     make demo && python benchmarks/narrow_weights.py [--run demo/run] [--data demo/data/validation]
 
-Every token but the first of a window of n_ctx is scored, in float32 arithmetic on one device. Bytes are those of all
-parameters.
+Every token but the first of a window of n_ctx is scored, in float32 arithmetic on one device. Bytes are those
+of all parameters.
 """
 
 import argparse
@@ -62,7 +63,8 @@ def main() -> None:
         results[weights] = {"perplexity": perplexity(model, windows), "bytes": size}
         change = results[weights]["perplexity"] / results["float32"]["perplexity"] - 1
         print(
-            f"{weights:10} perplexity {results[weights]['perplexity']:.4f} ({change:+.3%}), {size / 1e6:.2f} MB",
+            f"{weights:10} perplexity {results[weights]['perplexity']:.4f} ({change:+.3%}), "
+            f"{size / 1e6:.2f} MB",
             flush=True,
         )
     save("narrow_weights", {"model": str(options.run), "tokens": windows[:, 1:].size, "weights": results})

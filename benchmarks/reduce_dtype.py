@@ -2,10 +2,11 @@
 
     python benchmarks/reduce_dtype.py [--parts 8 64 512] [--embd 128]
 
-Every part's gradient is what a device computes for its own rows in bfloat16. The parts are added up as a ring does it,
-which rounds the sum to the type that travels at every hop; fake devices cannot show this, since XLA's CPU backend adds
-up bfloat16 in float32. An error is the norm of the difference to the same parts added up in float64, relative to its
-norm. `compute` is that of bfloat16 compute itself, added up without loss, against float32 compute.
+Every part's gradient is what a device computes for its own rows in bfloat16. The parts are added up as a ring
+does it, which rounds the sum to the type that travels at every hop; fake devices cannot show this, since
+XLA's CPU backend adds up bfloat16 in float32. An error is the norm of the difference to the same parts added
+up in float64, relative to its norm. `compute` is that of bfloat16 compute itself, added up without loss,
+against float32 compute.
 """
 
 import argparse
@@ -22,7 +23,8 @@ Parts = dict[str, Any]
 
 
 def batch_of(rows: int, length: int) -> Any:
-    """Tokens int32 [rows, length + 1] over 1,000 ids: every fourth is FREQUENT, RARE stands once in the whole."""
+    """Tokens int32 [rows, length + 1] over 1,000 ids: every fourth is FREQUENT, RARE stands once in the
+    whole."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -33,7 +35,8 @@ def batch_of(rows: int, length: int) -> Any:
 
 
 def gradients(dtype: str, reduce_dtype: str, tokens: Any, parts: int, embd: int) -> Parts:
-    """The gradient of the summed loss of each part, numpy [parts, ...], of two rows of the table and two matrices."""
+    """The gradient of the summed loss of each part, numpy [parts, ...], of two rows of the table and two
+    matrices."""
     import jax
     import numpy as np
 

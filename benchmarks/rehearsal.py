@@ -1,15 +1,19 @@
-"""A pod rehearsed on one machine: several processes with fake devices and real collectives, killed, stopped and resumed.
+"""A pod rehearsed on one machine: several processes with fake devices and real collectives, killed, stopped
+and resumed.
 
     python benchmarks/rehearsal.py [layouts kills times checkpoints] [--kills 20] [--rounds 3]
 
-layouts      every layout of meshconfigs/README.md with `neojax launch --processes 4 --cpu-devices 2`, against one process
-             with 8 devices: the largest difference of losses and parameters after 50 steps, with dropout and microbatches,
-             and once with masked tokens
-kills        SIGKILL of one of two processes, a third of them at moments drawn from the time to the first step, the rest
-             behind a step, each going on from the one before: how long the other takes to end, and whether losses, as first
-             logged and as resumed, are bit for bit those of a run that was let alone
-times        launch to first step for 1, 2 and 4 processes with 8 devices among them, and SIGTERM to a finished checkpoint
-checkpoints  a run that goes from 4 processes to one and back, against one that stays with 4
+layouts      every layout of meshconfigs/README.md with `neojax launch --processes 4 --cpu-devices 2`, against
+one process
+             with 8 devices: the largest difference of losses and parameters after 50 steps, with dropout and
+             microbatches, and once with masked tokens
+kills        SIGKILL of one of two processes, a third of them at moments drawn from the time to the first
+step, the rest
+             behind a step, each going on from the one before: how long the other takes to end, and whether
+             losses, as first logged and as resumed, are bit for bit those of a run that was let alone
+times        launch to first step for 1, 2 and 4 processes with 8 devices among them, and SIGTERM to a
+finished checkpoint checkpoints  a run that goes from 4 processes to one and back, against one that stays with
+4
 
 Text is a sequence of ids made here; its learnable part is a step of 5, 6 or 7 from one id to the next.
 """
@@ -37,7 +41,8 @@ from side_by_side import RESULTS, circumstances
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 DEVICES, STEPS, VOCAB = 8, 50, 256
-# Starts are many, and the machine is small: compiled fast rather than well, and kept where it was compiled before.
+# Starts are many, and the machine is small: compiled fast rather than well, and kept where it was compiled
+# before.
 QUICK = {
     "XLA_FLAGS": "--xla_backend_optimization_level=0",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
@@ -54,7 +59,7 @@ DEMO: dict[str, Any] = {
     "attention": {"heads": 8, "types": ["global", "local"], "window": 64},
 }  # fmt: skip
 TRAIN = {
-    "batch_size": 16, "microbatch": 8, "steps": STEPS, "learning_rate": 4e-3, "warmup_steps": 10, "log_every": 1,
+    "batch_size": 16, "microbatch": 8, "steps": STEPS, "learning_rate": 4e-3, "warmup_steps": 10, "log_every": 1,  # noqa: E501
     "tensorboard": False,
 }  # fmt: skip
 Row = dict[str, Any]
@@ -221,8 +226,8 @@ def kills_part(folder: Path, options: argparse.Namespace) -> Iterator[Row]:
 
 
 def killed(config: Path, run: Path, victim: int, starts: bool, moment: float) -> Row | None:
-    """Kills one of two launched processes `moment` seconds after the start or (not `starts`) the first step that it logs:
-    what became of the other. None where both were done."""
+    """Kills one of two launched processes `moment` seconds after the start or (not `starts`) the first step
+    that it logs: what became of the other. None where both were done."""
     metrics = run / "metrics.jsonl"
     before = metrics.stat().st_ino if metrics.exists() else None
     job = launch(config, run, 2, devices=4)
@@ -264,10 +269,11 @@ def killed(config: Path, run: Path, victim: int, starts: bool, moment: float) ->
 
 
 def times_part(folder: Path, options: argparse.Namespace) -> Iterator[Row]:
-    """The demo's model: launch to the first logged step, then SIGTERM to a whole checkpoint and to the end of all."""
+    """The demo's model: launch to the first logged step, then SIGTERM to a whole checkpoint and to the end of
+    all."""
     mesh = {"shape": "data:4, model:2", "layout": "batch:data, heads:model, mlp:model, vocab:model"}
     config = write_config(
-        folder, "times", DEMO, {**mesh, "param_layout": "embd:data"}, batch_size=8, microbatch=0, steps=100_000,
+        folder, "times", DEMO, {**mesh, "param_layout": "embd:data"}, batch_size=8, microbatch=0, steps=100_000,  # noqa: E501
         checkpoint_every=100_000,
     )  # fmt: skip
     names = ("start_to_first_step", "sigterm_to_checkpoint", "sigterm_to_end")

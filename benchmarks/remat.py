@@ -1,9 +1,10 @@
-"""Memory against speed of the training step: what the backward pass recomputes, and the type of the first moment.
+"""Memory against speed of the training step: what the backward pass recomputes, and the type of the first
+moment.
 
     python benchmarks/remat.py [--model 125M] [--batch 2] [--sequence 512] [--rounds 5]
 
-One program for each policy and type, all in one process, taking turns over the same state. Memory is what the compiler
-plans: arguments (the state), which the results take the place of, and temporaries.
+One program for each policy and type, all in one process, taking turns over the same state. Memory is what the
+compiler plans: arguments (the state), which the results take the place of, and temporaries.
 """
 
 import argparse
@@ -93,7 +94,10 @@ def main() -> None:
     for name, found in memory.items():
         median = statistics.median(seconds[name])
         rows[name] = {**found, "seconds": median, "ratio": median / base, "rounds": seconds[name]}
-        sizes = f"{found['arguments'] >> 20:7,} MiB of state and batch {found['temporaries'] >> 20:7,} MiB of temporaries"
+        sizes = (
+            f"{found['arguments'] >> 20:7,} MiB of state and batch {found['temporaries'] >> 20:7,} MiB of "
+            f"temporaries"
+        )
         print(f"  {name:28} {sizes} {median:7.2f} s {median / base:5.2f}x the time of none")
     save("remat", {**options, "settings": rows})
 

@@ -1,11 +1,13 @@
-"""Tokens/s of our decoding and of Hugging Face's `generate` with its cache: same shapes and type, greedy, no stop.
+"""Tokens/s of our decoding and of Hugging Face's `generate` with its cache: same shapes and type, greedy, no
+stop.
 
     python benchmarks/sampling.py [--model 125M] [--batch 1 8] [--prompt 64] [--new 64] [--rounds 5]
         [--dtype float32] [--weights float32 bfloat16 int8]
 
-Random weights and prompts. Tokens are the new ones; the time includes reading the prompt. For every batch also the
-share of the memory bandwidth that reading the weights once a token comes to: of the data sheet's on a GPU that
-BANDWIDTH lists, else of that of summing a large array on the same cores, which takes its turn in the same rounds.
+Random weights and prompts. Tokens are the new ones; the time includes reading the prompt. For every batch
+also the share of the memory bandwidth that reading the weights once a token comes to: of the data sheet's on
+a GPU that BANDWIDTH lists, else of that of summing a large array on the same cores, which takes its turn in
+the same rounds.
 """
 
 import argparse

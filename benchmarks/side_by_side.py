@@ -1,8 +1,8 @@
 """Contenders measured against each other in one run: each in a process of its own, taking turns.
 
-A contender is a function that gets options, sets itself up (loads, compiles, warms up) and returns `once`, which
-does one round of work and returns the number of tokens it handled. Only one contender works at a time, the order
-turns from round to round, and medians are compared, so that a noisy machine is noisy for all.
+A contender is a function that gets options, sets itself up (loads, compiles, warms up) and returns `once`,
+which does one round of work and returns the number of tokens it handled. Only one contender works at a time,
+the order turns from round to round, and medians are compared, so that a noisy machine is noisy for all.
 """
 
 import datetime
@@ -27,7 +27,8 @@ def _serve(make: Contender, options: Mapping[str, Any], pipe: Connection) -> Non
     once = make(options)
     pipe.send("ready")
     while pipe.recv() == "go":
-        once()  # not timed: what a process that was idle left in caches, and in memory that a host reclaims, is cold
+        # not timed: what a process that was idle left in caches, and in memory that a host reclaims, is cold
+        once()
         start = time.perf_counter()
         tokens = once()
         pipe.send(tokens / (time.perf_counter() - start))
@@ -39,7 +40,8 @@ def measure(
     rounds: int,
     environments: Mapping[str, Mapping[str, str]] | None = None,
 ) -> dict[str, list[float]]:
-    """Tokens per second of every contender in every round; `environments` are variables that some start with."""
+    """Tokens per second of every contender in every round; `environments` are variables that some start
+    with."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes = []

@@ -1,7 +1,8 @@
 """GPT-Neo's shapes as a PyTorch user would write them today: fused attention, one product for q, k and v.
 
-Global layers run `scaled_dot_product_attention`; local layers FlexAttention with a sliding window on GPUs, and the same
-function with a mask elsewhere, where FlexAttention has no backward pass. Scores are not scaled, as in GPT-Neo.
+Global layers run `scaled_dot_product_attention`; local layers FlexAttention with a sliding window on GPUs,
+and the same function with a mask elsewhere, where FlexAttention has no backward pass. Scores are not scaled,
+as in GPT-Neo.
 """
 
 from typing import Any

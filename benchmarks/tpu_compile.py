@@ -1,11 +1,12 @@
-"""Compiles the training step for TPUs that are not here and shows what the program holds: memory, kernels, collectives.
+"""Compiles the training step for TPUs that are not here and shows what the program holds: memory, kernels,
+collectives.
 
     python benchmarks/tpu_compile.py [--topology v5e:16x16] [--model 1.3B] [--batch 512] [--remat names]
-        [--reduce-dtype float32] [--shape data:-1] [--dcn-shape slices:2] [--layout batch:data] [--param-layout embd:data]
-        [--effort -1] [--save tpu_compile]
+        [--reduce-dtype float32] [--shape data:-1] [--dcn-shape slices:2] [--layout batch:data]
+        [--param-layout embd:data] [--effort -1] [--save tpu_compile]
 
-The layout is FSDP over all chips unless told otherwise, the compute type bfloat16, the inputs abstract. Needs libtpu
-(`pip install .[tpu]`).
+The layout is FSDP over all chips unless told otherwise, the compute type bfloat16, the inputs abstract. Needs
+libtpu (`pip install .[tpu]`).
 """
 
 import argparse
@@ -90,7 +91,8 @@ def bytes_by_type(results: list[Array]) -> Counter[str]:
 
 
 def report(model: Any, program: Any) -> dict[str, Any]:
-    """Bytes per chip, kernels, and collectives of a compiled step, and whether any gathers more than parameters."""
+    """Bytes per chip, kernels, and collectives of a compiled step, and whether any gathers more than
+    parameters."""
     hlo = program.as_text()
     memory = program.memory_analysis()
     by_kind = found(hlo)

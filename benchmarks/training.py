@@ -1,9 +1,10 @@
 """Tokens/s of our training step and of Hugging Face's PyTorch GPT-Neo: same shapes, type and optimizer.
 
-    python benchmarks/training.py [--model 125M] [--batch 2] [--sequence 512] [--dtype float32] [--rounds 5] [--compile]
+    python benchmarks/training.py [--model 125M] [--batch 2] [--sequence 512] [--dtype float32] [--rounds 5]
+    [--compile]
 
-Both do a whole AdamW step with clipping by the global norm on random tokens. Ours runs as `neojax train` does, with huge
-pages; PyTorch as it comes (with huge pages it was no faster: --huge-pages).
+Both do a whole AdamW step with clipping by the global norm on random tokens. Ours runs as `neojax train`
+does, with huge pages; PyTorch as it comes (with huge pages it was no faster: --huge-pages).
 """
 
 import argparse
@@ -120,7 +121,8 @@ def pytorch_loop(net: Any, loss_of: Callable[..., Any], options: Mapping[str, An
     net = net.to(device)
     model = net
     if options.get("compile"):
-        torch.compiler.reset()  # else another batch size than one compiled before would be compiled for any size
+        # else another batch size than one compiled before would be compiled for any size
+        torch.compiler.reset()
         model = torch.compile(net, backend=options.get("backend", "inductor"))
     adam = torch.optim.AdamW(
         net.parameters(),

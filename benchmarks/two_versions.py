@@ -1,10 +1,12 @@
-"""Two checkouts of neojax beside each other: the training step, its compilation, decoding and the time to start.
+"""Two checkouts of neojax beside each other: the training step, its compilation, decoding and the time to
+start.
 
     python benchmarks/two_versions.py BEFORE AFTER [--only TEXT] [--rounds 5] [--save NAME]
 
-Both train the same configurations through the command line, taking turns in processes of their own, so that any two
-versions can be compared whose function of a step is called `train_step`: `jax.jit` is wrapped, and what it compiles
-under that name is timed and asked for its memory and operations. Then each samples from the run that it trained.
+Both train the same configurations through the command line, taking turns in processes of their own, so that
+any two versions can be compared whose function of a step is called `train_step`: `jax.jit` is wrapped, and
+what it compiles under that name is timed and asked for its memory and operations. Then each samples from the
+run that it trained.
 """
 
 import argparse
@@ -123,8 +125,8 @@ print(json.dumps(found), file=sys.stderr)
 
 
 def python(checkout: Path, *words: Any, cwd: Path | None = None) -> tuple[float, str]:
-    """Runs Python with a checkout's neojax, with huge pages as `neojax train` has them; seconds and the last line of
-    its errors."""
+    """Runs Python with a checkout's neojax, with huge pages as `neojax train` has them; seconds and the last
+    line of its errors."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_FLAGS", "JAX_"))}
     environment |= {
         "PYTHONPATH": str(checkout),

@@ -1,10 +1,10 @@
-"""Waits that should be short: seconds until the command line answers, until the first batch of a late step, and for the
-loss of pairs of tokens that a run is compared with, over millions of them.
+"""Waits that should be short: seconds until the command line answers, until the first batch of a late step,
+and for the loss of pairs of tokens that a run is compared with, over millions of them.
 
     python benchmarks/waits.py [--rounds 5]
 
-Each is measured in turn, round by round; medians are printed. An answer includes the start of Python, whose own time is
-beside it; a late step is compared with the first.
+Each is measured in turn, round by round; medians are printed. An answer includes the start of Python, whose
+own time is beside it; a late step is compared with the first.
 """
 
 import argparse

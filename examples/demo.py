@@ -1,7 +1,7 @@
 """The main job on text that every machine has: the source of Python's own standard library.
 
-Prepares it, trains meshconfigs/demo.yml on 8 fake CPU devices, compares the held-out loss with a bigram model's and
-prints a few continuations. Run it with `make demo`; run it again and it goes on where it stopped.
+Prepares it, trains meshconfigs/demo.yml on 8 fake CPU devices, compares the held-out loss with a bigram
+model's and prints a few continuations. Run it with `make demo`; run it again and it goes on where it stopped.
 """
 
 import json
@@ -12,7 +12,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 DATA, RUN = "demo/data", "demo/run"
-PACKAGES = "asyncio collections concurrent email html http importlib json logging multiprocessing unittest urllib xml"
+PACKAGES = (
+    "asyncio collections concurrent email html http importlib json logging multiprocessing unittest urllib "
+    "xml"
+)
 PROMPTS = ["def __init__(self", "import os\n", "class Test"]
 
 

@@ -1,4 +1,5 @@
-"""Arguments of the public functions: one of the wrong kind is one line that names it and says what is expected."""
+"""Arguments of the public functions: one of the wrong kind is one line that names it and says what is
+expected."""
 
 import operator
 from collections.abc import Callable
@@ -61,15 +62,16 @@ def flag(name: str, value: Any) -> bool:
 
 
 def text(name: str, value: Any) -> str:
-    """A text that UTF-8 can hold: Python's may have halves of surrogate pairs in them, which stand for bytes of a command
-    line that were no UTF-8, too."""
+    """A text that UTF-8 can hold: Python's may have halves of surrogate pairs in them, which stand for bytes
+    of a command line that were no UTF-8, too."""
     if not isinstance(value, str):
         raise wrong(name, value, "a text")
     try:
         value.encode()
     except UnicodeEncodeError as e:
         raise NeojaxError(
-            f"{name} is not text that UTF-8 can hold: its character {e.start + 1} is {value[e.start]!r}; give it in UTF-8"
+            f"{name} is not text that UTF-8 can hold: its character {e.start + 1} is {value[e.start]!r}; "
+            "give it in UTF-8"
         ) from None
     return value
 
@@ -77,8 +79,8 @@ def text(name: str, value: Any) -> str:
 def token_ids(value: Any, n_vocab: int, name: str) -> Any:
     """Ids as an int32 array on this host; ids that are traced, or lie on other hosts too, as they are.
 
-    Raises `NeojaxError` for what is no array of whole numbers and, where they are known, for an id outside [0, n_vocab),
-    which a look-up on the device would silently move into it.
+    Raises `NeojaxError` for what is no array of whole numbers and, where they are known, for an id outside
+    [0, n_vocab), which a look-up on the device would silently move into it.
     """
     hidden = isinstance(value, jax.core.Tracer) or not getattr(value, "is_fully_addressable", True)
     try:

@@ -1,4 +1,5 @@
-"""The command line: `neojax train|sample|prepare|convert|launch|data|inspect`. JAX is imported by the command that needs it."""
+"""The command line: `neojax train|sample|prepare|convert|launch|data|inspect`. JAX is imported by the command
+that needs it."""
 
 import argparse
 import errno
@@ -42,10 +43,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def entry(argv: Sequence[str] | None = None) -> int:
-    """`main` for a process of its own, which `neojax train` starts anew with huge pages for large allocations.
+    """`main` for a process of its own, which `neojax train` starts anew with huge pages for large
+    allocations.
 
-    On CPU, XLA takes the temporaries of every step from the system and gives them back; with small pages some 6 % of a
-    step go into faulting them in. The C library reads this setting only when a process starts.
+    On CPU, XLA takes the temporaries of every step from the system and gives them back; with small pages some
+    6 % of a step go into faulting them in. The C library reads this setting only when a process starts.
     """
     own_streams()
     argv = sys.argv[1:] if argv is None else argv
@@ -56,7 +58,8 @@ def entry(argv: Sequence[str] | None = None) -> int:
 
 
 def _is_ours() -> bool:
-    """Whether the program that runs is one of neojax's own, not somebody's that calls it, which must not begin again."""
+    """Whether the program that runs is one of neojax's own, not somebody's that calls it, which must not
+    begin again."""
     program = sys.modules["__main__"]
     if spec := getattr(program, "__spec__", None):
         return spec.name == "neojax.__main__"
@@ -65,7 +68,8 @@ def _is_ours() -> bool:
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "neojax") -> int:
-    """Runs one command. Returns the exit status: 0, or 2 after one line `error: ...` for what the user can mend."""
+    """Runs one command. Returns the exit status: 0, or 2 after one line `error: ...` for what the user can
+    mend."""
     return guarded(lambda: _run(prog, argv))
 
 
@@ -93,7 +97,8 @@ def _run(prog: str, argv: Sequence[str] | None) -> None:
 
 
 def guarded(run: Callable[[], None]) -> int:
-    """Calls `run`, turning what the user can mend into one line on stderr and an exit status; warnings are lines, too."""
+    """Calls `run`, turning what the user can mend into one line on stderr and an exit status; warnings are
+    lines, too."""
     hold_streams()
     try:
         try:

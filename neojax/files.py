@@ -14,9 +14,9 @@ from neojax.errors import NeojaxError
 
 
 def named(path: str | Path, what: str) -> Path:
-    """The path that a user gave for `what`. Raises `NeojaxError` for an empty text, which is mostly a variable of a shell
-    that was never set, and which `Path` takes for the folder one is in; and for one in a bucket, of which it would make
-    a folder here."""
+    """The path that a user gave for `what`. Raises `NeojaxError` for an empty text, which is mostly a
+    variable of a shell that was never set, and which `Path` takes for the folder one is in; and for one in a
+    bucket, of which it would make a folder here."""
     if not str(path):
         raise NeojaxError(f"{what} is an empty text; name a file or folder (. is the one you are in)")
     if "://" in str(path):
@@ -34,10 +34,11 @@ def is_free(path: str | Path) -> bool:
 
 @contextmanager
 def new_folder(path: str | Path, replace: bool = False) -> Iterator[Path]:
-    """A folder to write into, which becomes `path` at the end of the block, and is removed if the block raises.
+    """A folder to write into, which becomes `path` at the end of the block, and is removed if the block
+    raises.
 
-    Where `path` is a link, its target is written. With `replace`, what is there gives way at the end, in one step.
-    Raises `NeojaxError` where `path` is in use or cannot be written.
+    Where `path` is a link, its target is written. With `replace`, what is there gives way at the end, in one
+    step. Raises `NeojaxError` where `path` is in use or cannot be written.
     """
     with _partial(path, replace) as (partial, final):
         partial.mkdir()
@@ -64,7 +65,8 @@ def new_file(path: str | Path, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def _partial(path: str | Path, replace: bool) -> Iterator[tuple[Path, Path]]:
-    """Where to write, and where it goes; afterwards neither that nor a folder made for it is left, if it stays empty."""
+    """Where to write, and where it goes; afterwards neither that nor a folder made for it is left, if it
+    stays empty."""
     final = Path(os.path.realpath(path))
     partial = _beside(final, "partial")
     made = [folder for folder in final.parents if not folder.exists()]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 
 def host_memory(root: Path = Path("/")) -> int | None:
-    """The bytes of memory and swap that this machine has and this container may use; None where it is not told."""
+    """The bytes of memory and swap that this machine has and this container may use; None where it is not
+    told."""
     try:
         lines = (root / "proc/meminfo").read_text().splitlines()
         told = {

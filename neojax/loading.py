@@ -34,12 +34,13 @@ def load(
 ) -> Transformer:
     """The trained model at `path`, with its weights placed on a mesh.
 
-    mesh: default the mesh that `jax.set_mesh` has put in force, split as the run it comes from was, or one device.
-    path: a run directory (its newest checkpoint), RUN/checkpoints/STEP, or a Hugging Face directory.
-    dtype: compute type, float32 or bfloat16; auto is bfloat16 on TPU and GPU. weights: what the matrices are kept in,
-    float32, bfloat16, int8, or auto, the compute type: fewer bytes to hold, at some loss; slower on CPU. They are held
-    once, in the form that scoring and generation use (`neojax.models.inference`). The model's
-    `tokenizer` (a `tokenizers.Tokenizer` or None) and `eos_token_id` (int or None) come with it. Raises `NeojaxError`.
+    mesh: default the mesh that `jax.set_mesh` has put in force, split as the run it comes from was, or one
+    device. path: a run directory (its newest checkpoint), RUN/checkpoints/STEP, or a Hugging Face directory.
+    dtype: compute type, float32 or bfloat16; auto is bfloat16 on TPU and GPU. weights: what the matrices are
+    kept in, float32, bfloat16, int8, or auto, the compute type: fewer bytes to hold, at some loss; slower on
+    CPU. They are held once, in the form that scoring and generation use (`neojax.models.inference`). The
+    model's `tokenizer` (a `tokenizers.Tokenizer` or None) and `eos_token_id` (int or None) come with it.
+    Raises `NeojaxError`.
     """
     if not isinstance(path, str | os.PathLike):
         raise wrong("path", path, "the folder of a run or of a Hugging Face model")
@@ -69,8 +70,8 @@ def load(
 def load_trained(
     path: str | Path, layout: Layout | None = None, compute: Compute | None = None
 ) -> Transformer:
-    """The model at `path`, as `load` takes it, in the form in which it is trained: float32, in the stored layout of
-    `layout` (default: one device). Raises `NeojaxError`."""
+    """The model at `path`, as `load` takes it, in the form in which it is trained: float32, in the stored
+    layout of `layout` (default: one device). Raises `NeojaxError`."""
     path = place(path)
     if hf.is_hf_dir(path):
         return hf.load(path, layout, compute)
@@ -93,8 +94,8 @@ def usual_layout(usual: MeshConfig) -> Layout:
 
 
 def load_params(path: str | Path, model: Transformer) -> dict[str, jax.Array]:
-    """The weights at `path`, as `load` takes it, for `model` in its stored layout. Raises `NeojaxError` where its
-    parameters are not those of `model`."""
+    """The weights at `path`, as `load` takes it, for `model` in its stored layout. Raises `NeojaxError` where
+    its parameters are not those of `model`."""
     theirs, ours = load_trained(path, model.layout, model.compute).params(), model.stored()
     for name in {**ours, **theirs}:
         mine, its = (tuple(p[name].shape) if name in p else "none" for p in (ours, theirs))

@@ -1,9 +1,10 @@
 """One owner of a folder that is written: a lock that dies with its process.
 
-The lock is `flock` on FOLDER/lock, which the kernel gives up when its owner ends in any way, SIGKILL included, and
-which NFS carries to other hosts. The file says who the owner is. Where the file system has no `flock`, or keeps it to
-one host, the owner's sign of life decides: it touches the file every BEAT seconds, and whoever finds the lock of
-another machine watches it for PATIENCE before taking it over. Reading a folder needs no lock.
+The lock is `flock` on FOLDER/lock, which the kernel gives up when its owner ends in any way, SIGKILL
+included, and which NFS carries to other hosts. The file says who the owner is. Where the file system has no
+`flock`, or keeps it to one host, the owner's sign of life decides: it touches the file every BEAT seconds,
+and whoever finds the lock of another machine watches it for PATIENCE before taking it over. Reading a folder
+needs no lock.
 """
 
 import contextlib
@@ -34,10 +35,11 @@ def say(text: str) -> None:
 
 
 class Lock:
-    """The lock of `folder`, which is made where it does not exist. A context manager; `take` and `release` without.
+    """The lock of `folder`, which is made where it does not exist. A context manager; `take` and `release`
+    without.
 
-    `doing` says what the owner does to the folder ("trained", "written"). `say` is given a line where an owner before
-    ended without giving the lock back.
+    `doing` says what the owner does to the folder ("trained", "written"). `say` is given a line where an
+    owner before ended without giving the lock back.
     """
 
     def __init__(self, folder: str | Path, doing: str = "written", say: Callable[[str], None] = say):
@@ -60,7 +62,8 @@ class Lock:
         self.release()
 
     def take(self) -> None:
-        """Makes this process the owner. Raises `NeojaxError` where another is, or where the folder cannot be written."""
+        """Makes this process the owner. Raises `NeojaxError` where another is, or where the folder cannot be
+        written."""
         try:
             self._made = not self.folder.exists()
             if not self._made and not self.folder.is_dir():
@@ -78,7 +81,8 @@ class Lock:
         self._beating.start()
 
     def check(self) -> None:
-        """Makes sure that the lock is still ours, where somebody may have deleted its file. Raises `NeojaxError`."""
+        """Makes sure that the lock is still ours, where somebody may have deleted its file. Raises
+        `NeojaxError`."""
         with contextlib.suppress(OSError):  # a mount that is gone is for whoever writes next to tell
             if self._fd is not None and not self._is_there(self._fd):
                 self._forget()
@@ -157,7 +161,8 @@ class Lock:
             return False
 
     def _is_alive(self) -> bool:
-        """Whether the owner gives a sign of life within PATIENCE. Only changes count: clocks of hosts may differ."""
+        """Whether the owner gives a sign of life within PATIENCE. Only changes count: clocks of hosts may
+        differ."""
         first = self._touched()
         end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
@@ -218,7 +223,10 @@ def owner_text(owner: dict[str, Any]) -> str:
     """An owner, as its lock tells it, for a message."""
     unknown = "an unknown"
     process = owner.get("process", unknown)
-    return f"process {process} on {owner.get('host', unknown + ' host')} since {owner.get('since', unknown + ' time')}"
+    return (
+        f"process {process} on {owner.get('host', unknown + ' host')} since "
+        f"{owner.get('since', unknown + ' time')}"
+    )
 
 
 def _machine() -> str:

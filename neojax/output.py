@@ -1,4 +1,5 @@
-"""What is printed where nobody may take it: a reader that has left, a stream that is closed, a disk that is full."""
+"""What is printed where nobody may take it: a reader that has left, a stream that is closed, a disk that is
+full."""
 
 import contextlib
 import json
@@ -6,12 +7,14 @@ import os
 import sys
 from typing import Any, TextIO, cast
 
-# What some readers of lines take for the end of one, though JSON need not escape it; `json` escapes the others.
+# What some readers of lines take for the end of one, though JSON need not escape it; `json` escapes the
+# others.
 _LINE_ENDS = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
 
 
 class Dispensable:
-    """`stream`, of which what cannot be written is lost without an error: work goes on that nobody watches any more."""
+    """`stream`, of which what cannot be written is lost without an error: work goes on that nobody watches
+    any more."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream
@@ -38,8 +41,8 @@ def drop_untaken() -> None:
 
 
 def hold_streams() -> None:
-    """Gives streams that the process was started without (`>&-`) a place that takes all: else the next file that is opened
-    would get a stream's number, and whatever a library writes there would go into it."""
+    """Gives streams that the process was started without (`>&-`) a place that takes all: else the next file
+    that is opened would get a stream's number, and whatever a library writes there would go into it."""
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(fd)
@@ -49,8 +52,8 @@ def hold_streams() -> None:
 
 
 def own_streams() -> None:
-    """As `hold_streams`, for a process of our own: characters that stdout's encoding has not are shown escaped, and no
-    message that stderr does not take ends what it is about."""
+    """As `hold_streams`, for a process of our own: characters that stdout's encoding has not are shown
+    escaped, and no message that stderr does not take ends what it is about."""
     hold_streams()
     if getattr(sys.stdout, "errors", "") == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -64,7 +67,8 @@ def complain(text: str) -> None:
 
 
 def json_line(value: Any) -> str:
-    """`value` as one line of JSON, whatever a reader takes for the end of a line and whatever stdout's encoding is."""
+    """`value` as one line of JSON, whatever a reader takes for the end of a line and whatever stdout's
+    encoding is."""
     text = json.dumps(value, ensure_ascii=False)
     with contextlib.suppress(UnicodeEncodeError):
         text.encode(sys.stdout.encoding or "ascii")

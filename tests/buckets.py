@@ -1,4 +1,5 @@
-"""Object stores on this machine, which speak the protocols of real ones: fake-gcs-server and moto's server for S3."""
+"""Object stores on this machine, which speak the protocols of real ones: fake-gcs-server and moto's server
+for S3."""
 
 import os
 import re
@@ -80,7 +81,7 @@ class FakeS3:
         self.url = f"http://127.0.0.1:{(port := _free_port())}"
         self.environment = {**S3, "AWS_ENDPOINT_URL": self.url}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-p", str(port)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+            [sys.executable, "-m", "moto.server", "-p", str(port)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL  # noqa: E501
         )  # fmt: skip
         _wait(self.url + "/moto-api/data.json")
         os.environ.update(self.environment)

@@ -1,5 +1,5 @@
-"""A writer of TensorFlow V2 checkpoints, independent of the reader: small tables of several blocks, keys with shared
-prefixes, values over any number of data files."""
+"""A writer of TensorFlow V2 checkpoints, independent of the reader: small tables of several blocks, keys with
+shared prefixes, values over any number of data files."""
 
 import struct
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Tests run on eight fake CPU devices, or on the devices that JAX finds where NEOJAX_TEST_DEVICE (gpu, tpu) is set."""
+"""Tests run on eight fake CPU devices, or on the devices that JAX finds where NEOJAX_TEST_DEVICE (gpu, tpu)
+is set."""
 
 import importlib.metadata
 import os
@@ -11,8 +12,8 @@ import pytest
 ON_DEVICE = bool(os.environ.get("NEOJAX_TEST_DEVICE"))
 if not ON_DEVICE:
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # Compilation is most of the suite's time, and its shapes are too tiny to gain from optimised code. The emitters that
-    # later releases have no choice but to use take twice as long as those before.
+    # Compilation is most of the suite's time, and its shapes are too tiny to gain from optimised code. The
+    # emitters that later releases have no choice but to use take twice as long as those before.
     quick = "--xla_backend_optimization_level=0"
     if importlib.metadata.version("jaxlib").startswith("0.10."):
         quick += " --xla_cpu_use_fusion_emitters=false"
@@ -57,7 +58,8 @@ def pytest_terminal_summary(terminalreporter):
 
 @pytest.fixture(scope="session")
 def gcs(tmp_path_factory):
-    """A Google Cloud Storage server of this machine with a bucket named `bucket`; skips where its package is missing."""
+    """A Google Cloud Storage server of this machine with a bucket named `bucket`; skips where its package is
+    missing."""
     from buckets import FakeGcs
 
     server = FakeGcs(tmp_path_factory.mktemp("gcs") / "log")

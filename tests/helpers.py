@@ -14,7 +14,8 @@ N_VOCAB = 61  # divides by no axis, so that every split vocabulary is padded
 
 
 def tiny(**changes) -> ModelConfig:
-    """Two groups of a global and a local layer; the window is shorter than the context and does not divide it."""
+    """Two groups of a global and a local layer; the window is shorter than the context and does not divide
+    it."""
     sizes = {"n_layer": 4, "n_embd": 32, "n_head": 4, "n_ctx": 24, "n_vocab": N_VOCAB, "window_size": 7}
     return model_config(**{**sizes, **changes})
 
@@ -43,7 +44,8 @@ def true_rows(params) -> dict[str, np.ndarray]:
 
 
 def perturbed(params, seed: int = 0):
-    """Parameters with noise, so that biases and scales are not all zeros and ones, and scores are not tiny."""
+    """Parameters with noise, so that biases and scales are not all zeros and ones, and scores are not
+    tiny."""
     rng = np.random.default_rng(seed)
     changed = {}
     for name, p in params.items():
@@ -53,7 +55,8 @@ def perturbed(params, seed: int = 0):
 
 
 def noisy(config, layout=None, seed=0):
-    """A model with the same noisy weights whatever the layout; rows that pad the vocabulary are noise as well."""
+    """A model with the same noisy weights whatever the layout; rows that pad the vocabulary are noise as
+    well."""
     from neojax.models import Transformer
 
     plain = Transformer(config).init(seed)

@@ -1,4 +1,5 @@
-"""Whether numbers that were recorded once must come out bit for bit here: the same JAX and the same vector instructions."""
+"""Whether numbers that were recorded once must come out bit for bit here: the same JAX and the same vector
+instructions."""
 
 import platform
 from pathlib import Path

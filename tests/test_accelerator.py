@@ -1,4 +1,5 @@
-"""benchmarks/accelerator.py, tried here at tiny shapes; its jobs, which end in time and lose nothing; what it imports."""
+"""benchmarks/accelerator.py, tried here at tiny shapes; its jobs, which end in time and lose nothing; what it
+imports."""
 
 import json
 import os

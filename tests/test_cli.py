@@ -1,4 +1,5 @@
-"""The command line: answers without JAX, and one `error:` line with status 2 for whatever the user can mend."""
+"""The command line: answers without JAX, and one `error:` line with status 2 for whatever the user can
+mend."""
 
 import json
 import os
@@ -43,7 +44,10 @@ def neojax(*args, **kwargs):
 @pytest.mark.parametrize("args", [["--help"], ["--version"], ["train", "--help"]])
 def test_answers_without_jax(args):
     """Importing it is most of a start; how long an answer takes is measured in benchmarks/waits.py."""
-    code = f"import sys; from neojax.cli import main\ntry: main({args!r})\nfinally: assert 'jax' not in sys.modules"
+    code = (
+        f"import sys; from neojax.cli import main\ntry: main({args!r})\nfinally: assert 'jax' not in "
+        f"sys.modules"
+    )
     result = neojax("-c", code)
     assert result.returncode == 0, result.stderr
     expected = {"--help": list(COMMANDS), "--version": [__version__], "train": ["CONFIG.yml"]}
@@ -99,11 +103,13 @@ def test_leaving_early_is_no_traceback(error, status):
 
 @pytest.mark.parametrize("streams", ["0<&-", "1>&-", "2>&-", "<&- >&- 2>&-"])
 def test_what_is_written_with_a_stream_closed_is_whole_and_no_traceback(streams, config):
-    """The number of a closed stream is nobody's: not that of a file which is written, with a library's messages in it."""
+    """The number of a closed stream is nobody's: not that of a file which is written, with a library's
+    messages in it."""
     code = (
         "import os, sys; from neojax.cli import guarded\n"
         f"def f():\n with open({str(config.parent / 'file')!r}, 'wb') as f:\n"
-        "  [os.write(fd, b'message') for fd in (1, 2)]; print('out'); print('err', file=sys.stderr); f.write(b'data')\n"
+        "  [os.write(fd, b'message') for fd in (1, 2)]; print('out'); print('err', file=sys.stderr); "
+        "f.write(b'data')\n"
         "raise SystemExit(guarded(f))"
     )
     command = f'exec "$0" -c "$1" {streams}'
@@ -116,7 +122,10 @@ def test_what_is_written_with_a_stream_closed_is_whole_and_no_traceback(streams,
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_an_error_that_cannot_be_told_keeps_its_status():
-    code = "from neojax.cli import guarded\nfrom neojax.errors import NeojaxError\ndef f(): raise NeojaxError('x')\n"
+    code = (
+        "from neojax.cli import guarded\nfrom neojax.errors import NeojaxError\ndef f(): raise "
+        "NeojaxError('x')\n"
+    )
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-c", f"{code}raise SystemExit(guarded(f))"]
         assert subprocess.run(command, cwd=ROOT, stderr=full).returncode == 2
@@ -146,7 +155,10 @@ def test_streams_that_are_closed_or_full_change_no_exit_status():
 
 
 def test_what_the_output_cannot_hold_is_escaped():
-    code = "from neojax.output import own_streams, json_line as j; own_streams(); print('é😀\\udcff'); print(j('é😀'))"
+    code = (
+        "from neojax.output import own_streams, json_line as j; own_streams(); print('é😀\\udcff'); "
+        "print(j('é😀'))"
+    )
     for encoding, expected in [
         ("utf-8", ["é😀\\udcff", '"é😀"']),
         ("ascii", ["\\xe9\\U0001f600\\udcff", '"\\u00e9\\ud83d\\ude00"']),

@@ -1,4 +1,5 @@
-"""benchmarks/communication.py: what it reads in a compiled program, and its model of the links against worked figures."""
+"""benchmarks/communication.py: what it reads in a compiled program, and its model of the links against worked
+figures."""
 
 import sys
 from pathlib import Path
@@ -46,7 +47,7 @@ ENTRY %main (p: f32[8,4]) -> f32[8,4] {
   %scattered = f32[8]{0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
   %send.1 = (f32[40,8]{1,0}, u32[], token[]) send(%s, %after), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
 }
-"""
+"""  # noqa: E501
 
 
 def test_what_a_program_holds():
@@ -88,7 +89,8 @@ def line(n, axis=0, stride=1):
 
 
 def test_the_model_of_the_links_against_worked_figures():
-    """The scaling book: bf16[2048, 8192] over four v5e chips, 560 us without and 377 us with a ring; V / W n over axes."""
+    """The scaling book: bf16[2048, 8192] over four v5e chips, 560 us without and 377 us with a ring; V / W n
+    over axes."""
     v5e = links.CHIPS["v5e"]
     gather = Collective("all-gather", (("bf16", (2048, 8192)),), (), rings=1)
     assert links.seconds(gather, line(4), (4, 4, 1), v5e) == pytest.approx(560e-6, rel=0.01)

@@ -1,4 +1,5 @@
-"""On a GPU or TPU: what eight fake CPU devices cannot show. NEOJAX_TEST_DEVICE=cpu runs it on a CPU, to try the tests."""
+"""On a GPU or TPU: what eight fake CPU devices cannot show. NEOJAX_TEST_DEVICE=cpu runs it on a CPU, to try
+the tests."""
 
 import os
 

@@ -41,8 +41,9 @@ def test_the_page_on_ones_own_training_loop_runs_as_it_stands():
 
 
 def missing(page: Path, text: str) -> list[str]:
-    """What a text names and is not there: files of this repository, files that it links to, and, as `room.module.name` or
-    `neojax.room.module.name`, parts of the package. NAME stands for a name that the reader chooses."""
+    """What a text names and is not there: files of this repository, files that it links to, and, as
+    `room.module.name` or `neojax.room.module.name`, parts of the package. NAME stands for a name that the
+    reader chooses."""
     paths = set(re.findall(r"(?<![\w./-])[a-z][\w.-]*/(?:[\w.-]+/)*[\w.-]+\.(?:py|md)\b", text)).difference(
         GPT_NEO
     )
@@ -60,7 +61,8 @@ def missing(page: Path, text: str) -> list[str]:
 
 
 def is_there(name: str) -> bool:
-    """Whether `.room.module.name` is a part of the package, or a key of the configuration's section `data`."""
+    """Whether `.room.module.name` is a part of the package, or a key of the configuration's section
+    `data`."""
     first, *rest = name.split(".")[1:]
     if first == "data" and len(rest) == 1 and hasattr(Config().data, rest[0]):
         return True
@@ -88,9 +90,12 @@ def test_what_a_text_names_is_there(page):
 
 
 def test_what_is_not_there_is_found():
-    text = "`neojax/training/optimizer.py` neojax/training/optimiser.py `layout/mesh.py` `layout/meshes.py` docs/run.md "
-    text += "`neojax.layout.mesh.Layout` `neojax.layout.mesh.Lay`, neojax.loaded `layout.named.einsum` `layout.named.ein` "
-    text += "`data.train` `data.trains` `data.batch.Batch` [page](runs.md) [page](run.md) `models/families/NAME.py`"
+    text = (
+        "`neojax/training/optimizer.py` neojax/training/optimiser.py `layout/mesh.py` `layout/meshes.py` "
+        "docs/run.md "
+    )
+    text += "`neojax.layout.mesh.Layout` `neojax.layout.mesh.Lay`, neojax.loaded `layout.named.einsum` `layout.named.ein` "  # noqa: E501
+    text += "`data.train` `data.trains` `data.batch.Batch` [page](runs.md) [page](run.md) `models/families/NAME.py`"  # noqa: E501
     lost = ["docs/run.md", "layout/meshes.py", "neojax/training/optimiser.py", "run.md"]
     lost += ["data.trains", "layout.mesh.Lay", "layout.named.ein", "loaded"]
     assert missing(DOCS / "page.md", text) == sorted(lost)

@@ -165,7 +165,8 @@ def test_logging_is_quiet_until_the_last_checkpoints_are_closed(run):
 
 @pytest.fixture(scope="module")
 def own_end(tmp_path_factory):
-    """A run, one step long, on data whose documents end with a token of their own, not the tokenizer's usual one."""
+    """A run, one step long, on data whose documents end with a token of their own, not the tokenizer's usual
+    one."""
     folder = tmp_path_factory.mktemp("end")
     tokenizer = tokenizers.train(["to be or not to be"] * 5, 260)
     tokenizer.add_special_tokens(["<end>"])
@@ -175,10 +176,10 @@ def own_end(tmp_path_factory):
         [folder / "text.jsonl"], folder / "data", tokenizer=folder / "tokenizer.json", eod="<end>", workers=1
     )
     raw = {
-        "model": {"n_layer": 1, "n_embd": 8, "n_head": 1, "n_ctx": 8, "n_vocab": 300, "attention_types": ["global"]},
+        "model": {"n_layer": 1, "n_embd": 8, "n_head": 1, "n_ctx": 8, "n_vocab": 300, "attention_types": ["global"]},  # noqa: E501
         "mesh": {"shape": "data:1", "layout": "", "cpu_devices": 1},
         "data": {"train": str(folder / "data")},
-        "train": {"run_dir": str(folder / "run"), "steps": 1, "batch_size": 1, "warmup_steps": 0, "tensorboard": False},
+        "train": {"run_dir": str(folder / "run"), "steps": 1, "batch_size": 1, "warmup_steps": 0, "tensorboard": False},  # noqa: E501
     }  # fmt: skip
     neojax.train(configuration.from_dict(raw))
     return folder / "run", tokenizer.token_to_id("<end>")

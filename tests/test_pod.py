@@ -20,7 +20,8 @@ STEPS = 16
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """All whose randomness could depend on who computes it: masked tokens, dropout, microbatches, a shuffle."""
+    """All whose randomness could depend on who computes it: masked tokens, dropout, microbatches, a
+    shuffle."""
     from helpers import write_data
 
     folder = tmp_path_factory.mktemp("pod")
@@ -36,7 +37,7 @@ def config(tmp_path_factory):
                 "data": {"train": str(write_data(folder))},
                 "train": {
                     "mlm_mask_id": 60, "batch_size": 8, "microbatch": 4, "steps": STEPS,
-                    "learning_rate": 1e-2, "warmup_steps": 2, "log_every": 1, "checkpoint_every": 4, "tensorboard": False,
+                    "learning_rate": 1e-2, "warmup_steps": 2, "log_every": 1, "checkpoint_every": 4, "tensorboard": False,  # noqa: E501
                 },
             }
         )
@@ -54,7 +55,7 @@ def start(
     ]  # fmt: skip
     return [
         subprocess.Popen(
-            command, env=environment | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, env=environment | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True  # noqa: E501
         )
         for environment in environments(processes, on_cpu=True)
     ]  # fmt: skip
@@ -154,7 +155,8 @@ def test_a_run_and_its_data_in_a_bucket_are_the_same_and_survive_a_kill(config, 
 
 
 def test_all_stop_behind_the_same_step_when_one_is_asked_to(config, whole, tmp_path):
-    """Long before a step is logged. What they leave is gone on from with another number of processes and another mesh."""
+    """Long before a step is logged. What they leave is gone on from with another number of processes and
+    another mesh."""
     run = tmp_path / "run"
     processes = start(config, run, "train.log_every=1000")
     wait_for(run / "checkpoints" / "4", processes)

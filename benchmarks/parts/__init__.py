@@ -1,7 +1,8 @@
-"""The parts of `benchmarks/accelerator.py`: each says which jobs it has for a chip, and what its rows come to.
+"""The parts of `benchmarks/accelerator.py`: each says which jobs it has for a chip, and what its rows come
+to.
 
-`jobs(chip, tiny)` gives the jobs, dearest questions first, since the last ones are skipped where time runs out;
-`conclude(rows)` adds the rows that compare others. A chip is what `chip_row` says of it.
+`jobs(chip, tiny)` gives the jobs, dearest questions first, since the last ones are skipped where time runs
+out; `conclude(rows)` adds the rows that compare others. A chip is what `chip_row` says of it.
 """
 
 import gc
@@ -18,7 +19,8 @@ Chip = Mapping[str, Any]
 
 
 def chip_row(options: Mapping[str, Any]) -> Iterator[Row]:
-    """The devices here: their platform, kind, number, and the bytes of memory that a program may take of each."""
+    """The devices here: their platform, kind, number, and the bytes of memory that a program may take of
+    each."""
     import jax
 
     device = jax.devices()[0]

@@ -1,4 +1,5 @@
-"""Decoding: tokens/s of `neojax.generate` and of transformers' `generate`, and the share of the memory's bandwidth."""
+"""Decoding: tokens/s of `neojax.generate` and of transformers' `generate`, and the share of the memory's
+bandwidth."""
 
 import time
 from collections.abc import Iterator, Mapping

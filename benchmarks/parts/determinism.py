@@ -1,7 +1,8 @@
-"""Determinism: whether two runs of a few training steps end in the same bits, with and without `train.deterministic`.
+"""Determinism: whether two runs of a few training steps end in the same bits, with and without
+`train.deterministic`.
 
-Runs are compared within a process, where they share a compiled program, and between two processes, each of which
-compiles anew and may choose other kernels.
+Runs are compared within a process, where they share a compiled program, and between two processes, each of
+which compiles anew and may choose other kernels.
 """
 
 import hashlib

@@ -1,7 +1,9 @@
-"""Attention kernels: the devices' own against XLA's and against the definition: values, gradients, time; block sizes.
+"""Attention kernels: the devices' own against XLA's and against the definition: values, gradients, time;
+block sizes.
 
-Operands are bfloat16. Errors are those of the result and of the three gradients, the largest of norm(difference) /
-norm(reference), the reference being float32 with full products; XLA's own kernel in bfloat16 is the yardstick.
+Operands are bfloat16. Errors are those of the result and of the three gradients, the largest of
+norm(difference) / norm(reference), the reference being float32 with full products; XLA's own kernel in
+bfloat16 is the yardstick.
 """
 
 import statistics
@@ -135,8 +137,8 @@ class Problem:
         return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))
 
     def timed(self, kernel: Callable[..., Any]) -> Row:
-        """Seconds of a forward and backward pass, FLOP/s over the keys that queries see, and the error; or what went
-        wrong, such as blocks that are too large for a chip."""
+        """Seconds of a forward and backward pass, FLOP/s over the keys that queries see, and the error; or
+        what went wrong, such as blocks that are too large for a chip."""
         try:
             return self.figures(kernel)
         except Exception as e:

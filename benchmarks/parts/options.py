@@ -1,7 +1,9 @@
-"""Compiler options: the training step without each option of the platform's table, one at a time, on one device.
+"""Compiler options: the training step without each option of the platform's table, one at a time, on one
+device.
 
-The table as it stands is measured first, in the middle and last, to see how far the machine drifts; then all options
-together are left out. Options for collectives have nothing to do on one device, and are measured all the same.
+The table as it stands is measured first, in the middle and last, to see how far the machine drifts; then all
+options together are left out. Options for collectives have nothing to do on one device, and are measured all
+the same.
 """
 
 import gc

@@ -55,7 +55,9 @@ def marked(options: Mapping[str, Any]) -> Iterator[Row]:
             return
         if not report.exists():
             yield {
-                "error": f"pytest ended with status {done.returncode}: {done.stdout[-200:]}{done.stderr[-200:]}"
+                "error": (
+                    f"pytest ended with status {done.returncode}: {done.stdout[-200:]}{done.stderr[-200:]}"
+                )
             }
             return
         cases = list(ElementTree.parse(report).iter("testcase"))

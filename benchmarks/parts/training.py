@@ -1,4 +1,5 @@
-"""Training: tokens/s and MFU of our step, and of PyTorch's GPT-Neo and a PyTorch model with fused attention."""
+"""Training: tokens/s and MFU of our step, and of PyTorch's GPT-Neo and a PyTorch model with fused
+attention."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -91,13 +91,14 @@ def _convert_bundle(args: Namespace) -> None:
     )
     if loaded.model.tokenizer is None:
         print(
-            f"note: there is no tokenizer beside {args.source}; to sample text, put the model's tokenizer.json (GPT-2's "
-            "is the usual one) there and convert again"
+            f"note: there is no tokenizer beside {args.source}; to sample text, put the model's "
+            "tokenizer.json (GPT-2's is the usual one) there and convert again"
         )
 
 
 def _check_apart(dest: Path, sources: list[str | Path]) -> None:
-    """Raises `NeojaxError` where writing DEST would change what is converted, by whatever names they are given."""
+    """Raises `NeojaxError` where writing DEST would change what is converted, by whatever names they are
+    given."""
     written = Path(os.path.realpath(dest))
     for source in sources:
         read = Path(os.path.realpath(source))
@@ -109,7 +110,8 @@ def _check_apart(dest: Path, sources: list[str | Path]) -> None:
 
 
 def _check_free(dest: Path, force: bool, *, is_file: bool) -> None:
-    """Raises `NeojaxError` for a DEST that is in use, unless it is a thing of the same kind and to be replaced."""
+    """Raises `NeojaxError` for a DEST that is in use, unless it is a thing of the same kind and to be
+    replaced."""
     if is_file and dest.is_dir():
         raise NeojaxError(f"{dest} is a folder; name the file to write, such as {dest / 'config.yml'}")
     if is_free(os.path.realpath(dest)):
@@ -121,6 +123,6 @@ def _check_free(dest: Path, force: bool, *, is_file: bool) -> None:
     is_hf = is_hf_dir(dest) and any(f.suffix in (".safetensors", ".bin") for f in dest.iterdir())
     if not is_file and not is_hf and not is_run_dir(dest):
         raise NeojaxError(
-            f"{dest} is neither a run nor a Hugging Face directory, and only such are replaced; remove it yourself, or "
-            "name another place"
+            f"{dest} is neither a run nor a Hugging Face directory, and only such are replaced; remove it "
+            "yourself, or name another place"
         )

@@ -36,7 +36,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--topology",
         metavar="T",
-        help="lay the mesh on a TPU slice that is not here, such as v5e:16x16, and show every host's chips and rows",
+        help=(
+            "lay the mesh on a TPU slice that is not here, such as v5e:16x16, and show every host's chips "
+            "and rows"
+        ),
     )
     parser.add_argument("--keys", action="store_true", help="list every configuration key instead")
 
@@ -61,7 +64,8 @@ def run(args: Namespace) -> None:
 
 
 def on_slice(config: Config, topology: str) -> None:
-    """The model, and the mesh as it lies on `topology`. Raises `NeojaxError` where the layout does not fit there."""
+    """The model, and the mesh as it lies on `topology`. Raises `NeojaxError` where the layout does not fit
+    there."""
     jax.config.update("jax_platforms", "cpu")  # nothing runs
     layout = make_layout(replace(config.mesh, cpu_devices=0), tpu_devices(topology))
     print_model(config, layout)
@@ -69,8 +73,9 @@ def on_slice(config: Config, topology: str) -> None:
 
 
 def verify(run_dir: Path) -> None:
-    """Reads all files of all checkpoints of a run, which may be training (in a bucket: asks for their checksums), and says of each whether it is what was
-    written. Raises `NeojaxError` where one is not, or where there is none."""
+    """Reads all files of all checkpoints of a run, which may be training (in a bucket: asks for their
+    checksums), and says of each whether it is what was written. Raises `NeojaxError` where one is not, or
+    where there is none."""
     shelf = shelf_of(run_dir)
     try:
         steps = shelf.steps()
@@ -98,8 +103,9 @@ def verify(run_dir: Path) -> None:
             print(f"checkpoint {step}: whole, {len(listing.files)} files, {listing.bytes:,} bytes{sums}")
     if damaged := sorted(set(steps) - whole):
         raise NeojaxError(
-            f"{len(damaged)} of {len(steps)} checkpoints of {run_dir} are damaged: {', '.join(map(str, damaged))}; restore "
-            f"them from a copy; the last whole one is {max(whole) if whole else 'none'}"
+            f"{len(damaged)} of {len(steps)} checkpoints of {run_dir} are damaged: "
+            f"{', '.join(map(str, damaged))}; restore them from a copy; the last whole one is "
+            f"{max(whole) if whole else 'none'}"
         )
 
 

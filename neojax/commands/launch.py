@@ -1,7 +1,7 @@
 """`neojax launch --processes N -- train CONFIG ...`: several processes of one job on this machine.
 
-For machines with several GPUs, one process each or an equal share of them, and to rehearse a pod on a laptop, where
-every process has fake CPU devices.
+For machines with several GPUs, one process each or an equal share of them, and to rehearse a pod on a laptop,
+where every process has fake CPU devices.
 """
 
 import contextlib
@@ -90,7 +90,8 @@ def free_port() -> int:
 
 
 class Launched:
-    """Running processes. The first writes to our streams as it is, the others line by line behind their number."""
+    """Running processes. The first writes to our streams as it is, the others line by line behind their
+    number."""
 
     def __init__(self, command: Sequence[str], environments: Sequence[dict[str, str]]):
         self.processes: list[subprocess.Popen] = []
@@ -101,7 +102,8 @@ class Launched:
                 [sys.executable, "-m", "neojax", *command],
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                # A group of its own: Ctrl-C reaches the processes once, through us, since a second one means at once.
+                # A group of its own: Ctrl-C reaches the processes once, through us, since a second one means
+                # at once.
                 start_new_session=True,
                 **pipes,
             )

@@ -151,8 +151,8 @@ def run(args: Namespace) -> None:
 
 @contextlib.contextmanager
 def _ending_at_once() -> Iterator[None]:
-    """Inside, Ctrl-C ends the process, which has nothing to lose: JAX swallows a KeyboardInterrupt that is raised within
-    its callbacks. Where somebody else handles or ignores the signal, it is left to them."""
+    """Inside, Ctrl-C ends the process, which has nothing to lose: JAX swallows a KeyboardInterrupt that is
+    raised within its callbacks. Where somebody else handles or ignores the signal, it is left to them."""
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return

@@ -21,7 +21,8 @@ class Range:
     below: float | None = None
 
     def holds(self, number: float) -> bool:
-        """Whether `number`, as the device will see it (in float32, where it is no whole number), is in the range."""
+        """Whether `number`, as the device will see it (in float32, where it is no whole number), is in the
+        range."""
         seen: float = number if isinstance(number, int) else float(np.float32(number))
         return (
             (self.least is None or seen >= self.least)
@@ -40,6 +41,7 @@ class Range:
 
 
 def key(default: Any, doc: str, *, choices: Iterable[str] = (), **bounds: float) -> Any:
-    """Declares a key: its default, its meaning, and what values it takes, a number within the `Range` of `bounds`."""
+    """Declares a key: its default, its meaning, and what values it takes, a number within the `Range` of
+    `bounds`."""
     meta = {"doc": doc, "choices": tuple(choices), "range": Range(**bounds)}
     return dataclasses.field(default=default, metadata=meta)

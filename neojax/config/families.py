@@ -1,7 +1,8 @@
-"""The registry of model families, and the keys that stand where a configuration of that family does not give them.
+"""The registry of model families, and the keys that stand where a configuration of that family does not give
+them.
 
-This is the one line that a new family adds outside its own module, `neojax/models/families/NAME.py`. What a family
-leaves out here is as declared in `neojax.config.model`.
+This is the one line that a new family adds outside its own module, `neojax/models/families/NAME.py`. What a
+family leaves out here is as declared in `neojax.config.model`.
 """
 
 from typing import Any

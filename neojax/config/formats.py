@@ -1,7 +1,7 @@
 """The format of a written configuration, and how older ones are read.
 
-`config.yml` and the checkpoints of a run carry `format`. What has none is of format 1, neojax's before the model's keys
-stood in groups; its flat spelling is read in every format (`neojax.config.spelling`).
+`config.yml` and the checkpoints of a run carry `format`. What has none is of format 1, neojax's before the
+model's keys stood in groups; its flat spelling is read in every format (`neojax.config.spelling`).
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,7 +14,8 @@ FORMAT = 2
 
 
 def upgrade(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The sections of a configuration of any format as those of today's. Raises `NeojaxError` for a newer one."""
+    """The sections of a configuration of any format as those of today's. Raises `NeojaxError` for a newer
+    one."""
     sections = dict(raw)
     number = sections.pop("format", 1)
     if type(number) is not int or number < 1:
@@ -31,9 +32,11 @@ def upgrade(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def _name_gpt2(sections: dict[str, Any]) -> dict[str, Any]:
-    """1 -> 2: families had no names, and a model whose attention was biased and all global counted as a GPT-2.
+    """1 -> 2: families had no names, and a model whose attention was biased and all global counted as a
+    GPT-2.
 
-    Such are all conversions of GPT-2. Only the flat spelling says so: the groups came with the names of families.
+    Such are all conversions of GPT-2. Only the flat spelling says so: the groups came with the names of
+    families.
     """
     model = sections.get("model")
     if not isinstance(model, Mapping) or "family" in model or model.get("attention_bias") is not True:

@@ -24,8 +24,8 @@ class MeshConfig:
     dcn_shape: str = key("", 'part of each axis that spans slices joined by a data-center network: "data:2"')
     distributed: bool | None = key(
         None,
-        "whether this process is one of several: true joins them or fails, false never looks; null: where the keys below, "
-        "Slurm, Open MPI or a TPU pod say so",
+        "whether this process is one of several: true joins them or fails, false never looks; null: where "
+        "the keys below, Slurm, Open MPI or a TPU pod say so",
     )
     coordinator: str = key(
         "", "HOST:PORT, an address of the first process's host and a free port; or JAX_COORDINATOR_ADDRESS"
@@ -46,8 +46,8 @@ class SourceConfig:
 
     path: str = key(
         "",
-        "a folder that `neojax prepare` wrote; PREFIX of a token store's PREFIX.bin and PREFIX.idx; or TFRecords: "
-        "a file, a folder or a glob",
+        "a folder that `neojax prepare` wrote; PREFIX of a token store's PREFIX.bin and PREFIX.idx; or "
+        "TFRecords: a file, a folder or a glob",
     )
     weight: float = key(1.0, "share of the mixture, relative to the other sources", least=0)
 
@@ -63,8 +63,8 @@ class DataConfig:
     tokenizer: str = key("", "tokenizer.json; default: the one beside the first training source")
     isolate_documents: bool = key(
         False,
-        "attention stays within a document, and positions begin with it, where several stand in a window; false: a token "
-        "sees all before it in the window",
+        "attention stays within a document, and positions begin with it, where several stand in a window; "
+        "false: a token sees all before it in the window",
     )
     prefetch: int = key(8, "batches read ahead of the training step", least=1)
 
@@ -86,8 +86,9 @@ class TrainConfig:
     )
     reduce_dtype: str = key(
         "float32",
-        "where compute is bfloat16, the type in which gradients of matrices and tables are added up over devices: "
-        "bfloat16 sends half as much, and over 64 devices or more loses more than compute does; all other sums are float32",
+        "where compute is bfloat16, the type in which gradients of matrices and tables are added up over "
+        "devices: bfloat16 sends half as much, and over 64 devices or more loses more than compute does; "
+        "all other sums are float32",
         choices=("float32", "bfloat16"),
     )
     remat: str = key(
@@ -98,14 +99,14 @@ class TrainConfig:
     )
     unroll: int = key(
         1,
-        "repetitions of the layer group compiled into one turn of the loop over layers; more take longer to compile and "
-        "more memory, and may run faster; 0: all, the fastest on CPU",
+        "repetitions of the layer group compiled into one turn of the loop over layers; more take longer to "
+        "compile and more memory, and may run faster; 0: all, the fastest on CPU",
         least=0,
     )
     attention_kernel: str = key(
         "auto",
-        "auto: splash on TPU, cudnn on NVIDIA GPUs, xla elsewhere and for what they cannot do; a kernel named here is "
-        "used or refused",
+        "auto: splash on TPU, cudnn on NVIDIA GPUs, xla elsewhere and for what they cannot do; a kernel "
+        "named here is used or refused",
         choices=("auto", "xla", "splash", "cudnn"),
     )
     optimizer: str = key("adamw", "update rule", choices=("adamw", "adafactor"))
@@ -131,8 +132,8 @@ class TrainConfig:
     )
     frozen: tuple[str, ...] = key(
         (),
-        "parameters that keep their values, told as in no_decay (vocab, blocks.1.*); all others are trained. Frozen ones "
-        "have no gradient, no moments and no weight decay",
+        "parameters that keep their values, told as in no_decay (vocab, blocks.1.*); all others are "
+        "trained. Frozen ones have no gradient, no moments and no weight decay",
     )
     beta1: float = key(0.9, "decay of AdamW's first moment", least=0, below=1)
     beta2: float = key(0.95, "decay of AdamW's second moment", least=0, below=1)
@@ -183,12 +184,13 @@ class TrainConfig:
     )
     deterministic: bool = key(
         False,
-        "on GPUs: only operations whose results do not depend on the order in which threads finish, so that a resumed "
-        "run equals an uninterrupted one bit for bit; slower. CPUs and TPUs do so without it",
+        "on GPUs: only operations whose results do not depend on the order in which threads finish, so that "
+        "a resumed run equals an uninterrupted one bit for bit; slower. CPUs and TPUs do so without it",
     )
     seed: int = key(
         0,
-        "seed of initial weights, data order and dropout; weights and dropout depend on its lower 32 bits alone",
+        "seed of initial weights, data order and dropout; weights and dropout depend on its lower 32 bits "
+        "alone",
         least=0,
         most=2**63 - 1,
     )
@@ -198,35 +200,37 @@ class TrainConfig:
     checkpoint_every: int = key(1000, "steps between checkpoints; one is always written at the end", least=1)
     grace_seconds: float = key(
         120.0,
-        "seconds that a run which SIGTERM, Ctrl-C or SIGHUP stops may take to save; then it ends as it is, its last whole "
-        "checkpoint being the one to go on from",
+        "seconds that a run which SIGTERM, Ctrl-C or SIGHUP stops may take to save; then it ends as it is, "
+        "its last whole checkpoint being the one to go on from",
         least=0,
     )
     stall_seconds: float | None = key(
         None,
-        "seconds after which a step that has not ended ends its process, with status 75 and every thread's stack in "
-        "RUN/logs; null: 50 times the median step, at least 120; 0: never",
+        "seconds after which a step that has not ended ends its process, with status 75 and every thread's "
+        "stack in RUN/logs; null: 50 times the median step, at least 120; 0: never",
         least=0,
     )
     keep: int = key(3, "newest checkpoints to keep", least=1)
     restart: bool = key(
         False,
-        "begin anew in a run directory whose checkpoints are gone, keeping its old metrics beside the new; one that has "
-        "checkpoints goes on from them",
+        "begin anew in a run directory whose checkpoints are gone, keeping its old metrics beside the new; "
+        "one that has checkpoints goes on from them",
     )
     init_from: str = key(
         "",
-        "start from the weights of this Hugging Face or run directory; keys of model that are not given are its own",
+        "start from the weights of this Hugging Face or run directory; keys of model that are not given are "
+        "its own",
     )
     on_damage: str = key(
         "stop",
-        "what to do where the newest checkpoint is damaged; previous: set it aside and go on from the one before",
+        "what to do where the newest checkpoint is damaged; previous: set it aside and go on from the one "
+        "before",
         choices=("stop", "previous"),
     )
     on_save_error: str = key(
         "stop",
-        "what to do where a checkpoint or metrics cannot be written, as on a full disk; continue: say so, train on and try "
-        "again at the next",
+        "what to do where a checkpoint or metrics cannot be written, as on a full disk; continue: say so, "
+        "train on and try again at the next",
         choices=("stop", "continue"),
     )
     tensorboard: bool = key(True, "write TensorBoard event files")

@@ -95,14 +95,14 @@ class NormConfig:
 
     kind: str = key(
         "layer",
-        "layer: the input of each branch by its mean and variance; scale: the same with one number as scale, without "
-        "bias; rezero: none in blocks, each branch times a number that starts at 0",
+        "layer: the input of each branch by its mean and variance; scale: the same with one number as "
+        "scale, without bias; rezero: none in blocks, each branch times a number that starts at 0",
         choices=("layer", "scale", "rezero"),
     )
     order: str = key(
         "pre",
-        "where it stands in a block: pre: x + branch(norm(x)); post: norm(x + branch(x)); parallel: both branches read x, "
-        "each after a norm of its own; parallel_shared: both after one norm",
+        "where it stands in a block: pre: x + branch(norm(x)); post: norm(x + branch(x)); parallel: both "
+        "branches read x, each after a norm of its own; parallel_shared: both after one norm",
         choices=("pre", "post", "parallel", "parallel_shared"),
     )
     epsilon: float = key(1e-5, "added to the variance", least=0)
@@ -114,8 +114,8 @@ class PositionsConfig:
 
     kind: str = key(
         "learned",
-        "learned: a table of n_ctx rows; axial: two tables, of the rows and columns that `axial` says; rotary: queries "
-        "and keys are turned by their position, and there is no table",
+        "learned: a table of n_ctx rows; axial: two tables, of the rows and columns that `axial` says; "
+        "rotary: queries and keys are turned by their position, and there is no table",
         choices=("learned", "axial", "rotary"),
     )
     axial: tuple = key((), "[a, b], a * b >= n_ctx: rows of the two tables of kind axial")
@@ -198,7 +198,8 @@ def expand_attention_types(spec: tuple, n_layer: int) -> tuple[str, ...]:
                 case [[*pattern], int(repeats)]:
                     if not 0 < repeats <= n_layer:
                         raise NeojaxError(
-                            f"{where}: {pattern} is repeated {repeats} times; expected 1 to model.n_layer={n_layer}"
+                            f"{where}: {pattern} is repeated {repeats} times; expected 1 to "
+                            f"model.n_layer={n_layer}"
                         )
                     names += pattern * repeats
                 case _:

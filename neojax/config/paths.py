@@ -22,7 +22,8 @@ def value_at(tree: Any, path: str, default: Any = None) -> Any:
 
 
 def set_at(tree: dict[str, Any], path: Sequence[str], value: Any) -> None:
-    """Sets what stands in nested dictionaries under the names `path`, making the dictionaries on the way there."""
+    """Sets what stands in nested dictionaries under the names `path`, making the dictionaries on the way
+    there."""
     *groups, name = path
     for group in groups:
         if not isinstance(tree.get(group), dict):

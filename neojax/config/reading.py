@@ -45,7 +45,8 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def parse(text: str | bytes, source: str) -> Any:
-    """The nested dictionaries of a YAML text; `source` is its name for error messages. Raises `NeojaxError`."""
+    """The nested dictionaries of a YAML text; `source` is its name for error messages. Raises
+    `NeojaxError`."""
     try:
         loader = _OnceLoader(text)
         loader.name = source
@@ -56,7 +57,8 @@ def parse(text: str | bytes, source: str) -> Any:
 
 
 class _OnceLoader(yaml.SafeLoader):
-    """YAML in which a key that is given twice is an error, as its specification says; PyYAML takes the last."""
+    """YAML in which a key that is given twice is an error, as its specification says; PyYAML takes the
+    last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         lines: dict[Any, int] = {}
@@ -64,7 +66,8 @@ class _OnceLoader(yaml.SafeLoader):
             line = key.start_mark.line + 1
             if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
                 raise NeojaxError(
-                    f"{self.name}: key {key.value} is given twice, in lines {lines[key.value]} and {line}; keep one"
+                    f"{self.name}: key {key.value} is given twice, in lines {lines[key.value]} and {line}; "
+                    "keep one"
                 )
         return super().construct_mapping(node, deep)
 
@@ -97,7 +100,8 @@ def from_dict(raw: Any, overrides: Iterable[str] = (), source: str = "config") -
 def override(
     raw: Any, overrides: Iterable[str], source: str, under: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The sections `raw`, in any format and spelling, with `section.key=value` overrides applied, over those `under`.
+    """The sections `raw`, in any format and spelling, with `section.key=value` overrides applied, over those
+    `under`.
 
     The result is in today's spelling. Raises `NeojaxError`.
     """
@@ -146,7 +150,8 @@ def _build(cls: type, raw: Any, prefix: str, source: str) -> Any:
 
 
 def _meant(name: str, prefix: str, known: Iterable[str]) -> str:
-    """What to say of a key `name` that is none of those `known` where it stands: the keys that it may be instead."""
+    """What to say of a key `name` that is none of those `known` where it stands: the keys that it may be
+    instead."""
     elsewhere: dict[str, list[str]] = {}
     for known_path, *_ in describe():
         elsewhere.setdefault(known_path.rpartition(".")[2], []).append(known_path)
@@ -240,7 +245,8 @@ def check(config: Config) -> None:
     heads = model.attention.heads
     if model.n_embd % heads:
         raise NeojaxError(
-            f"model.n_embd={model.n_embd} is not a multiple of model.attention.heads={heads}; change one of them"
+            f"model.n_embd={model.n_embd} is not a multiple of model.attention.heads={heads}; change one of "
+            "them"
         )
     _ = model.attention_layers  # raises where the pattern does not fit n_layer
     _check_rotary(model)
@@ -256,27 +262,28 @@ def check(config: Config) -> None:
             pass
         case _:
             raise NeojaxError(
-                f"train.profile_steps={list(train.profile_steps)}: expected the first and the last step to trace, "
-                "such as [10, 12]; the first step of a run is 1"
+                f"train.profile_steps={list(train.profile_steps)}: expected the first and the last step to "
+                "trace, such as [10, 12]; the first step of a run is 1"
             )
     if train.optimizer == "adafactor" and train.moment_dtype != "float32":
         raise NeojaxError(
-            f"train.moment_dtype={train.moment_dtype}: adafactor's state is float32; leave it out or use adamw"
+            f"train.moment_dtype={train.moment_dtype}: adafactor's state is float32; leave it out or use "
+            "adamw"
         )
     _check_mlm(model, train)
     decays = train.schedule in ("cosine", "linear") and not train.warmup_scales_decay
     if decays and train.warmup_steps >= (train.decay_steps or train.steps):
         raise NeojaxError(
-            f"train.warmup_steps={train.warmup_steps} leaves nothing of the {train.decay_steps or train.steps} "
-            "steps to decay over; lower it or raise train.steps"
+            f"train.warmup_steps={train.warmup_steps} leaves nothing of the "
+            f"{train.decay_steps or train.steps} steps to decay over; lower it or raise train.steps"
         )
 
 
 def _check_mlm(model: ModelConfig, train: TrainConfig) -> None:
     if model.causal != (train.mlm_mask_id is None):
         raise NeojaxError(
-            f"model.causal={str(model.causal).lower()} with train.mlm_mask_id={train.mlm_mask_id}: masked tokens are "
-            "predicted by a model that is not causal, and by no other; set both or neither"
+            f"model.causal={str(model.causal).lower()} with train.mlm_mask_id={train.mlm_mask_id}: masked "
+            "tokens are predicted by a model that is not causal, and by no other; set both or neither"
         )
     if train.mlm_mask_id is None:
         return
@@ -296,8 +303,8 @@ def _check_rotary(model: ModelConfig) -> None:
     if kind != "rotary":
         if dims is not None:
             raise NeojaxError(
-                f"model.positions.rotary_dims={dims} is for model.positions.kind=rotary, which is {kind}; set that, or "
-                "leave it out (null)"
+                f"model.positions.rotary_dims={dims} is for model.positions.kind=rotary, which is {kind}; "
+                "set that, or leave it out (null)"
             )
         return
     if dims is None and model.head_dim % 2:
@@ -307,8 +314,8 @@ def _check_rotary(model: ModelConfig) -> None:
         )
     if dims is not None and (dims % 2 or dims > model.head_dim):
         raise NeojaxError(
-            f"model.positions.rotary_dims={dims}: expected an even number, at most n_embd / attention.heads = "
-            f"{model.head_dim}"
+            f"model.positions.rotary_dims={dims}: expected an even number, at most n_embd / attention.heads "
+            f"= {model.head_dim}"
         )
 
 
@@ -325,8 +332,8 @@ def _check_axial(model: ModelConfig) -> None:
         case (int(rows), int(columns)) if rows > 0 and columns > 0:
             if rows * columns < model.n_ctx:
                 raise NeojaxError(
-                    f"{given} has {rows * columns} positions, but model.n_ctx={model.n_ctx}; make their product at "
-                    "least that"
+                    f"{given} has {rows * columns} positions, but model.n_ctx={model.n_ctx}; make their "
+                    "product at least that"
                 )
         case _:
             raise NeojaxError(f"{given}: expected two counts, [a, b]")

@@ -1,7 +1,8 @@
 """gpt-neo's flat spelling of the model's keys, and where each of them stands now.
 
-A configuration may give `model.n_head` or `model.attention.heads`. Both are read into the second; where one mapping
-gives both it is an error. Which key wins among files and overrides is a matter of their order, not of their spelling.
+A configuration may give `model.n_head` or `model.attention.heads`. Both are read into the second; where one
+mapping gives both it is an error. Which key wins among files and overrides is a matter of their order, not of
+their spelling.
 """
 
 import dataclasses
@@ -33,7 +34,8 @@ FLAT = {
     "scale_by_depth": "model.init.scale_by_depth",
     "scale_by_in": "model.init.scale_by_in",
     "init_from": "train.init_from",
-    # Each of these turned one kind on, and stood beside the others; of two that are on, the later one here wins.
+    # Each of these turned one kind on, and stood beside the others; of two that are on, the later one here
+    # wins.
     "scalenorm": "model.norm.kind",
     "rezero": "model.norm.kind",
     "axial_pos_emb": "model.positions.kind",
@@ -50,10 +52,11 @@ GROUPS = frozenset(f.name for f in dataclasses.fields(ModelConfig) if dataclasse
 
 
 def lay_over(under: Mapping[str, Any], given: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The sections `under` with those `given`, in either spelling, in their place; the result has no flat key.
+    """The sections `under` with those `given`, in either spelling, in their place; the result has no flat
+    key.
 
-    What is no mapping where one should be, and what is no key, is left for the reader of keys to refuse. Raises
-    `NeojaxError` where `given` has both spellings of one key.
+    What is no mapping where one should be, and what is no key, is left for the reader of keys to refuse.
+    Raises `NeojaxError` where `given` has both spellings of one key.
     """
     tree = _copy(under)
     for section, keys in given.items():
@@ -108,8 +111,8 @@ def _refuse_both(flat: Iterable[str], given: Mapping[str, Any], source: str) -> 
 
 
 def _copy(sections: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections whose dictionaries and groups of keys may be changed; values are the same (an anchor of YAML can make
-    one hold itself)."""
+    """Sections whose dictionaries and groups of keys may be changed; values are the same (an anchor of YAML
+    can make one hold itself)."""
     return {
         section: {name: dict(v) if isinstance(v, Mapping) else v for name, v in keys.items()}
         if isinstance(keys, Mapping)

@@ -1,7 +1,8 @@
 """TensorFlow V2 checkpoints (tensor bundles), read tensor by tensor and without TensorFlow.
 
-`PREFIX.index` is a LevelDB table from tensor names to `BundleEntryProto`; `PREFIX.data-00000-of-00002` and its
-siblings hold the raw values. Sources: `tensor_bundle.h` and `.proto` of TensorFlow, and LevelDB's `table_format.md`.
+`PREFIX.index` is a LevelDB table from tensor names to `BundleEntryProto`; `PREFIX.data-00000-of-00002` and
+its siblings hold the raw values. Sources: `tensor_bundle.h` and `.proto` of TensorFlow, and LevelDB's
+`table_format.md`.
 """
 
 import math
@@ -40,8 +41,8 @@ class _Entry:
 
 
 class Bundle(TensorFiles):
-    """The tensors of a checkpoint. `prefix` is its path without `.index`. Raises `NeojaxError` where it is damaged
-    or cut short; the values of a tensor are checked against their checksum when it is first read."""
+    """The tensors of a checkpoint. `prefix` is its path without `.index`. Raises `NeojaxError` where it is
+    damaged or cut short; the values of a tensor are checked against their checksum when it is first read."""
 
     def __init__(self, prefix: Path):
         self.prefix = prefix
@@ -97,8 +98,8 @@ class Bundle(TensorFiles):
 
 
 def find(path: Path) -> Path | None:
-    """The prefix of the checkpoint that `path` means: the prefix itself, one of its files, or of a folder the one
-    that its file `checkpoint` names, else the one of the highest step. None where there is none."""
+    """The prefix of the checkpoint that `path` means: the prefix itself, one of its files, or of a folder the
+    one that its file `checkpoint` names, else the one of the highest step. None where there is none."""
     if path.name.endswith(".index"):
         path = path.with_name(path.name.removesuffix(".index"))
     elif match := re.fullmatch(r"(.+)\.data-\d{5}-of-\d{5}", path.name):

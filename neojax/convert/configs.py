@@ -1,4 +1,5 @@
-"""A configuration of any format that neojax reads: its own YAML, or a gpt-neo JSON; with the model of `init_from`."""
+"""A configuration of any format that neojax reads: its own YAML, or a gpt-neo JSON; with the model of
+`init_from`."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,8 +16,8 @@ from neojax.storage.remote import place
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Reads a configuration and applies `section.key=value` overrides. Raises `NeojaxError`.
 
-    With `train.init_from`, keys of `model` that are not given are those of the model there. A configuration that a run
-    wrote has them all, and goes on where that is gone.
+    With `train.init_from`, keys of `model` that are not given are those of the model there. A configuration
+    that a run wrote has them all, and goes on where that is gone.
     """
     overrides = list(overrides)
     given = configuration.override({}, overrides, str(path))  # of a gpt-neo config, what is given is not read
@@ -29,16 +30,16 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         family = configuration.value_at(said, "model.family", there["family"])
         if family != there["family"]:
             raise NeojaxError(
-                f"{path}: model.family is {family}, but the model of train.init_from={origin} is a {there['family']}; "
-                "leave the keys of model out to take them from there"
+                f"{path}: model.family is {family}, but the model of train.init_from={origin} is a "
+                f"{there['family']}; leave the keys of model out to take them from there"
             )
         raw, overrides = configuration.override(raw, overrides, str(path), {"model": there}), []
     return configuration.from_dict(raw, overrides, source=str(path))
 
 
 def of_folder(path: Path, overrides: Iterable[str] = ()) -> Config:
-    """The configuration of the run directory `path`, or, of a Hugging Face directory, one with the model there. Raises
-    `NeojaxError`."""
+    """The configuration of the run directory `path`, or, of a Hugging Face directory, one with the model
+    there. Raises `NeojaxError`."""
     if (path / CONFIG).is_file():
         return configuration.of_run(path, overrides)
     if hf_config.is_hf_dir(path):

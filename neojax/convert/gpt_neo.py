@@ -1,29 +1,37 @@
 """gpt-neo's JSON configs: what each key says in ours.
 
-`read` gives the sections of our config, `convert_text` the same as commented YAML. What is given on the command line in
-place of a key is not read from it, so that no value there is in the way. The mapping, key by key:
+`read` gives the sections of our config, `convert_text` the same as commented YAML. What is given on the
+command line in place of a key is not read from it, so that no value there is in the way. The mapping, key by
+key:
 
-- n_embd n_vocab n_ctx n_layer share_parameters: model, under the same names; n_head embed_dropout attn_dropout
+- n_embd n_vocab n_ctx n_layer share_parameters: model, under the same names; n_head embed_dropout
+  attn_dropout
   res_dropout attention_types num_mem_kv mlp_glu macaron scale_by_depth scale_by_in: in the groups of model
-  (`neojax.config.spelling`); local_attention_radius: model.attention.window; intermediate_size: model.mlp.width;
-  no_weight_tie: model.embedding.tied, negated.
-- rezero, else scalenorm: model.norm.kind; rotary_emb (`false` is off; gpt-neo took any value for on), else axial_pos_emb:
+  (`neojax.config.spelling`); local_attention_radius: model.attention.window; intermediate_size:
+  model.mlp.width; no_weight_tie: model.embedding.tied, negated.
+- rezero, else scalenorm: model.norm.kind; rotary_emb (`false` is off; gpt-neo took any value for on), else
+  axial_pos_emb:
   model.positions.kind.
-- activation_fn, else activation_function: model.mlp.activation; gelu is the tanh form, gelu_new. (gpt-neo read only the
+- activation_fn, else activation_function: model.mlp.activation; gelu is the tanh form, gelu_new. (gpt-neo
+  read only the
   first spelling, so that its own configs, which use the second, always trained with gelu.)
-- mesh_shape, layout: mesh.shape, mesh.layout. Layout rules that name no dimension or axis are left out, as gpt-neo did,
+- mesh_shape, layout: mesh.shape, mesh.layout. Layout rules that name no dimension or axis are left out, as
+  gpt-neo did,
   but not silently.
 - attention_types; before it was a key, `"model": "GPT2"` was a model of global layers (`gpt_neo_history`).
-- datasets, through dataset_configs/NAME.json or as globs: path to data.train with the dataset's weight, eval_path to
-  data.validation where eval_steps is not 0, a tokenizer file to data.tokenizer (`gpt_neo_data`). Sampling modes and
-  stitching are not needed: documents are read as one stream.
-- model_path: train.run_dir; train_batch_size: train.batch_size; train_steps: train.steps; precision: train.precision;
+- datasets, through dataset_configs/NAME.json or as globs: path to data.train with the dataset's weight,
+  eval_path to
+  data.validation where eval_steps is not 0, a tokenizer file to data.tokenizer (`gpt_neo_data`). Sampling
+  modes and stitching are not needed: documents are read as one stream.
+- model_path: train.run_dir; train_batch_size: train.batch_size; train_steps: train.steps; precision:
+  train.precision;
   recompute_grad: train.remat; tokens_per_mb_per_replica: train.microbatch, over all replicas; eval_steps:
   train.eval_batches, in our batches; seed.
 - lr: train.learning_rate; lr_decay: train.schedule with a floor of 0.1 (none: constant); lr_decay_end:
   train.decay_steps; warmup_steps with warmup_scales_decay; opt_name: adam without bias correction, with
-  beta1 beta2 epsilon weight_decay; anything else Adafactor, with train.adafactor_*: weight_decay, which gpt-neo gave it
-  as the decay of its second moments, beta1, ada_epsilon1 and 2, and lr throughout, since it was given no schedule.
+  beta1 beta2 epsilon weight_decay; anything else Adafactor, with train.adafactor_*: weight_decay, which
+  gpt-neo gave it as the decay of its second moments, beta1, ada_epsilon1 and 2, and lr throughout, since it
+  was given no schedule.
 - gradient_clipping: train.clip_norm; z_loss (1e-4 if not given); entmax_loss: train.loss.
 - mlm_training: model.causal, negated; mlm_*: train.mlm_*, used when mlm_training is true.
 """
@@ -91,7 +99,8 @@ def is_config(path: str | Path) -> bool:
 
 
 def load(path: str | Path, given: Sections = {}) -> dict[str, dict[str, Any]]:  # noqa: B006 - only read
-    """The sections of our config that the gpt-neo config `path` means, for `config.from_dict`, less those `given`.
+    """The sections of our config that the gpt-neo config `path` means, for `config.from_dict`, less those
+    `given`.
 
     Keys that mean nothing here are listed once on stderr. Raises `NeojaxError`.
     """
@@ -106,7 +115,8 @@ def read(path: str | Path, given: Sections = {}) -> Conversion:  # noqa: B006 - 
     keys, out = Keys(Path(path), read_json(Path(path))), Conversion(given)
     if "model_type" in keys or "architectures" in keys:
         raise NeojaxError(
-            f"{path} is a Hugging Face config, not a gpt-neo one; train from its directory with train.init_from"
+            f"{path} is a Hugging Face config, not a gpt-neo one; train from its directory with "
+            "train.init_from"
         )
     refuse_other_models(keys)
     for convert in (_model, _mesh, convert_data, _train):
@@ -167,8 +177,8 @@ def _where(keys: Keys, key: str, value: Any) -> Any:
 def _required(keys: Keys, key: str, example: str) -> int:
     if key not in keys:
         raise NeojaxError(
-            f"{keys.path}: no key {key}, which a gpt-neo config needs; is it one? If so, give {_name(key)}, such as "
-            f"{_name(key)}={example}"
+            f"{keys.path}: no key {key}, which a gpt-neo config needs; is it one? If so, give {_name(key)}, "
+            f"such as {_name(key)}={example}"
         )
     return keys.count(key, least=1)
 
@@ -255,7 +265,8 @@ def _masks(keys: Keys, out: Conversion) -> None:
 
 
 def _microbatch(keys: Keys, out: Conversion) -> int | None:
-    """Rows of one forward pass over all replicas: those of a replica, lowered until they divide its own, times replicas."""
+    """Rows of one forward pass over all replicas: those of a replica, lowered until they divide its own,
+    times replicas."""
     tokens = keys.count("tokens_per_mb_per_replica", 0)
     if not tokens:
         return None
@@ -268,7 +279,8 @@ def _microbatch(keys: Keys, out: Conversion) -> int | None:
 
 
 def _replicas(keys: Keys) -> int:
-    """The parts into which gpt-neo's own mesh split a batch; 1 where that is no mesh, and another is given."""
+    """The parts into which gpt-neo's own mesh split a batch; 1 where that is no mesh, and another is
+    given."""
     try:
         sizes = parse_shape(keys.text("mesh_shape"))
         rules = dict(word.partition(":")[::2] for word in words(keys.text("layout")))
@@ -333,8 +345,8 @@ def _no_decay(rezero: bool) -> list[str]:
 def convert_text(path: str | Path, overrides: Iterable[str] = ()) -> str:
     """The gpt-neo config `path` as YAML for `neojax train`, each key with the original's name beside it.
 
-    `section.key=value` in `overrides` stand in it in place of what `path` says. Raises `NeojaxError` for what training
-    would refuse on any machine: nothing is written that would not be read.
+    `section.key=value` in `overrides` stand in it in place of what `path` says. Raises `NeojaxError` for what
+    training would refuse on any machine: nothing is written that would not be read.
     """
     overrides = list(overrides)
     conversion = read(path, configuration.override({}, overrides, str(path)))

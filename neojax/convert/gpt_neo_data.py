@@ -1,4 +1,5 @@
-"""The data of a gpt-neo config: its `datasets`, through dataset_configs/ or as globs, and what of it is not here."""
+"""The data of a gpt-neo config: its `datasets`, through dataset_configs/ or as globs, and what of it is not
+here."""
 
 import glob
 import os

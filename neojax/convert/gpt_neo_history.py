@@ -1,4 +1,5 @@
-"""What gpt-neo's configs meant before its last version: attention before `attention_types`, and other models' keys."""
+"""What gpt-neo's configs meant before its last version: attention before `attention_types`, and other models'
+keys."""
 
 import json
 from typing import Any
@@ -6,14 +7,16 @@ from typing import Any
 from neojax.convert.gpt_neo_keys import Keys
 from neojax.errors import NeojaxError
 
-# Keys that some version of gpt-neo read and that make another model: key -> what they do, and the values that do not.
+# Keys that some version of gpt-neo read and that make another model: key -> what they do, and the values that
+# do not.
 _WITHOUT: dict[str, tuple[str, tuple]] = {
     "moe_layers": ("mixture-of-experts layers", ([],)),
     "residual": ("blocks without residual connections", (True, 1)),
     "use_mlp": ("blocks without MLPs", (True, 1)),
     "lightweight_conv_attention": ("lightweight convolutions, and heads wider by as much", (0, False)),
 }
-# Of the video transformer that a branch of its repository became; its models of text alone differ from gpt-neo's too.
+# Of the video transformer that a branch of its repository became; its models of text alone differ from
+# gpt-neo's too.
 _VIDEO = (
     "time_patch",
     "patch_size",
@@ -40,13 +43,14 @@ def refuse_other_models(keys: Keys) -> None:
         value = keys.get(key)
         if value is not None and not any(value == same and type(value) is type(same) for same in harmless):
             raise NeojaxError(
-                f"{keys.path}: {key}={_shown(value)}: {what} are not supported; remove the key for a model without"
+                f"{keys.path}: {key}={_shown(value)}: {what} are not supported; remove the key for a model "
+                "without"
             )
     for key in _VIDEO:
         if key in keys:
             raise NeojaxError(
-                f"{keys.path}: {key} is a key of the video transformer that gpt-neo's code once was, another model; "
-                "neojax has no such model"
+                f"{keys.path}: {key} is a key of the video transformer that gpt-neo's code once was, "
+                "another model; neojax has no such model"
             )
 
 
@@ -57,9 +61,9 @@ def attention_types(keys: Keys) -> Any:
     help = "give model.attention.types, such as model.attention.types=global or [global,local]"
     if keys.flag("local"):
         raise NeojaxError(
-            f"{keys.path}: local=true without attention_types: every layer was local, by gpt-neo's version in windows "
-            "of 128 tokens or in blocks of fixed_attn_block_size; give model.attention.types=local model.attention.window=128, "
-            "or model.attention.types=global"
+            f"{keys.path}: local=true without attention_types: every layer was local, by gpt-neo's version "
+            "in windows of 128 tokens or in blocks of fixed_attn_block_size; give "
+            "model.attention.types=local model.attention.window=128, or model.attention.types=global"
         )
     if keys.text("model") == "GPT2":
         return ["global"]

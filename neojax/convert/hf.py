@@ -1,7 +1,7 @@
 """Hugging Face directories in and out: GPT-Neo and GPT-2 weights, config and tokenizer.
 
-Loading places each tensor on the mesh piece by piece (`convert.place`); saving writes safetensors shard by shard, so
-neither holds the model in host memory.
+Loading places each tensor on the mesh piece by piece (`convert.place`); saving writes safetensors shard by
+shard, so neither holds the model in host memory.
 """
 
 import json
@@ -48,8 +48,9 @@ def load(
 ) -> Transformer:
     """The model in the Hugging Face directory `path`, weights float32 in the stored layout of `layout`.
 
-    layout: default one device; compute: how it computes; narrow: as in `convert.place.place`. Its `tokenizer` and `eos_token_id` come with it, None where the
-    directory has none. Raises `NeojaxError`, naming the file, for whatever does not fit together.
+    layout: default one device; compute: how it computes; narrow: as in `convert.place.place`. Its `tokenizer`
+    and `eos_token_id` come with it, None where the directory has none. Raises `NeojaxError`, naming the file,
+    for whatever does not fit together.
     """
     path = Path(path)
     config = read_config(path)
@@ -82,9 +83,10 @@ def save(
 ) -> None:
     """Writes `model` as a directory that transformers' `AutoModelForCausalLM` and `AutoTokenizer` load.
 
-    Weights are safetensors in float32, in files of at most `max_shard_size` bytes (or one tensor); the tokenizer is
-    `tokenizer`, or the model's. The directory appears when it is complete. Raises `NeojaxError` for a model that
-    transformers cannot express, and where `path` is in use, unless it is to `replace` what is there.
+    Weights are safetensors in float32, in files of at most `max_shard_size` bytes (or one tensor); the
+    tokenizer is `tokenizer`, or the model's. The directory appears when it is complete. Raises `NeojaxError`
+    for a model that transformers cannot express, and where `path` is in use, unless it is to `replace` what
+    is there.
     """
     tokenizer, eos_token_id = tokenizer or model.tokenizer, model.eos_token_id
     settings = to_json(model.config, eos_token_id)
@@ -94,7 +96,8 @@ def save(
         if isinstance(value, Quantized) or value.dtype != jnp.float32:
             kept = "int8" if isinstance(value, Quantized) else value.dtype.name
             raise NeojaxError(
-                f"parameter {name} of this model is kept in {kept}, which is not what was trained; load it with "
+                f"parameter {name} of this model is kept in {kept}, which is not what was trained; load it "
+                "with "
                 'weights="float32"'
             )
     with new_folder(path, replace) as folder:

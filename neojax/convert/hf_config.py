@@ -46,18 +46,20 @@ def exported() -> dict[str, HuggingFace]:
 
 
 def names_of(name: str) -> HuggingFace:
-    """The names of the family `name` at Hugging Face. Raises `NeojaxError` where transformers has no such family."""
+    """The names of the family `name` at Hugging Face. Raises `NeojaxError` where transformers has no such
+    family."""
     names = family(name).hugging_face
     if names is None:
         raise NeojaxError(
-            f"model.family={name} cannot be exported: neojax writes {' and '.join(exported())} for transformers"
+            f"model.family={name} cannot be exported: neojax writes {' and '.join(exported())} for "
+            "transformers"
         )
     return names
 
 
 def family_of(raw: Mapping[str, Any], source: str) -> str:
-    """The family by `model_type`, else by `architectures`, else by the keys that a family alone has. Raises `NeojaxError`
-    for anything else."""
+    """The family by `model_type`, else by `architectures`, else by the keys that a family alone has. Raises
+    `NeojaxError` for anything else."""
     known = exported()
     kind = raw.get("model_type")
     if kind is None:
@@ -124,8 +126,8 @@ def _check_exportable(model: ModelConfig, names: HuggingFace) -> None:
     kind = model.family
     if others := set(model.attention_layers) - set(names.attention):
         raise NeojaxError(
-            f"model.attention.types with {', '.join(sorted(others))} cannot be exported: transformers' {kind} has "
-            f"only {' and '.join(names.attention)}"
+            f"model.attention.types with {', '.join(sorted(others))} cannot be exported: transformers' "
+            f"{kind} has only {' and '.join(names.attention)}"
         )
     free = {ours for ours, _ in names.keys.values()} | {"attention.types", "attention.window", *INITIAL}
     free |= set(names.written)

@@ -1,4 +1,5 @@
-"""Which tensor of a Hugging Face directory holds which part of a model, by the table of the model's family."""
+"""Which tensor of a Hugging Face directory holds which part of a model, by the table of the model's
+family."""
 
 import math
 from collections import defaultdict
@@ -20,7 +21,8 @@ Factor = str | tuple[int, int]
 
 
 def axes_of(text: str) -> tuple[tuple[Factor, ...], ...]:
-    """The axes of a tensor in the grammar of `models.families.family.HuggingFace`: "embd 0/3*heads*head_dim"."""
+    """The axes of a tensor in the grammar of `models.families.family.HuggingFace`: "embd
+    0/3*heads*head_dim"."""
 
     def factor(word: str) -> Factor:
         part, slash, parts = word.partition("/")
@@ -31,7 +33,8 @@ def axes_of(text: str) -> tuple[tuple[Factor, ...], ...]:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a piece is kept: within `tensor`, each of whose axes runs over several factors, the fastest last."""
+    """Where a piece is kept: within `tensor`, each of whose axes runs over several factors, the fastest
+    last."""
 
     piece: Piece
     tensor: str
@@ -51,7 +54,8 @@ class Place:
         return self.piece.shape[self.piece.dims.index(factor)] if isinstance(factor, str) else factor[1]
 
     def read(self, files: TensorFiles, name: str, index: Index) -> np.ndarray:
-        """The part `index` of the piece in float32, from tensor `name` of `files`, `CHUNK` bytes at a time."""
+        """The part `index` of the piece in float32, from tensor `name` of `files`, `CHUNK` bytes at a
+        time."""
         if not self.axes:
             return np.asarray(files.read(name, ()), np.float32)
         out = np.empty([s.stop - s.start for s in index], np.float32)
@@ -65,8 +69,8 @@ class Place:
         return out
 
     def _read(self, files: TensorFiles, name: str, index: Index) -> np.ndarray:
-        """As `read`, with the dimensions in the tensor's order. An axis is read over a range as short as its first
-        dimension, and the parts before that, make it."""
+        """As `read`, with the dimensions in the tensor's order. An axis is read over a range as short as its
+        first dimension, and the parts before that, make it."""
         wanted = iter(index)
         outer: list[slice] = []
         inner: list[slice | int] = []
@@ -120,8 +124,8 @@ def by_tensor(found: Iterable[Place]) -> dict[str, list[Place]]:
 def match(names: HuggingFace, found: Iterable[Place], files: TensorFiles, folder: object) -> dict[str, str]:
     """Tensor -> its name in `files`, which may lack the prefix.
 
-    Old buffers, and an output table that is only the embedding again, are left out. Raises `NeojaxError` where a tensor is
-    missing, has another shape, or is one that the model does not have.
+    Old buffers, and an output table that is only the embedding again, are left out. Raises `NeojaxError`
+    where a tensor is missing, has another shape, or is one that the model does not have.
     """
     wanted = {place.tensor: place.tensor_shape for place in found}
     present = {_canonical(names, name): name for name in files.shapes}
@@ -145,12 +149,14 @@ def match(names: HuggingFace, found: Iterable[Place], files: TensorFiles, folder
         have = files.shapes[own]
         if have != shape:
             raise NeojaxError(
-                f"{files.file[present[name]]}: {name} has shape {list(have)}, but by config.json it has {list(shape)}"
+                f"{files.file[present[name]]}: {name} has shape {list(have)}, but by config.json it has "
+                f"{list(shape)}"
             )
     extra = [name for name in present if name not in wanted and name != names.output]
     if extra:
         raise NeojaxError(
-            f"{files.file[present[extra[0]]]} holds {extra[0]}{_more(extra)}, which the model of config.json has not"
+            f"{files.file[present[extra[0]]]} holds {extra[0]}{_more(extra)}, which the model of "
+            "config.json has not"
         )
     if names.output in present and names.output not in wanted:
         _check_tied(files, present[names.prefix + names.tensors["wte"][0]], present[names.output])

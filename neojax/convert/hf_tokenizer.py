@@ -17,7 +17,8 @@ PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 
 def read_tokenizer(path: str | Path) -> "Tokenizer | None":
-    """The tokenizer in folder `path`, None where there is none. Raises `NeojaxError` where it cannot be read."""
+    """The tokenizer in folder `path`, None where there is none. Raises `NeojaxError` where it cannot be
+    read."""
     path = Path(path)
     if (path / TOKENIZER).is_file():
         return tokenizers.load(path / TOKENIZER)
@@ -48,7 +49,8 @@ def byte_level(vocab: Path, merges: Path) -> "Tokenizer":
 
 
 def read_eos_token_id(path: str | Path) -> int | None:
-    """The id that ends a text, by generation_config.json or config.json; the first where there are several."""
+    """The id that ends a text, by generation_config.json or config.json; the first where there are
+    several."""
     for name in ("generation_config.json", CONFIG):
         file = Path(path) / name
         if file.is_file():

@@ -1,7 +1,8 @@
-"""gpt-neo's own checkpoints: a TensorFlow bundle with Mesh-TensorFlow's variable names, and the JSON config of its run.
+"""gpt-neo's own checkpoints: a TensorFlow bundle with Mesh-TensorFlow's variable names, and the JSON config
+of its run.
 
-The variables are those of `gpt2/`, each with `adam_m` and `adam_v` where the optimizer was Adam, with factors of its
-second moment where it was Adafactor, and `global_step`.
+The variables are those of `gpt2/`, each with `adam_m` and `adam_v` where the optimizer was Adam, with factors
+of its second moment where it was Adafactor, and `global_step`.
 """
 
 import re
@@ -38,8 +39,9 @@ _OTHER = re.compile(r".*/adam_[mv]|.*_slot_(v|vr|vc|m)|_CHECKPOINTABLE_OBJECT_GR
 
 @dataclass(frozen=True)
 class MeshTF:
-    """A loaded checkpoint: the model, its run's config, the steps taken, and the moments of its optimizer, {} where it has
-    none: Adam's, {"mu", "nu"} of {parameter: array}, or Adafactor's, {"squares"} of the same, and {"ema"} with momentum."""
+    """A loaded checkpoint: the model, its run's config, the steps taken, and the moments of its optimizer, {}
+    where it has none: Adam's, {"mu", "nu"} of {parameter: array}, or Adafactor's, {"squares"} of the same,
+    and {"ema"} with momentum."""
 
     model: Transformer
     config: Config
@@ -62,8 +64,8 @@ def load(
 
     config: the JSON of the run, by default the one in the folder; layout: default one device; compute: how it
     computes.
-    Weights are float32 in the stored layout, without the padding of the vocabulary that Mesh-TensorFlow added.
-    Raises `NeojaxError`, naming the file, for whatever is damaged or does not fit together.
+    Weights are float32 in the stored layout, without the padding of the vocabulary that Mesh-TensorFlow
+    added. Raises `NeojaxError`, naming the file, for whatever is damaged or does not fit together.
     """
     path = Path(path)
     prefix = bundle.find(path)
@@ -78,7 +80,8 @@ def load(
     tokenizer = read_tokenizer(prefix.parent)
     if tokenizer is not None and n_ids(tokenizer) > settings.model.n_vocab:
         raise NeojaxError(
-            f"{prefix.parent}: the tokenizer has {n_ids(tokenizer)} ids but {source} has {settings.model.n_vocab}"
+            f"{prefix.parent}: the tokenizer has {n_ids(tokenizer)} ids but {source} has "
+            f"{settings.model.n_vocab}"
         )
     where = {p.piece: p for p in places(settings.model, pieces(model))}
     names = [p.tensor for p in where.values()]
@@ -155,7 +158,8 @@ def _match(places: Iterable[Place], files: Bundle, source: Path) -> None:
             padded = where.piece.role == "wte" and have[:1] > shape[:1] and have[1:] == shape[1:]
             if have != shape and not padded:
                 raise NeojaxError(
-                    f"{files.prefix}.index: {name} has shape {list(have)}, but by {source} it has {list(shape)}"
+                    f"{files.prefix}.index: {name} has shape {list(have)}, but by {source} it has "
+                    f"{list(shape)}"
                 )
     extra = [n for n in files.shapes if n not in wanted and n != STEP and not _OTHER.fullmatch(n)]
     if extra:

@@ -1,9 +1,10 @@
 """Adafactor's state in a gpt-neo checkpoint, and what it is in ours.
 
-Facts: `AdafactorOptimizer` of Mesh-TensorFlow, `optimize.py`. A variable whose two largest axes are long has two slots,
-`_slot_vr` (the mean of its squared gradients over the longest axis) and `_slot_vc` (over the next), any other one,
-`_slot_v`; with momentum, each has `_slot_m`, the mean of its updates. What is carried over of the factors is the
-estimate of every element's second moment that they stand for: vr may be the factor that is the column's here.
+Facts: `AdafactorOptimizer` of Mesh-TensorFlow, `optimize.py`. A variable whose two largest axes are long has
+two slots, `_slot_vr` (the mean of its squared gradients over the longest axis) and `_slot_vc` (over the
+next), any other one, `_slot_v`; with momentum, each has `_slot_m`, the mean of its updates. What is carried
+over of the factors is the estimate of every element's second moment that they stand for: vr may be the factor
+that is the column's here.
 """
 
 from collections.abc import Iterable
@@ -24,8 +25,8 @@ class SecondMoments(TensorFiles):
         self.files = files
 
     def slots(self, variables: Iterable[str], momentum: bool) -> list[str]:
-        """The slots of all `variables`, with those of the momentum if wanted; none where one of them is missing.
-        Raises `NeojaxError` for a wrong shape."""
+        """The slots of all `variables`, with those of the momentum if wanted; none where one of them is
+        missing. Raises `NeojaxError` for a wrong shape."""
         found: list[str] = []
         for name in variables:
             shape = self.files.shapes[name]
@@ -44,8 +45,8 @@ class SecondMoments(TensorFiles):
                     return []
                 if have != expected:
                     raise NeojaxError(
-                        f"{self.files.prefix}.index: {slot} has shape {list(have)}, but that of a variable of shape "
-                        f"{list(shape)} has {list(expected)}"
+                        f"{self.files.prefix}.index: {slot} has shape {list(have)}, but that of a variable "
+                        f"of shape {list(shape)} has {list(expected)}"
                     )
             found += wanted
         return found

@@ -1,4 +1,5 @@
-"""Which variable of a gpt-neo checkpoint holds which parameter, and which models were not the same there as here.
+"""Which variable of a gpt-neo checkpoint holds which parameter, and which models were not the same there as
+here.
 
 Facts: the variable scopes of gpt-neo's `models/gpt2/gpt2.py` and `models/layers.py`.
 """
@@ -51,21 +52,22 @@ GATED = {
 
 
 def check_readable(model: ModelConfig, source: Path) -> None:
-    """Raises `NeojaxError` where weights that gpt-neo trained for the config `source` mean something else here."""
+    """Raises `NeojaxError` where weights that gpt-neo trained for the config `source` mean something else
+    here."""
     if "none" in model.attention_layers:
         raise NeojaxError(
-            f"{source}: attention_types has layers of type none, at which gpt-neo doubled its activations; weights "
-            "trained so mean something else here and are not converted"
+            f"{source}: attention_types has layers of type none, at which gpt-neo doubled its activations; "
+            "weights trained so mean something else here and are not converted"
         )
     if not model.embedding.tied:
         raise NeojaxError(
-            f"{source}: no_weight_tie: gpt-neo's own output table had a bias and no normalisation before it, here it is "
-            "the other way round; such weights are not converted"
+            f"{source}: no_weight_tie: gpt-neo's own output table had a bias and no normalisation before "
+            "it, here it is the other way round; such weights are not converted"
         )
     if model.mlp.activation in LEARNED:
         raise NeojaxError(
-            f"{source}: activation {model.mlp.activation}: gpt-neo saved its scalars under random names, so that "
-            "which is which is lost; such weights are not converted"
+            f"{source}: activation {model.mlp.activation}: gpt-neo saved its scalars under random names, so "
+            "that which is which is lost; such weights are not converted"
         )
 
 

@@ -1,4 +1,5 @@
-"""Weights from files onto the mesh, piece by piece: one layer of one parameter at a time, and of that each device's part.
+"""Weights from files onto the mesh, piece by piece: one layer of one parameter at a time, and of that each
+device's part.
 
 Host memory stays within one such piece and a constant, whatever the size of the model.
 """
@@ -23,10 +24,11 @@ def place(
     read: Callable[[Piece, Index], np.ndarray],
     narrow: Callable[[str, jax.Array], Any] = lambda name, value: value,
 ) -> Transformer:
-    """`model` with the weights that `read` gives, float32, in the stored layout; padding of the vocabulary is zero.
+    """`model` with the weights that `read` gives, float32, in the stored layout; padding of the vocabulary is
+    zero.
 
-    `read(piece, index)` returns the part `index` (slices with bounds, within `piece.shape`) of a piece. What is kept of a
-    parameter is what `narrow(name, value)` makes of it.
+    `read(piece, index)` returns the part `index` (slices with bounds, within `piece.shape`) of a piece. What
+    is kept of a parameter is what `narrow(name, value)` makes of it.
     """
     stored, dims = model.stored(), model.dims()
     params: dict[str, Any] = {}
@@ -47,7 +49,8 @@ def place(
             if value is None:
                 value = jnp.zeros(spec.shape, jnp.float32, device=spec.sharding)
             value = _set(value, found, tuple(index for _, index in piece.at), tuple(axes))
-            # Transfers run in the background: without waiting, the pieces in flight would add up to the model.
+            # Transfers run in the background: without waiting, the pieces in flight would add up to the
+            # model.
             jax.block_until_ready(value)
         params[name] = jax.block_until_ready(narrow(name, value))
     return model.bind(params)

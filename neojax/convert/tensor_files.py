@@ -1,4 +1,5 @@
-"""The tensors of a folder, read piece by piece: safetensors or PyTorch files, in one file or sharded with an index."""
+"""The tensors of a folder, read piece by piece: safetensors or PyTorch files, in one file or sharded with an
+index."""
 
 import pickle
 from collections.abc import Mapping
@@ -51,7 +52,8 @@ class TensorFiles:
 
 
 class Safetensors(TensorFiles):
-    """Files of the safetensors format. Each is opened for each read only, so that its pages are not kept mapped."""
+    """Files of the safetensors format. Each is opened for each read only, so that its pages are not kept
+    mapped."""
 
     def scan(self, file: Path) -> dict[str, tuple[int, ...]]:
         try:
@@ -70,7 +72,8 @@ class Safetensors(TensorFiles):
 
 
 class TorchFiles(TensorFiles):
-    """Files of `torch.save`, mapped rather than read, and never executed. Files of torch < 1.6 are read whole."""
+    """Files of `torch.save`, mapped rather than read, and never executed. Files of torch < 1.6 are read
+    whole."""
 
     def __init__(self, files: list[Path], places: Mapping[str, str]):
         self.tensors: dict[tuple[Path, str], torch.Tensor] = {}
@@ -91,7 +94,8 @@ class TorchFiles(TensorFiles):
             if "GLOBAL" not in str(e):  # which is how the loader names what it would have had to import
                 raise _damaged(file, "not a file of torch.save") from None
             raise NeojaxError(
-                f"{file} holds pickled code besides tensors, which is never run; save its tensors as safetensors"
+                f"{file} holds pickled code besides tensors, which is never run; save its tensors as "
+                "safetensors"
             ) from None
         except (RuntimeError, ValueError, EOFError, OSError, LookupError) as e:
             raise _damaged(file, e) from None
@@ -108,7 +112,8 @@ class TorchFiles(TensorFiles):
 
 
 def open_tensors(folder: Path) -> TensorFiles:
-    """The tensors of `folder`: the first of `FILES` that is there, whole or with an index. Raises `NeojaxError`."""
+    """The tensors of `folder`: the first of `FILES` that is there, whole or with an index. Raises
+    `NeojaxError`."""
     for single, kind in zip(FILES, (Safetensors, TorchFiles)):
         if (folder / single).is_file():
             return kind([folder / single], {})

@@ -83,7 +83,8 @@ def decode(record: Record, text_key: str) -> str | Skip:
 
 
 def to_bytes(text: str) -> tuple[str, bytes]:
-    """A text and its UTF-8. JSON can hold half of a surrogate pair, which no encoding has: it becomes U+FFFD."""
+    """A text and its UTF-8. JSON can hold half of a surrogate pair, which no encoding has: it becomes
+    U+FFFD."""
     try:
         return text, text.encode()
     except UnicodeEncodeError:

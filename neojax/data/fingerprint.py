@@ -1,8 +1,8 @@
 """What tells the data of a run from other data under the same path, without reading all of it.
 
-The checksum is over SPANS spans of SPAN tokens, spread evenly from the first token to the last: up to 4 million tokens
-that is every token, beyond it what was encoded anew from other text or with another tokenizer differs, while a change of
-a few tokens between two spans, which leaves their number as it was, is not seen.
+The checksum is over SPANS spans of SPAN tokens, spread evenly from the first token to the last: up to 4
+million tokens that is every token, beyond it what was encoded anew from other text or with another tokenizer
+differs, while a change of a few tokens between two spans, which leaves their number as it was, is not seen.
 """
 
 from typing import Any

@@ -15,9 +15,10 @@ _UNREADABLE = "cannot be read"
 def expand(inputs: Iterable[str | Path]) -> tuple[list[Path], list[Skip]]:
     """The files that INPUTs (files, folders, globs) mean, and what of them cannot be read.
 
-    Inputs are taken in the order given, what is in a folder or glob sorted by name, hidden files and `__pycache__`
-    left out. A folder that a glob matches is taken as one that is given. Links are followed; a file or folder that is
-    met again, by any other name or link, counts once. Raises `NeojaxError` for an input that means no file.
+    Inputs are taken in the order given, what is in a folder or glob sorted by name, hidden files and
+    `__pycache__` left out. A folder that a glob matches is taken as one that is given. Links are followed; a
+    file or folder that is met again, by any other name or link, counts once. Raises `NeojaxError` for an
+    input that means no file.
     """
     files: dict[object, Path] = {}
     skipped: list[Skip] = []
@@ -55,7 +56,8 @@ def _named(given: str, skipped: list[Skip]) -> list[Path]:
 
 
 def _matches(pattern: Path, skipped: list[Skip]) -> Iterator[Path]:
-    """What a glob matches. `**` is any number of folders; each is entered once, since links may lead around."""
+    """What a glob matches. `**` is any number of folders; each is entered once, since links may lead
+    around."""
     if "**" not in pattern.parts:
         yield from map(Path, glob.glob(str(pattern)))
         return
@@ -69,7 +71,8 @@ def _matches(pattern: Path, skipped: list[Skip]) -> Iterator[Path]:
 
 
 def _reach(top: Path, seen: set[object], skipped: list[Skip]) -> Iterator[tuple[Path, bool]]:
-    """The files and folders that `top` is or holds, and whether each is a folder; folders in `seen` are left out.
+    """The files and folders that `top` is or holds, and whether each is a folder; folders in `seen` are left
+    out.
 
     Without recursion: folders may lie deeper than Python's stack.
     """

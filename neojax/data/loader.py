@@ -1,9 +1,9 @@
 """The deterministic stream of batches, through Grain.
 
-A source's tokens are cut into windows of n_ctx + 1 tokens, one every n_ctx, so that each token but the first is
-a target exactly once; where it was cut into examples of that very size before, these are the windows. Training windows are shuffled anew every epoch, mixed by weight, and repeated for ever:
-Grain computes which window stands where by index, so that any batch is found at once and nothing is
-remembered between batches.
+A source's tokens are cut into windows of n_ctx + 1 tokens, one every n_ctx, so that each token but the first
+is a target exactly once; where it was cut into examples of that very size before, these are the windows.
+Training windows are shuffled anew every epoch, mixed by weight, and repeated for ever: Grain computes which
+window stands where by index, so that any batch is found at once and nothing is remembered between batches.
 """
 
 import sys
@@ -27,10 +27,11 @@ _THREADS = 2  # a batch is a few copies from the page cache: more threads only w
 
 
 class Windows:
-    """The windows of a source in order, as Grain reads them: window i is tokens [i * n_ctx, (i + 1) * n_ctx], both
-    ends included; the last may be shorter. Where all examples of the source hold n_ctx + 1 tokens, window i is
-    example i. Each is a row [sequence] of a batch, with segments and positions where `data` isolates documents. Raises
-    `NeojaxError` where the source has no token to predict, or does not tell its documents apart."""
+    """The windows of a source in order, as Grain reads them: window i is tokens [i * n_ctx, (i + 1) * n_ctx],
+    both ends included; the last may be shorter. Where all examples of the source hold n_ctx + 1 tokens,
+    window i is example i. Each is a row [sequence] of a batch, with segments and positions where `data`
+    isolates documents. Raises `NeojaxError` where the source has no token to predict, or does not tell its
+    documents apart."""
 
     def __init__(self, source: TokenSource, n_ctx: int, data: DataConfig):
         if source.n_tokens < 2:
@@ -77,7 +78,8 @@ def _stack(data: DataConfig, shape: tuple[int, int], rows: Sequence[Batch]) -> B
 
 
 class Place(NamedTuple):
-    """Where a row of a batch comes from: tokens [start, stop) of `source`, all but the last of them its inputs."""
+    """Where a row of a batch comes from: tokens [start, stop) of `source`, all but the last of them its
+    inputs."""
 
     source: TokenSource
     start: int
@@ -107,7 +109,8 @@ def train_places(data: DataConfig, n_ctx: int, batch_size: int, seed: int, step:
 
 
 def _stream(data: DataConfig, n_ctx: int, seed: int, of: Callable[[Windows], Any]) -> grain.MapDataset:
-    """The endless training mixture, of what `of` makes of the windows of each source: as many, in the same order."""
+    """The endless training mixture, of what `of` makes of the windows of each source: as many, in the same
+    order."""
     if not data.train:
         raise NeojaxError("data.train is empty; name at least one token store or TFRecord file")
     mixture, weights = [], []
@@ -140,8 +143,8 @@ def train_batches(
 
     rows: which of a batch's `batch_size` rows to read, in rising order; default all. Yields batches
     [len(rows), n_ctx]. A row depends only on (data, seed, step, its number), never on who reads it. A target
-    is -1 where there is no token to score. Segments and positions are there where `data` isolates documents, see
-    `neojax.data.documents`. Raises `NeojaxError`.
+    is -1 where there is no token to score. Segments and positions are there where `data` isolates documents,
+    see `neojax.data.documents`. Raises `NeojaxError`.
     """
     stream = _stream(data, n_ctx, seed, lambda windows: windows)
     rows = range(batch_size) if rows is None else rows
@@ -167,11 +170,12 @@ def validation_batches(
     *,
     rows: Sequence[int] | np.ndarray | None = None,
 ) -> Iterator[Batch]:
-    """One pass over a source in order, every token but the first (of each example, see `Windows`) a target once.
+    """One pass over a source in order, every token but the first (of each example, see `Windows`) a target
+    once.
 
-    rows, and what is yielded, as in `train_batches`; of `data` it matters how documents are told apart. The last batch is
-    filled up with rows of which nothing is scored, so that all readers yield the same number of batches. Raises
-    `NeojaxError`.
+    rows, and what is yielded, as in `train_batches`; of `data` it matters how documents are told apart. The
+    last batch is filled up with rows of which nothing is scored, so that all readers yield the same number of
+    batches. Raises `NeojaxError`.
     """
     rows = range(batch_size) if rows is None else rows
     windows = Windows(open_source(source.path, "validation"), n_ctx, data)

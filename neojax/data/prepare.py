@@ -1,8 +1,8 @@
 """`neojax prepare`: text in any usual container to a folder of token stores.
 
-The folder holds `train` and `validation` stores, `tokenizer.json`, and `prepared.json`, written last, which says
-what they hold. All is written inside `OUT/unfinished` first, so that an interrupted run leaves nothing that
-looks finished.
+The folder holds `train` and `validation` stores, `tokenizer.json`, and `prepared.json`, written last, which
+says what they hold. All is written inside `OUT/unfinished` first, so that an interrupted run leaves nothing
+that looks finished.
 """
 
 import contextlib
@@ -101,12 +101,13 @@ def prepare(
 ) -> Counts:
     """Encodes all documents of `inputs` (files, folders, globs) into the folder `out`.
 
-    Give either `tokenizer`, a tokenizer.json, or `train_tokenizer`, the vocabulary size of a byte-level BPE to
-    train on the training documents. Documents keep the order of the inputs; each ends with the end-of-document
-    token (`eod`, or the tokenizer's usual one); a share `validation` of them, chosen by a hash of their text, is
-    held out. Inputs that are TFRecords of token ids come last: each of their examples is a document, and is kept
-    as it is. Nothing of the result depends on `workers`, the number of encoding processes (default: one for
-    each core). Raises `NeojaxError`; a finished `out` is only replaced with `force`.
+    Give either `tokenizer`, a tokenizer.json, or `train_tokenizer`, the vocabulary size of a byte-level BPE
+    to train on the training documents. Documents keep the order of the inputs; each ends with the
+    end-of-document token (`eod`, or the tokenizer's usual one); a share `validation` of them, chosen by a
+    hash of their text, is held out. Inputs that are TFRecords of token ids come last: each of their examples
+    is a document, and is kept as it is. Nothing of the result depends on `workers`, the number of encoding
+    processes (default: one for each core). Raises `NeojaxError`; a finished `out` is only replaced with
+    `force`.
     """
 
     if (tokenizer is None) == (train_tokenizer is None):
@@ -190,7 +191,8 @@ class _Run:
         for source in sources:
             if source.extremes[1] >= n_ids:
                 raise NeojaxError(
-                    f"{source} holds id {source.extremes[1]}, but the tokenizer has {n_ids} ids; is it theirs?"
+                    f"{source} holds id {source.extremes[1]}, but the tokenizer has {n_ids} ids; is it "
+                    "theirs?"
                 )
         settings = Settings(tokenizer.to_str(), end_id, self.validation, self.text_key)
         long = _LONG if tokenizers_.is_splittable(tokenizer) else None
@@ -312,6 +314,9 @@ def _write(encoded: "Encoded", writers: "dict[str, StoreWriter]", counts: Counts
 
 def _nothing(counts: Counts) -> str:
     if counts.validation.documents:
-        return f"all {counts.validation.documents} documents fell into validation; lower --validation or give more"
+        return (
+            f"all {counts.validation.documents} documents fell into validation; lower --validation or give "
+            f"more"
+        )
     reasons = "; ".join(f"{n} {reason}" for reason, n in list(counts.skipped.items())[:4])
     return f"no documents in the inputs ({reasons or 'they hold no records'}); see --text-key for other names"

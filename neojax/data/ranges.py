@@ -1,8 +1,9 @@
 """The bytes of a data file, of this machine or in a bucket, read where they are wanted.
 
-A file of this machine is mapped into memory. One in a bucket is read by ranges, a request for each: a host of many reads
-the rows of batches that it holds, and no more, where a copy of all data on every host would read the whole of it as many
-times. What waits for the network is hidden by reading ahead in THREADS threads (`neojax.data.loader`).
+A file of this machine is mapped into memory. One in a bucket is read by ranges, a request for each: a host of
+many reads the rows of batches that it holds, and no more, where a copy of all data on every host would read
+the whole of it as many times. What waits for the network is hidden by reading ahead in THREADS threads
+(`neojax.data.loader`).
 """
 
 import tempfile
@@ -22,7 +23,8 @@ _SPANS, _SPAN = 64, 1 << 16  # at most; bytes
 
 
 class Stat(NamedTuple):
-    """What changes with a file: its bytes, and when it was written (in a bucket: a number that each writing changes)."""
+    """What changes with a file: its bytes, and when it was written (in a bucket: a number that each writing
+    changes)."""
 
     st_size: int
     st_mtime_ns: int
@@ -39,7 +41,8 @@ def stat(file: Path) -> Stat:
 
 
 class Ranges:
-    """The elements of a file in a bucket: `file[start:stop]` reads these. Raises `NeojaxError` where it cannot."""
+    """The elements of a file in a bucket: `file[start:stop]` reads these. Raises `NeojaxError` where it
+    cannot."""
 
     def __init__(self, file: BucketPath, dtype: np.dtype):
         self._file, self._dtype = file, dtype
@@ -64,7 +67,8 @@ def elements(file: Path, dtype: np.dtype) -> np.ndarray:
 
 
 def whole(file: Path) -> np.ndarray:
-    """All bytes of a file, which is not empty, mapped; those of one in a bucket from a copy that has no name."""
+    """All bytes of a file, which is not empty, mapped; those of one in a bucket from a copy that has no
+    name."""
     if not isinstance(file, BucketPath):
         return np.memmap(file, np.uint8, mode="r")
     with tempfile.NamedTemporaryFile(prefix="neojax-") as copy:
@@ -80,8 +84,9 @@ def stream(file: Path) -> IO[bytes]:
 
 
 def sample(file: Path, size: int) -> int:
-    """The CRC-32C of spans of a file of `size` bytes, spread from the first byte to the last (up to 4 MiB: of all of it): what
-    tells it from another of that size wherever it is copied to. Raises `OSError`, or `NeojaxError`."""
+    """The CRC-32C of spans of a file of `size` bytes, spread from the first byte to the last (up to 4 MiB: of
+    all of it): what tells it from another of that size wherever it is copied to. Raises `OSError`, or
+    `NeojaxError`."""
     if not size:
         return 0
     data = elements(file, np.dtype(np.uint8))

@@ -1,7 +1,9 @@
-"""Reads documents out of whatever people keep text in: text files, JSON lines, Parquet, compressed and archived.
+"""Reads documents out of whatever people keep text in: text files, JSON lines, Parquet, compressed and
+archived.
 
 Everything is streamed. A record is still undecoded when it leaves here, so that one reader can feed many
-encoding processes. What cannot be read is reported with a reason and passed over; the rest is not lost with it.
+encoding processes. What cannot be read is reported with a reason and passed over; the rest is not lost with
+it.
 """
 
 import bz2
@@ -56,7 +58,8 @@ def size(path: Path) -> int:
 
 
 def read(path: Path, text_key: str, progress: Callable[[int], None]) -> Iterator[Record | Skip]:
-    """The records of one file, in order. `progress` is told how many more bytes of the file have been read."""
+    """The records of one file, in order. `progress` is told how many more bytes of the file have been
+    read."""
     try:
         raw = open(path, "rb")  # noqa: SIM115 - so that reading is outside of the try
     except OSError as e:
@@ -125,7 +128,8 @@ def _unreadable() -> tuple[type[Exception], ...]:
 
 
 class _Zstd(io.RawIOBase):
-    """Decompresses zstd frames. Unlike zstandard's stream reader, a cut-off frame is an error and not an end."""
+    """Decompresses zstd frames. Unlike zstandard's stream reader, a cut-off frame is an error and not an
+    end."""
 
     def __init__(self, stream: IO[bytes]):
         import zstandard

@@ -1,9 +1,10 @@
-"""What is found by reading a file of tokens through, kept so that it is read once: the range of its ids, and of a
-TFRecord file where each record begins and how many tokens it holds.
+"""What is found by reading a file of tokens through, kept so that it is read once: the range of its ids, and
+of a TFRecord file where each record begins and how many tokens it holds.
 
-It lies beside the file (`.NAME.index`), in a bucket too, or where that cannot be written, in the user's cache folder. It
-holds for a file of the size and the time of change that it was made of, or of the size and the bytes of a sample of it: a
-store may be copied. It is made anew where the file is another, or where it is damaged itself.
+It lies beside the file (`.NAME.index`), in a bucket too, or where that cannot be written, in the user's cache
+folder. It holds for a file of the size and the time of change that it was made of, or of the size and the
+bytes of a sample of it: a store may be copied. It is made anew where the file is another, or where it is
+damaged itself.
 """
 
 import contextlib
@@ -20,7 +21,8 @@ from neojax.data.ranges import Stat, sample
 from neojax.storage.remote import is_remote
 
 _MAGIC = int.from_bytes(b"neojaxI2", "little")
-_HEADER = 8  # int64 words: magic, size, time of change, records, smallest id, largest id, sample, checksum of the rest
+# int64 words: magic, size, time of change, records, smallest id, largest id, sample, checksum of the rest
+_HEADER = 8
 
 
 @dataclass(frozen=True)

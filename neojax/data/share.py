@@ -13,12 +13,13 @@ BATCH_DIMS = ("microbatches", "batch", "sequence")
 
 
 class Share:
-    """The rows of every microbatch of `microbatch` sequences that lie on some devices (default: this process's).
+    """The rows of every microbatch of `microbatch` sequences that lie on some devices (default: this
+    process's).
 
-    Microbatch m is rows [m * microbatch, (m + 1) * microbatch) of the batch, whoever reads them, so that training does
-    not depend on the number of processes. `held`: a microbatch's rows that are this process's, rising. They may be any
-    set: on a torus a host's chips are a square, not a run of the axis that splits the batch. Processes whose devices
-    hold the same rows (their axes split other dimensions) read the same.
+    Microbatch m is rows [m * microbatch, (m + 1) * microbatch) of the batch, whoever reads them, so that
+    training does not depend on the number of processes. `held`: a microbatch's rows that are this process's,
+    rising. They may be any set: on a torus a host's chips are a square, not a run of the axis that splits the
+    batch. Processes whose devices hold the same rows (their axes split other dimensions) read the same.
     """
 
     def __init__(self, layout: Layout, microbatch: int, devices: Collection[jax.Device] | None = None):

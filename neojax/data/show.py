@@ -28,9 +28,9 @@ def show(config: Config, folder: Path, step: int, as_json: bool = False) -> None
 
 
 def rows(config: Config, step: int) -> Iterator[dict[str, Any]]:
-    """The rows of the global batch of `step` (the first is 1): step, microbatch, row in it, source, and documents:
-    number in the source (of the example, where it was cut into these), the place in it of the first token shown, its
-    length, and the token ids of the row that are its own, the last target included."""
+    """The rows of the global batch of `step` (the first is 1): step, microbatch, row in it, source, and
+    documents: number in the source (of the example, where it was cut into these), the place in it of the
+    first token shown, its length, and the token ids of the row that are its own, the last target included."""
     train = config.train
     each = train.microbatch or train.batch_size
     places = train_places(config.data, config.model.n_ctx, train.batch_size, train.seed, step - 1)

@@ -12,7 +12,8 @@ from neojax.data.store import TokenStore, resolve
 from neojax.errors import NeojaxError
 from neojax.storage.remote import place
 
-ABSENT = "dataset_configs/"  # the path of a source so begins whose own description, which names its files, is not there
+# the path of a source so begins whose own description, which names its files, is not there
+ABSENT = "dataset_configs/"
 
 
 class TokenSource(Protocol):
@@ -27,8 +28,8 @@ class TokenSource(Protocol):
 
     @property
     def example_size(self) -> int | None:
-        """Tokens in each of the examples that the stream was cut into when it was written; None where it was not
-        cut, or unevenly."""
+        """Tokens in each of the examples that the stream was cut into when it was written; None where it was
+        not cut, or unevenly."""
 
     @property
     def extremes(self) -> tuple[int, int]:
@@ -40,8 +41,8 @@ class TokenSource(Protocol):
 
     @property
     def starts(self) -> np.ndarray:
-        """int64 [documents + 1]: where every document (or example, where it was cut into these) begins in the stream,
-        and where the last ends."""
+        """int64 [documents + 1]: where every document (or example, where it was cut into these) begins in the
+        stream, and where the last ends."""
 
     def starts_within(self, start: int, stop: int) -> np.ndarray:
         """Those of them that are at or behind `start` and before `stop`, found without reading all."""
@@ -51,8 +52,8 @@ class TokenSource(Protocol):
 
 
 def end_of_document_id(source: TokenSource) -> int | None:
-    """The id that ends the documents of `source`, as `neojax prepare` noted it in its folder; None where there is no
-    note. Raises `NeojaxError` where the note cannot be read."""
+    """The id that ends the documents of `source`, as `neojax prepare` noted it in its folder; None where
+    there is no note. Raises `NeojaxError` where the note cannot be read."""
     path = source.folder / "prepared.json"
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
@@ -65,8 +66,8 @@ def end_of_document_id(source: TokenSource) -> int | None:
 
 
 def open_source(path: str | Path, split: str) -> TokenSource:
-    """Opens `path`: TFRecord files (a file, a folder or a glob of them), a token store, or the `split` ("train",
-    "validation") of a folder that `neojax prepare` wrote. Raises `NeojaxError`."""
+    """Opens `path`: TFRecord files (a file, a folder or a glob of them), a token store, or the `split`
+    ("train", "validation") of a folder that `neojax prepare` wrote. Raises `NeojaxError`."""
     path = str(path)
     if path and not (place(path) / "prepared.json").is_file():
         if files := tfrecord.find(path):

@@ -1,6 +1,7 @@
 """The token store: the Megatron / GPT-NeoX indexed dataset, a `.bin` of token ids beside an `.idx`.
 
-`PREFIX.bin` is the raw concatenation of token ids; `PREFIX.idx` (little-endian) says where each sequence lies:
+`PREFIX.bin` is the raw concatenation of token ids; `PREFIX.idx` (little-endian) says where each sequence
+lies:
 
     b"MMIDIDX\\0\\0", u64 version = 1, u8 dtype code, u64 N sequences, u64 D,
     i32[N] sizes in tokens, i64[N] byte pointers into .bin, i64[D] first sequence of each document, and N
@@ -93,8 +94,8 @@ class TokenStore:
         expected = HEADER.size + 12 * n_sequences + 8 * n_doc_idx
         if size != expected:
             raise malformed(
-                f"{'truncated' if size < expected else 'too long'}: {size} bytes, but {n_sequences} sequences "
-                f"and {n_doc_idx} document bounds take {expected}"
+                f"{'truncated' if size < expected else 'too long'}: {size} bytes, but {n_sequences} "
+                f"sequences and {n_doc_idx} document bounds take {expected}"
             )
         self.dtype = DTYPES[code]
         self._index, self._n_sequences = index, n_sequences
@@ -114,8 +115,8 @@ class TokenStore:
         self._bin = elements(tokens, self.dtype) if length else np.zeros(0, self.dtype)
 
     def _checked(self, malformed: Callable[[str], NeojaxError]) -> record_index.Index:
-        """Reads the index through, which takes seconds for the hundreds of millions of documents of a large store, and
-        gives what of it is kept. Raises `NeojaxError`."""
+        """Reads the index through, which takes seconds for the hundreds of millions of documents of a large
+        store, and gives what of it is kept. Raises `NeojaxError`."""
         if self._n_sequences and self._sizes.min() < 0:
             raise malformed("a sequence has a negative size")
         bounds = self._bounds
@@ -177,8 +178,9 @@ class TokenStore:
         return self._starts[self._bounds]
 
     def starts_within(self, start: int, stop: int) -> np.ndarray:
-        """int64: where documents begin, at or behind `start` and before `stop`, in order. Searches the index, and reads
-        none of it through, where sequences lie one after the other: their pointers are then where they start."""
+        """int64: where documents begin, at or behind `start` and before `stop`, in order. Searches the index,
+        and reads none of it through, where sequences lie one after the other: their pointers are then where
+        they start."""
         if not self._contiguous:
             first, last = np.searchsorted(self.starts, (start, stop))
             return self.starts[first:last]
@@ -217,8 +219,8 @@ class TokenStore:
 
     @cached_property
     def extremes(self) -> tuple[int, int]:
-        """Smallest and largest token id; (0, -1) where there is none. Reads the whole store where nobody has before:
-        what is found is kept beside it (`neojax.data.record_index`)."""
+        """Smallest and largest token id; (0, -1) where there is none. Reads the whole store where nobody has
+        before: what is found is kept beside it (`neojax.data.record_index`)."""
         file = _beside(self.prefix, ".bin")
         state = stat(file)
         kept = record_index.load(file, state)
@@ -231,8 +233,8 @@ class TokenStore:
 
 
 def _kept(n_tokens: int, n_bytes: int, contiguous: bool) -> record_index.Index:
-    """What is kept of an `.idx` that was read through: the tokens, the bytes of its `.bin`, and whether the sequences lie
-    there one after the other."""
+    """What is kept of an `.idx` that was read through: the tokens, the bytes of its `.bin`, and whether the
+    sequences lie there one after the other."""
     return record_index.Index(np.array([n_bytes]), np.array([n_tokens]), int(contiguous), 0)
 
 

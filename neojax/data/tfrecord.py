@@ -1,8 +1,8 @@
 """gpt-neo's TFRecords as a source of tokens, read at random and without TensorFlow.
 
-A file is a run of records, each a u64 length, its masked CRC-32C, the data, and their masked CRC-32C. The data is
-a `tf.train.Example` whose feature `text` is a list of int64 token ids. Source: TensorFlow's `record_writer.h` and
-`example.proto`.
+A file is a run of records, each a u64 length, its masked CRC-32C, the data, and their masked CRC-32C. The
+data is a `tf.train.Example` whose feature `text` is a list of int64 token ids. Source: TensorFlow's
+`record_writer.h` and `example.proto`.
 
 Where every example holds n_ctx + 1 tokens, each is one training window, as gpt-neo took them; otherwise the
 examples in their order are one stream of tokens, as those of a token store are.
@@ -59,8 +59,9 @@ def find(path: str | Path) -> list[Path]:
 
 
 class TFRecords:
-    """The tokens of TFRecord files, in order. Opening a file for the first time reads it whole, to check it and to
-    index it. Raises `NeojaxError` that names file and offset where one is damaged or holds something else."""
+    """The tokens of TFRecord files, in order. Opening a file for the first time reads it whole, to check it
+    and to index it. Raises `NeojaxError` that names file and offset where one is damaged or holds something
+    else."""
 
     def __init__(self, path: str | Path, files: Iterable[Path]):
         self.path = place(path)
@@ -186,7 +187,8 @@ def _records(file: Path, size: int) -> Iterator[tuple[int, bytes]]:
                 raise NeojaxError(f"{file} {hint}: no valid record at offset 0")
             if at + length + _FRAME > size:
                 raise NeojaxError(
-                    f"{file} is cut short: the record at offset {at} needs {at + length + _FRAME - size} more bytes"
+                    f"{file} is cut short: the record at offset {at} needs {at + length + _FRAME - size} "
+                    "more bytes"
                 )
             data = f.read(length)
             if masked_crc(data) != _CRC.unpack(f.read(_CRC.size))[0]:

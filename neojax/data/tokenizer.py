@@ -22,7 +22,8 @@ _BREAK = re.compile(r"(?<=\S)(?=[ \n])")
 
 
 def load(path: str | Path) -> "Tokenizer":
-    """Reads a `tokenizer.json`; truncation and padding that it asks for are switched off. Raises `NeojaxError`."""
+    """Reads a `tokenizer.json`; truncation and padding that it asks for are switched off. Raises
+    `NeojaxError`."""
     path = place(path)
     if not path.is_file():
         raise NeojaxError(f"tokenizer {path} does not exist; expected a tokenizer.json")
@@ -43,8 +44,8 @@ def parse(text: str, source: str) -> "Tokenizer":
 
 
 def train(texts: Iterable[str], n_vocab: int) -> "Tokenizer":
-    """Trains a byte-level BPE as GPT-2's, of at most `n_vocab` ids; `<|endoftext|>` is id 0. The same texts give
-    the same tokenizer. Raises `NeojaxError`."""
+    """Trains a byte-level BPE as GPT-2's, of at most `n_vocab` ids; `<|endoftext|>` is id 0. The same texts
+    give the same tokenizer. Raises `NeojaxError`."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     if n_vocab < _LEAST:
@@ -91,8 +92,8 @@ def usual_end(tokenizer: "Tokenizer") -> int | None:
 
 
 def is_splittable(tokenizer: "Tokenizer") -> bool:
-    """Whether a text cut by `split` gives the same tokens: true of byte-level BPE over GPT-2's words, unless it
-    adds tokens that take in the blanks beside them."""
+    """Whether a text cut by `split` gives the same tokens: true of byte-level BPE over GPT-2's words, unless
+    it adds tokens that take in the blanks beside them."""
     spec = json.loads(tokenizer.to_str())
     steps = spec["pre_tokenizer"] or {}
     words = steps.get("type") == "ByteLevel" and steps["use_regex"] and not steps["add_prefix_space"]
@@ -106,7 +107,8 @@ def is_splittable(tokenizer: "Tokenizer") -> bool:
 
 
 def split(text: str, size: int = _PIECE) -> Iterator[str]:
-    """Cuts a long text into pieces of about `size` characters, each but the first from the blanks before a word."""
+    """Cuts a long text into pieces of about `size` characters, each but the first from the blanks before a
+    word."""
     start = 0
     while len(text) - start > size and (cut := _BREAK.search(text, start + size)):
         yield text[start : cut.start()]

@@ -29,7 +29,8 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def fields(data: bytes) -> Iterator[tuple[int, int, int | bytes]]:
-    """The fields of a message: (number, wire type, value), fixed-width values as bytes. Raises `ValueError`."""
+    """The fields of a message: (number, wire type, value), fixed-width values as bytes. Raises
+    `ValueError`."""
     at = 0
     while at < len(data):
         tag, at = varint(data, at)

@@ -1,7 +1,7 @@
 """Encoding in processes of their own.
 
-A worker is `python -m neojax.data.workers`, fed through its pipes: unlike multiprocessing's, it neither forks a
-process that runs threads nor imports the caller's script, and it ends by itself when the caller does.
+A worker is `python -m neojax.data.workers`, fed through its pipes: unlike multiprocessing's, it neither forks
+a process that runs threads nor imports the caller's script, and it ends by itself when the caller does.
 """
 
 import contextlib
@@ -54,7 +54,8 @@ class Pool:
         pickle.dump(self._settings, self._mine.process.stdin)
 
     def _encode(self, task: list[Record] | Piece) -> Encoded:
-        """What becomes of a task. A long document on which its process ends is passed over, and the rest is kept."""
+        """What becomes of a task. A long document on which its process ends is passed over, and the rest is
+        kept."""
         process = self._mine.process
         try:
             pickle.dump(task, process.stdin)
@@ -64,7 +65,8 @@ class Pool:
             status = process.wait()
         if isinstance(task, Piece) or all(len(record.data) < SUSPECT for record in task):
             raise NeojaxError(
-                f"an encoding process ended with status {status}; where it ran out of memory, use fewer --workers"
+                f"an encoding process ended with status {status}; where it ran out of memory, use fewer "
+                "--workers"
             )
         if len(task) == 1:
             found = Encoded.nothing([Skip(task[0].where, "needs more memory than an encoding process had")])

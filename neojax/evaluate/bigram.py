@@ -42,7 +42,8 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
 
 
 def bigram_loss(train: TokenStore, validation: TokenStore, n_vocab: int) -> float:
-    """Mean loss, in nats per token, of a bigram model of `train` on every token of `validation` but the first.
+    """Mean loss, in nats per token, of a bigram model of `train` on every token of `validation` but the
+    first.
 
     Memory goes with the number of distinct pairs in `train`. Raises `NeojaxError` where a store is too short.
     """

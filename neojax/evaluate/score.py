@@ -23,9 +23,9 @@ TOKENS = 1 << 14  # and their tokens at most, so that activations stay bounded
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """What a model thinks of one text: for each of its `tokens` int32 [n], `logprobs` float32 [n], the natural logarithm
-    of its probability after all that stands before it, and `is_greedy` bool [n], whether it is the likeliest there (of
-    equally likely ones the first). `text` and `context` are what was given."""
+    """What a model thinks of one text: for each of its `tokens` int32 [n], `logprobs` float32 [n], the
+    natural logarithm of its probability after all that stands before it, and `is_greedy` bool [n], whether it
+    is the likeliest there (of equally likely ones the first). `text` and `context` are what was given."""
 
     text: str | list[int]
     context: str | list[int]
@@ -35,12 +35,14 @@ class Score:
 
     @property
     def logprob(self) -> float:
-        """The log-probability of the whole text after its context in nats, summed in float64; 0 for an empty text."""
+        """The log-probability of the whole text after its context in nats, summed in float64; 0 for an empty
+        text."""
         return float(np.sum(self.logprobs, dtype=np.float64))
 
 
 class _Window(NamedTuple):
-    """Tokens that are read together: `tokens`, of which the last `scored` are scored; those of text number `text`."""
+    """Tokens that are read together: `tokens`, of which the last `scored` are scored; those of text number
+    `text`."""
 
     text: int
     tokens: list[int]
@@ -48,21 +50,23 @@ class _Window(NamedTuple):
 
 
 def score(model: Transformer, texts: Any, contexts: Any = "") -> Any:
-    """The log-probabilities of the tokens of `texts`: a text or a list of token ids (which needs no tokenizer), or a list
-    of such; arrays of ids, too.
+    """The log-probabilities of the tokens of `texts`: a text or a list of token ids (which needs no
+    tokenizer), or a list of such; arrays of ids, too.
 
-    contexts: what stands before the texts and is not scored, in the same forms: one for every text, or one for all (and
-    a text may be one for all contexts). Without one, the model's end-of-document token stands before a text, as between
-    documents in training. A text is encoded together with the text before it; a token across the border is scored.
+    contexts: what stands before the texts and is not scored, in the same forms: one for every text, or one
+    for all (and a text may be one for all contexts). Without one, the model's end-of-document token stands
+    before a text, as between documents in training. A text is encoded together with the text before it; a
+    token across the border is scored.
 
-    The model sees n_ctx tokens at most. A text is scored in pieces of n_ctx tokens, each after as many tokens before it
-    as there is room for: one before a whole piece, more before the last. So every token is scored once, a text that fits
-    is scored after all of its context or (with a warning) the end of it, and the pieces are the disjoint windows of
-    lm-evaluation-harness, for rolling likelihoods as for continuations. On a mesh that splits the batch, its parts work
-    side by side; neither they nor the other texts change a score beyond rounding.
+    The model sees n_ctx tokens at most. A text is scored in pieces of n_ctx tokens, each after as many tokens
+    before it as there is room for: one before a whole piece, more before the last. So every token is scored
+    once, a text that fits is scored after all of its context or (with a warning) the end of it, and the
+    pieces are the disjoint windows of lm-evaluation-harness, for rolling likelihoods as for continuations. On
+    a mesh that splits the batch, its parts work side by side; neither they nor the other texts change a score
+    beyond rounding.
 
-    Returns a `Score` for one text, else a list of them in the order of `texts`. Raises `NeojaxError`, also for a model
-    trained on masked tokens, which has no such probabilities.
+    Returns a `Score` for one text, else a list of them in the order of `texts`. Raises `NeojaxError`, also
+    for a model trained on masked tokens, which has no such probabilities.
     """
     usable(model, "score a text token by token")
     given, single = listed(texts, model.config.n_vocab, "text")
@@ -70,7 +74,8 @@ def score(model: Transformer, texts: Any, contexts: Any = "") -> Any:
     many = max(len(given), len(before))
     if not all(len(some) == many or alone for some, alone in ((given, single), (before, same))):
         raise NeojaxError(
-            f"there are {len(given)} texts and {len(before)} contexts; give one context for every text, or one for all"
+            f"there are {len(given)} texts and {len(before)} contexts; give one context for every text, or "
+            "one for all"
         )
     given, before = given * many if single else given, before * many if same else before
     pairs = [_pair(model, i + 1, *pair) for i, pair in enumerate(zip(before, given))]
@@ -121,8 +126,8 @@ def _windows(pairs: Sequence[tuple[list[int], list[int]]], n_ctx: int) -> list[_
         others = f" ({len(cut) - 1} more are too long as well)" if len(cut) > 1 else ""
         context, tokens = pairs[cut[0]]
         warnings.warn(
-            f"context {cut[0] + 1} has {len(context)} tokens{others}; its last {max(1, n_ctx + 1 - len(tokens))} are used, "
-            f"since context and text share {n_ctx} positions",
+            f"context {cut[0] + 1} has {len(context)} tokens{others}; its last "
+            f"{max(1, n_ctx + 1 - len(tokens))} are used, since context and text share {n_ctx} positions",
             stacklevel=3,
         )
     return windows

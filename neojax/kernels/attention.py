@@ -1,7 +1,9 @@
-"""Attention over whole sequences: the one function that layers call, the reference, and XLA's blocked kernels.
+"""Attention over whole sequences: the one function that layers call, the reference, and XLA's blocked
+kernels.
 
-Every kernel takes unscaled scores (GPT-Neo has no 1/sqrt(head_dim)) and does the softmax in float32. The backward
-pass computes scores again from q, k and v instead of keeping them. `neojax.kernels.choice` says which kernel runs.
+Every kernel takes unscaled scores (GPT-Neo has no 1/sqrt(head_dim)) and does the softmax in float32. The
+backward pass computes scores again from q, k and v instead of keeping them. `neojax.kernels.choice` says
+which kernel runs.
 """
 
 from collections.abc import Callable
@@ -29,8 +31,8 @@ def visible(
 
     Without `causal`, all keys, or those at most `window` before or after.
 
-    `query` [..., sequence] and `key` [..., keys] are times, `start` [batch] is the time of a row's first token
-    (or None). Returns bool [..., sequence, keys], or [batch, ..., sequence, keys] with `start`.
+    `query` [..., sequence] and `key` [..., keys] are times, `start` [batch] is the time of a row's first
+    token (or None). Returns bool [..., sequence, keys], or [batch, ..., sequence, keys] with `start`.
     """
     q, k = query[..., :, None], key[..., None, :]
     seen = (k >= 0) & ((k <= q) if causal else (q >= 0))
@@ -42,7 +44,8 @@ def visible(
 
 
 def together(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Which keys are of a query's own segment: segments [..., sequence] and [..., keys] -> bool [..., sequence, keys]."""
+    """Which keys are of a query's own segment: segments [..., sequence] and [..., keys] -> bool [...,
+    sequence, keys]."""
     return query[..., :, None] == key[..., None, :]
 
 
@@ -62,10 +65,11 @@ def attention(
     """Self-attention over whole sequences, causal unless told otherwise.
 
     q, k, v: [batch, sequence, heads, head_dim], laid out as those names say; `window`: keys a query sees,
-    itself included (None: all before it); `memory`: more keys and values, seen by all; `start` int32 [batch]: number
-    of padding tokens at the left of a row; `segments` int32 [batch, sequence]: the segment of each token, which sees no
-    token of another (None: all are of one); `kernel`: as train.attention_kernel. Returns the shape and layout of q, named
-    "attention" for remat policies. Raises `NeojaxError` where the named kernel cannot do it.
+    itself included (None: all before it); `memory`: more keys and values, seen by all; `start` int32 [batch]:
+    number of padding tokens at the left of a row; `segments` int32 [batch, sequence]: the segment of each
+    token, which sees no token of another (None: all are of one); `kernel`: as train.attention_kernel. Returns
+    the shape and layout of q, named "attention" for remat policies. Raises `NeojaxError` where the named
+    kernel cannot do it.
     """
     call = Call.on(
         named.current_layout(),
@@ -108,8 +112,8 @@ def fused(
     start: jax.Array | None = None,
     segments: jax.Array | None = None,
 ) -> jax.Array:
-    """As `attention`, by a causal `kernel` (q, k, v, and the segments of the rows where there are any) that works on one
-    device and knows no padding.
+    """As `attention`, by a causal `kernel` (q, k, v, and the segments of the rows where there are any) that
+    works on one device and knows no padding.
 
     Rows with padding are turned until it stands at the right, where causal queries do not look.
     """
@@ -173,7 +177,8 @@ class Keys(NamedTuple):
 
 
 def attend(q: jax.Array, *sources: Keys, dropout: "named.Dropout | None" = None) -> jax.Array:
-    """softmax(q k, where seen) v, with one softmax over the keys of all `sources`; q [batch, sequence, heads, head_dim].
+    """softmax(q k, where seen) v, with one softmax over the keys of all `sources`; q [batch, sequence, heads,
+    head_dim].
 
     They are never joined to one array: each keeps its own order and layout, and none is copied.
     """
@@ -216,8 +221,8 @@ def blocked(
     start: jax.Array | None = None,
     segments: jax.Array | None = None,
 ) -> jax.Array:
-    """As `attention`, in blocks of BLOCK queries that look at all keys before them: the scores that are held at a time
-    are [heads, BLOCK, keys], and those after the block are never computed."""
+    """As `attention`, in blocks of BLOCK queries that look at all keys before them: the scores that are held
+    at a time are [heads, BLOCK, keys], and those after the block are never computed."""
 
     def by_blocks(
         q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, segments: jax.Array | None
@@ -242,7 +247,8 @@ def _plain(
     first: int,
     window: int | None,
 ) -> jax.Array:
-    """Attention of queries of times `first`, ... to keys, and their `segments`, of times 0, ..., on one device."""
+    """Attention of queries of times `first`, ... to keys, and their `segments`, of times 0, ..., on one
+    device."""
     seen = visible(first + jnp.arange(q.shape[1]), jnp.arange(k.shape[1]), window, start)
     if segments is not None:
         seen &= together(segments[:, first:], segments)

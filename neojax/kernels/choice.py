@@ -1,30 +1,31 @@
 """Which attention kernel runs: one rule, for training, scoring and prefill alike.
 
-`train.attention_kernel: auto` takes the kernel of the devices where it can do what the layer asks for, else XLA:
+`train.attention_kernel: auto` takes the kernel of the devices where it can do what the layer asks for, else
+XLA:
 
 | kernel | devices | types | what else |
 |-|-|-|-|
 | `splash` | TPU | float32, bfloat16 | at least 128 tokens (shorter ones if named); documents apart or not |
-| `cudnn` | NVIDIA GPU, compute capability 8.0 | bfloat16, float16 | documents not apart; head_dim, see below |
+| `cudnn` | NVIDIA GPU, compute capability 8.0 | bfloat16, float16 | not documents apart; head_dim, below |
 | `xla` | any | all | everything |
 
 The first two are for causal attention without dropout and learned keys. cuDNN takes a head_dim that is a
 multiple of 8 and at most 128, or 256 from capability 9.0 on.
 
-A kernel that is asked for by name and cannot do it is refused. No kernel but XLA's `reference` works where the layout
-splits `sequence`, `memory_length` or `head_dim`, since each needs them whole. Within XLA:
+A kernel that is asked for by name and cannot do it is refused. No kernel but XLA's `reference` works where
+the layout splits `sequence`, `memory_length` or `head_dim`, since each needs them whole. Within XLA:
 
 | way | when |
 |-|-|
-| `local` | causal, no dropout, no learned keys, nothing split; twice the window is shorter than the sequence |
+| `local` | causal, no dropout or learned keys, nothing split; twice the window is shorter than the sequence |
 | `blocked` | the same with a longer window or none, and the sequence is longer than 256 |
 | `reference` | all else: the whole matrix of scores |
 
-Documents stand apart where `data.isolate_documents` is true: each token has a segment and sees no other. Of cuDNN's own
-form for such rows JAX has no public function, so that on a GPU they go to XLA.
+Documents stand apart where `data.isolate_documents` is true: each token has a segment and sees no other. Of
+cuDNN's own form for such rows JAX has no public function, so that on a GPU they go to XLA.
 
-Decoding one token at a time, and linear attention, have no choice of kernels. Linear attention without a causal mask has
-one sum for the whole row, and is refused where documents stand apart.
+Decoding one token at a time, and linear attention, have no choice of kernels. Linear attention without a
+causal mask has one sum for the whole row, and is refused where documents stand apart.
 """
 
 import re
@@ -46,7 +47,8 @@ WHOLE = ("sequence", "memory_length", "head_dim")
 class Call:
     """What a layer asks of a kernel: `length` tokens a row, keys in a `window` (None: all before), and so on.
 
-    `capability` is that of a CUDA device, (9, 0) for Hopper, else (0, 0); `split` names dimensions of `WHOLE`.
+    `capability` is that of a CUDA device, (9, 0) for Hopper, else (0, 0); `split` names dimensions of
+    `WHOLE`.
     """
 
     platform: str
@@ -73,7 +75,8 @@ class Call:
 
 @dataclass(frozen=True)
 class Choice:
-    """The kernel that runs: splash, cudnn, or XLA's local, blocked or reference; and why not the devices' own."""
+    """The kernel that runs: splash, cudnn, or XLA's local, blocked or reference; and why not the devices'
+    own."""
 
     kernel: str
     because: str = ""
@@ -154,8 +157,8 @@ def check_linear(causal: bool, segments: bool) -> None:
     """Raises `NeojaxError` where linear attention is to keep documents apart and cannot."""
     if segments and not causal:
         raise NeojaxError(
-            "data.isolate_documents cannot keep documents apart in linear attention without a causal mask, which has one "
-            "sum for the whole row; use other attention types, or data.isolate_documents=false"
+            "data.isolate_documents cannot keep documents apart in linear attention without a causal mask, "
+            "which has one sum for the whole row; use other attention types, or data.isolate_documents=false"
         )
 
 

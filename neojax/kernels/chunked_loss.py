@@ -1,10 +1,10 @@
-"""Cross-entropy, and the log-probability of every token, without the logits: tokens in chunks, gradients made in the
-forward pass.
+"""Cross-entropy, and the log-probability of every token, without the logits: tokens in chunks, gradients made
+in the forward pass.
 
-The logits of a chunk are used for its loss and at once for its gradients, then forgotten, so that memory does not grow
-with vocabulary x sequence, and nothing is computed twice. Everything runs under `shard_map`: a device works on its own
-tokens and its own part of the vocabulary and of embd, and only sums of tokens' size travel, but for the gradient of
-the table, which is summed once.
+The logits of a chunk are used for its loss and at once for its gradients, then forgotten, so that memory does
+not grow with vocabulary x sequence, and nothing is computed twice. Everything runs under `shard_map`: a
+device works on its own tokens and its own part of the vocabulary and of embd, and only sums of tokens' size
+travel, but for the gradient of the table, which is summed once.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,8 +34,9 @@ class _Split(NamedTuple):
 
 
 class _Statistics(NamedTuple):
-    """Of a chunk: `logits` [tokens, own vocab], their `ids`, where they `hit` the target; over the whole vocabulary the
-    largest logit `top`, the log-partition `log_z` and the logit `picked` of the target, [tokens]."""
+    """Of a chunk: `logits` [tokens, own vocab], their `ids`, where they `hit` the target; over the whole
+    vocabulary the largest logit `top`, the log-partition `log_z` and the logit `picked` of the target,
+    [tokens]."""
 
     logits: jax.Array
     ids: jax.Array
@@ -71,8 +72,9 @@ def chunked_cross_entropy(
 def chunked_token_scores(
     hidden: jax.Array, table: named.Param | jax.Array, targets: jax.Array, n_vocab: int
 ) -> tuple[jax.Array, jax.Array]:
-    """(log-probability of every target in nats, float32; whether it is the likeliest token, of equally likely ones the
-    first), both [batch, sequence]; operands as in `chunked_cross_entropy`. Where a target is -1 they mean nothing."""
+    """(log-probability of every target in nats, float32; whether it is the likeliest token, of equally likely
+    ones the first), both [batch, sequence]; operands as in `chunked_cross_entropy`. Where a target is -1 they
+    mean nothing."""
     used = named.use(table, "vocab embd", hidden.dtype)
     split = _split(used, n_vocab)
     dims = ("batch sequence embd", "vocab embd", "batch sequence")
@@ -129,7 +131,8 @@ def _own_part(
     weights: jax.Array | None = None,
 ):
     flat = hidden.reshape(-1, hidden.shape[-1])
-    # The gradient of a table that several devices use is the sum of theirs: made where the table becomes "varying".
+    # The gradient of a table that several devices use is the sum of theirs: made where the table becomes
+    # "varying".
     table, summed = vary(table, split.tokens), vary(summed, split.tokens)
     weights = None if weights is None else weights.reshape(-1)
     sums = _sums(split, flat, table, summed, targets.reshape(-1), weights)
@@ -205,8 +208,8 @@ def _scan(
 def _pieces(
     split: _Split, hidden: jax.Array, targets: jax.Array, weights: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-    """hidden [chunks, chunk, embd], targets and weights [chunks, chunk] of one device's tokens; the last chunk is
-    padded."""
+    """hidden [chunks, chunk, embd], targets and weights [chunks, chunk] of one device's tokens; the last
+    chunk is padded."""
     tokens = hidden.shape[0]
     chunk = min(split.chunk, tokens)
     chunks = -(-tokens // chunk)
@@ -242,8 +245,8 @@ def _chunk(split: _Split, table: jax.Array, carry: Any, piece: Any, gradients: b
 def scoring(
     targets: jax.Array, weights: jax.Array | None
 ) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-    """(which targets are scored, what makes values of all targets those to sum up: each times its weight, and 0 where
-    nothing is scored or its weight is 0, whatever the value)."""
+    """(which targets are scored, what makes values of all targets those to sum up: each times its weight, and
+    0 where nothing is scored or its weight is 0, whatever the value)."""
     scored = targets >= 0
     if weights is not None:
         scored &= weights != 0

@@ -15,8 +15,8 @@ def attention(
 ) -> jax.Array:
     """Causal attention on one device: q, k, v [batch, sequence, heads, head_dim] -> the same shape and type.
 
-    `window`: keys a query sees, itself included. `implementation`: JAX's name of the library; "xla" computes the same
-    from the same arguments without a GPU.
+    `window`: keys a query sees, itself included. `implementation`: JAX's name of the library; "xla" computes
+    the same from the same arguments without a GPU.
     """
     return jax.nn.dot_product_attention(
         q,

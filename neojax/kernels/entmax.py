@@ -11,9 +11,11 @@ HALVINGS = 30  # of an interval of length 1: beyond the precision of float32
 
 
 def entmax(scores: jax.Array) -> jax.Array:
-    """Probabilities of float32 scores [..., vocab], as many of them zero as the scores say. No gradient is defined.
+    """Probabilities of float32 scores [..., vocab], as many of them zero as the scores say. No gradient is
+    defined.
 
-    p = max(0, (alpha - 1) z - t) ** (1 / (alpha - 1)), with the threshold t for which they add up to 1, by bisection.
+    p = max(0, (alpha - 1) z - t) ** (1 / (alpha - 1)), with the threshold t for which they add up to 1, by
+    bisection.
     """
     z = jax.lax.stop_gradient(scores) * (ALPHA - 1)
 
@@ -31,11 +33,13 @@ def entmax(scores: jax.Array) -> jax.Array:
 
 
 def entmax_loss(scores: jax.Array, picked: jax.Array) -> jax.Array:
-    """The loss whose gradient is entmax(scores) - one_hot(target): float32 [..., vocab] and the target's score [...].
+    """The loss whose gradient is entmax(scores) - one_hot(target): float32 [..., vocab] and the target's
+    score [...].
 
-    It is zero where the target has all the probability, and finite where it has none (gpt-neo took -log of the
-    probability, which is infinite there): (p - one_hot) . z + (1 - sum(p ** alpha)) / (alpha (alpha - 1)), the
-    Fenchel-Young loss of https://arxiv.org/abs/1901.02324. p counts as constant in the gradient: it maximises.
+    It is zero where the target has all the probability, and finite where it has none (gpt-neo took -log of
+    the probability, which is infinite there): (p - one_hot) . z + (1 - sum(p ** alpha)) / (alpha (alpha -
+    1)), the Fenchel-Young loss of https://arxiv.org/abs/1901.02324. p counts as constant in the gradient: it
+    maximises.
     """
     p = entmax(scores)
     expected = jnp.sum(p * jnp.where(p > 0, scores, 0.0), axis=-1)

@@ -1,9 +1,11 @@
-"""Linear attention: a running state of one head_dim x head_dim matrix a head instead of all earlier keys and values.
+"""Linear attention: a running state of one head_dim x head_dim matrix a head instead of all earlier keys and
+values.
 
-    y_i = sum over j <= i of w_ij v_j / (sum over j <= i of w_ij + 1e-6),  w_ij = sum over features d of softmax(q_i)_d exp(k_j)_d
+    y_i = sum over j <= i of w_ij v_j / (sum over j <= i of w_ij + 1e-6),  w_ij = sum over features d of
+    softmax(q_i)_d exp(k_j)_d
 
-One denominator a query: y_i is a mean of values. Without `causal` it is one a feature, which makes exp(k) a softmax over
-the sequence:
+One denominator a query: y_i is a mean of values. Without `causal` it is one a feature, which makes exp(k) a
+softmax over the sequence:
 
     y_i = sum over j, and features d, of  softmax(q_i)_d * exp(k_j)_d * v_j / (sum over j of exp(k_j)_d)
 
@@ -26,7 +28,8 @@ EPSILON = 1e-6
 CHUNK = 128  # queries whose scores to their own chunk are computed at once
 
 State = tuple[jax.Array, jax.Array]
-"""Sums over the tokens so far: of exp(k) v [batch, heads, key_dim, head_dim], and of exp(k) [batch, heads, key_dim]."""
+"""Sums over the tokens so far: of exp(k) v [batch, heads, key_dim, head_dim], and of exp(k) [batch, heads,
+key_dim]."""
 
 
 def attention(
@@ -40,14 +43,16 @@ def attention(
     time: jax.Array | int = 0,
     state: State | None = None,
 ) -> tuple[jax.Array, State]:
-    """Over whole sequences: q, k, v [batch, sequence, heads, head_dim] -> the same shape, and the state after them.
+    """Over whole sequences: q, k, v [batch, sequence, heads, head_dim] -> the same shape, and the state after
+    them.
 
-    start: int32 [batch], the number of padding tokens at the left of a row. time: that of the first token; state: that
-    before it, where the sequence goes on from earlier tokens, which needs a whole sequence on every device. segments:
-    int32 [batch, sequence], the segment of each token, which sees no token of another; `state` is then of the segment of
-    the first token, and what is returned of that of the last. Without `causal`, exp(k) is normalised by its sum over the
-    whole sequence. Rule: causal attention runs in chunks, in time linear in the sequence, unless the layout splits
-    `sequence` or `memory_length`; then it compares all pairs. Raises `NeojaxError` for segments without `causal`.
+    start: int32 [batch], the number of padding tokens at the left of a row. time: that of the first token;
+    state: that before it, where the sequence goes on from earlier tokens, which needs a whole sequence on
+    every device. segments: int32 [batch, sequence], the segment of each token, which sees no token of
+    another; `state` is then of the segment of the first token, and what is returned of that of the last.
+    Without `causal`, exp(k) is normalised by its sum over the whole sequence. Rule: causal attention runs in
+    chunks, in time linear in the sequence, unless the layout splits `sequence` or `memory_length`; then it
+    compares all pairs. Raises `NeojaxError` for segments without `causal`.
     """
     check_linear(causal, segments is not None)
     dtype = v.dtype
@@ -78,7 +83,8 @@ def attention(
 
 
 def step(q: jax.Array, k: jax.Array, v: jax.Array, state: State) -> tuple[jax.Array, State]:
-    """One more token a row: q, k, v [batch, 1, heads, head_dim] and the state before it -> its y, and the state."""
+    """One more token a row: q, k, v [batch, 1, heads, head_dim] and the state before it -> its y, and the
+    state."""
     q, k = features(q, k)
     context, total = (old + new for old, new in zip(state, sums(k, v)))
     weights = named.einsum(
@@ -95,8 +101,9 @@ def step(q: jax.Array, k: jax.Array, v: jax.Array, state: State) -> tuple[jax.Ar
 def features(
     q: jax.Array, k: jax.Array, present: jax.Array | None = None, causal: bool = True
 ) -> tuple[jax.Array, jax.Array]:
-    """softmax(q) over a head's features, and exp(k), which is 0 where a token is not `present` [batch, sequence].
-    Without `causal`, k is less its largest value in the sequence, which cancels: exp(k) overflows from 89 on."""
+    """softmax(q) over a head's features, and exp(k), which is 0 where a token is not `present` [batch,
+    sequence]. Without `causal`, k is less its largest value in the sequence, which cancels: exp(k) overflows
+    from 89 on."""
     q, k = (named.use(x, "batch sequence heads key_dim", jnp.float32) for x in (q, k))
     if present is not None:
         k = jnp.where(present[:, :, None, None], k, -jnp.inf)
@@ -106,8 +113,8 @@ def features(
 
 
 def mean(weighted: jax.Array, weights: jax.Array) -> jax.Array:
-    """Sums of what is `weighted` over the sums of the `weights`. The gradient of a quotient has its denominator squared,
-    which overflows where k is about 40: here that is 1."""
+    """Sums of what is `weighted` over the sums of the `weights`. The gradient of a quotient has its
+    denominator squared, which overflows where k is about 40: here that is 1."""
     weights = weights + EPSILON
     size = jax.lax.stop_gradient(weights)
     return (weighted / size) / (weights / size)
@@ -149,13 +156,15 @@ def reference(
         seen = (seen & own)[:, None]
     k = named.lay(k, "batch memory_length heads key_dim")
     weights = named.einsum(
-        "batch sequence heads key_dim, batch memory_length heads key_dim -> batch heads sequence memory_length",
+        "batch sequence heads key_dim, batch memory_length heads key_dim -> batch heads sequence "
+        "memory_length",
         q,
         k,
     )
     weights = jnp.where(seen, weights, 0.0)
     y = named.einsum(
-        "batch heads sequence memory_length, batch memory_length heads head_dim -> batch sequence heads head_dim",
+        "batch heads sequence memory_length, batch memory_length heads head_dim -> batch sequence heads "
+        "head_dim",
         mean(weights, weights.sum(-1, keepdims=True)),
         named.lay(v, "batch memory_length heads head_dim"),
     )
@@ -165,8 +174,8 @@ def reference(
 def _chunks(
     q: jax.Array, k: jax.Array, v: jax.Array, state: State, segments: jax.Array | None, chunk: int
 ) -> tuple[jax.Array, State]:
-    """The attention of one device's share: scores within a chunk, the state for what came before it. With segments, the
-    state is of that of the last token before the chunk."""
+    """The attention of one device's share: scores within a chunk, the state for what came before it. With
+    segments, the state is of that of the last token before the chunk."""
     batch, length, heads, _ = q.shape
     count = -(-length // chunk)
 
@@ -179,7 +188,8 @@ def _chunks(
         q, k, v, own = inputs
         within = jnp.tril(jnp.einsum("bhqd,bhkd->bhqk", q, k))
         if own is not None:
-            # Queries of the state's own segment look at it; the next one is of the segment of the chunk's last token.
+            # Queries of the state's own segment look at it; the next one is of the segment of the chunk's
+            # last token.
             newest = own[:, -1]
             goes_on = (newest == last)[:, None, None]
             within = jnp.where(together(own, own)[:, None], within, 0.0)

@@ -32,11 +32,12 @@ def cross_entropy(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sums over the scored tokens of a batch, in float32.
 
-    targets: int32 [batch, sequence]; -1 is not scored. weights: float32 [batch, sequence], how often each of them counts
-    (None: once), in all sums; no gradient is taken with respect to them. Returns scalars (objective, negative
-    log-likelihood in nats, number of scored tokens or sum of their weights); the objective is the likelihood term plus `z_loss` times the squared
-    log-partition (PaLM, section 5). With `entmax` the loss of `kernels.entmax` stands in for the likelihood.
-    Rule: in chunks of tokens, unless `entmax` asks for whole rows of logits.
+    targets: int32 [batch, sequence]; -1 is not scored. weights: float32 [batch, sequence], how often each of
+    them counts (None: once), in all sums; no gradient is taken with respect to them. Returns scalars
+    (objective, negative log-likelihood in nats, number of scored tokens or sum of their weights); the
+    objective is the likelihood term plus `z_loss` times the squared log-partition (PaLM, section 5). With
+    `entmax` the loss of `kernels.entmax` stands in for the likelihood. Rule: in chunks of tokens, unless
+    `entmax` asks for whole rows of logits.
     """
     if entmax:
         return reference_cross_entropy(hidden, table, targets, n_vocab, z_loss, entmax, weights)
@@ -52,8 +53,8 @@ def reference_cross_entropy(
     entmax: bool = False,
     weights: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """As `cross_entropy`, by the definition: all logits at once. The target's logit is picked by comparison, which
-    works on a split vocabulary."""
+    """As `cross_entropy`, by the definition: all logits at once. The target's logit is picked by comparison,
+    which works on a split vocabulary."""
     scores = logits(hidden, table, n_vocab)
     targets = named.lay(targets, "batch sequence")
     if weights is not None:

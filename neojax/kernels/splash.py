@@ -26,9 +26,10 @@ def attention(
 ) -> jax.Array:
     """Causal attention on one device: q, k, v [batch, sequence, heads, head_dim] -> the same shape and type.
 
-    `window`: keys a query sees, itself included; `segments`: int32 [batch, sequence], of which it sees its own. The result and the logarithm of each row's sum, which the backward
-    kernels need, are named "attention" for remat policies. `interpret` runs the kernels without a TPU, slowly. `size`:
-    queries, and keys, of one block (default: what `block` chooses); it divides the padded sequence.
+    `window`: keys a query sees, itself included; `segments`: int32 [batch, sequence], of which it sees its
+    own. The result and the logarithm of each row's sum, which the backward kernels need, are named
+    "attention" for remat policies. `interpret` runs the kernels without a TPU, slowly. `size`: queries, and
+    keys, of one block (default: what `block` chooses); it divides the padded sequence.
     """
     length, heads = q.shape[1:3]
     pad = -length % LANES  # keys that pad stand after all queries, which therefore do not see them

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-# Peak dense bfloat16 FLOP/s (float16 where there is no bfloat16) of one `jax.Device`, by `device_kind`, from the
-# makers' data sheets. A TPU v2 or v3 device is a core, half a chip; the GPU figures are without sparsity.
+# Peak dense bfloat16 FLOP/s (float16 where there is no bfloat16) of one `jax.Device`, by `device_kind`, from
+# the makers' data sheets. A TPU v2 or v3 device is a core, half a chip; the GPU figures are without sparsity.
 PEAK_FLOPS = {
     "TPU v2": 22.5e12,
     "TPU v3": 61.5e12,
@@ -52,5 +52,6 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device: Any) -> float | None:
-    """Peak bfloat16 FLOP/s of a `jax.Device`; None for a chip that `PEAK_FLOPS` does not list (a CPU, say)."""
+    """Peak bfloat16 FLOP/s of a `jax.Device`; None for a chip that `PEAK_FLOPS` does not list (a CPU,
+    say)."""
     return PEAK_FLOPS.get(device.device_kind)

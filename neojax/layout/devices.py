@@ -1,4 +1,5 @@
-"""JAX's devices as a mesh takes them: fake ones on CPU, and real ones in an order that follows their links."""
+"""JAX's devices as a mesh takes them: fake ones on CPU, and real ones in an order that follows their
+links."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,8 @@ from neojax.errors import NeojaxError
 
 
 def fake_cpu_devices(count: int) -> None:
-    """Asks JAX for `count` fake CPU devices in this process, if any; to be called before JAX is first used."""
+    """Asks JAX for `count` fake CPU devices in this process, if any; to be called before JAX is first
+    used."""
     if not count:
         return
     try:
@@ -22,14 +24,15 @@ def fake_cpu_devices(count: int) -> None:
 
 
 def use_cpu_devices(count: int) -> None:
-    """Makes JAX run on `count` fake CPU devices a process. Raises `NeojaxError` if it runs on something else already."""
+    """Makes JAX run on `count` fake CPU devices a process. Raises `NeojaxError` if it runs on something else
+    already."""
     if not count:
         return
     fake_cpu_devices(count)
     if jax.default_backend() != "cpu" or jax.local_device_count() < count:
         raise NeojaxError(
-            f"mesh.cpu_devices={count}: JAX has already started on {jax.local_device_count()} {jax.default_backend()} "
-            "device(s); set it before JAX is first used"
+            f"mesh.cpu_devices={count}: JAX has already started on {jax.local_device_count()} "
+            f"{jax.default_backend()} device(s); set it before JAX is first used"
         )
 
 
@@ -45,19 +48,19 @@ def available(cpu_devices: int = 0) -> list[jax.Device]:
 
 
 def arranged(shape: Mapping[str, int], dcn: Mapping[str, int], devices: Sequence[jax.Device]) -> np.ndarray:
-    """`devices` in the order of a mesh of `shape`, axis -> size: neighbours of an axis are joined by links where the
-    hardware has them. dcn: axis -> the part of it that crosses slices, which only a network joins.
+    """`devices` in the order of a mesh of `shape`, axis -> size: neighbours of an axis are joined by links
+    where the hardware has them. dcn: axis -> the part of it that crosses slices, which only a network joins.
 
-    Where no axes of a TPU slice's torus multiply to the wanted sizes, an axis of the torus is split; a warning says so.
-    Raises `NeojaxError` where `dcn` does not fit the slices.
+    Where no axes of a TPU slice's torus multiply to the wanted sizes, an axis of the torus is split; a
+    warning says so. Raises `NeojaxError` where `dcn` does not fit the slices.
     """
     sizes = tuple(shape.values())
     if not dcn:
         slices = {getattr(d, "slice_index", 0) for d in devices} if devices[0].platform == "tpu" else {0}
         if len(slices) > 1:
             raise NeojaxError(
-                f"the devices are {len(slices)} slices, joined by a network; say which axis crosses it, such as "
-                f"mesh.dcn_shape={next(iter(shape))}:{len(slices)}"
+                f"the devices are {len(slices)} slices, joined by a network; say which axis crosses it, "
+                f"such as mesh.dcn_shape={next(iter(shape))}:{len(slices)}"
             )
         return _on_torus(shape, devices)
     outer = [dcn.get(axis, 1) for axis in shape]

@@ -22,7 +22,8 @@ T = TypeVar("T")
 
 
 def agreed(work: Callable[[], T]) -> T:
-    """`work()`, which every process calls at the same point: the `NeojaxError` that it raises on one is raised on all.
+    """`work()`, which every process calls at the same point: the `NeojaxError` that it raises on one is
+    raised on all.
 
     An error of one alone would leave the others waiting for it for ever.
     """
@@ -43,7 +44,8 @@ def agreed(work: Callable[[], T]) -> T:
 
 
 def on_first(action: Callable[[], object]) -> None:
-    """Process 0 calls `action`, and the `NeojaxError` that it raises there is raised by every process, see `agreed`."""
+    """Process 0 calls `action`, and the `NeojaxError` that it raises there is raised by every process, see
+    `agreed`."""
     agreed(lambda: action() if jax.process_index() == 0 else None)
 
 
@@ -57,7 +59,8 @@ def from_first(numbers: Sequence[int]) -> list[int]:
 
 
 def barrier(name: str) -> None:
-    """Waits, in any thread, until all processes have come to `name`. Raises what JAX does where one does not."""
+    """Waits, in any thread, until all processes have come to `name`. Raises what JAX does where one does
+    not."""
     if jax.process_count() > 1:
         from orbax.checkpoint.multihost import get_barrier_sync_fn
 
@@ -66,7 +69,8 @@ def barrier(name: str) -> None:
 
 @contextmanager
 def owned(run_dir: Path) -> Iterator[Lock | BucketLock]:
-    """Makes this run, with all its processes, the one that trains `run_dir`. Raises `NeojaxError` where another does."""
+    """Makes this run, with all its processes, the one that trains `run_dir`. Raises `NeojaxError` where
+    another does."""
     lock = BucketLock(str(run_dir), "trained") if is_remote(run_dir) else Lock(run_dir, "trained")
     try:
         on_first(lock.take)

@@ -37,7 +37,8 @@ class Layout:
 
     @property
     def device(self) -> jax.Device:
-        """One of the mesh's devices, which are all alike; of this machine's where the mesh has none of its own."""
+        """One of the mesh's devices, which are all alike; of this machine's where the mesh has none of its
+        own."""
         return self.mesh.devices.flat[0] if isinstance(self.mesh, Mesh) else jax.devices()[0]
 
     @property
@@ -71,8 +72,9 @@ class Layout:
             for axis in self.axes(dim, stored=stored):
                 if axis in owner:
                     raise NeojaxError(
-                        f"{what} [{' '.join(dims)}]: {key} splits both {owner[axis]} and {dim} over axis {axis}; "
-                        f"an axis can split one dimension of a tensor: lay {dim} or {owner[axis]} over another axis"
+                        f"{what} [{' '.join(dims)}]: {key} splits both {owner[axis]} and {dim} over axis "
+                        f"{axis}; an axis can split one dimension of a tensor: lay {dim} or {owner[axis]} "
+                        "over another axis"
                     )
                 owner[axis] = dim
         for dim, size in zip(dims, shape or ()):
@@ -80,8 +82,8 @@ class Layout:
             if size % parts:
                 axes = "+".join(self.axes(dim, stored=stored))
                 raise NeojaxError(
-                    f"{what} [{' '.join(dims)}]: {key} splits {dim} over {axes} ({parts} parts), which does not "
-                    f"divide its size {size}; use a size or a mesh that divides, or leave {dim} out"
+                    f"{what} [{' '.join(dims)}]: {key} splits {dim} over {axes} ({parts} parts), which does "
+                    f"not divide its size {size}; use a size or a mesh that divides, or leave {dim} out"
                 )
         per_dim = [self.axes(dim, stored=stored) for dim in dims]
         return PartitionSpec(*(axes[0] if len(axes) == 1 else axes or None for axes in per_dim))
@@ -103,9 +105,10 @@ class Layout:
 
     @contextlib.contextmanager
     def in_force(self) -> Iterator[bool]:
-        """Puts the mesh in force, in place of another that may be: without it, what compiled functions make of constants
-        has no layout from JAX 0.11 on. Within a transformation such as `jax.jit`, where JAX allows no change, the mesh
-        stays the caller's, and False is given. Raises `NeojaxError` where that is another."""
+        """Puts the mesh in force, in place of another that may be: without it, what compiled functions make
+        of constants has no layout from JAX 0.11 on. Within a transformation such as `jax.jit`, where JAX
+        allows no change, the mesh stays the caller's, and False is given. Raises `NeojaxError` where that is
+        another."""
         current = jax.sharding.get_abstract_mesh()
         try:
             entered = jax.set_mesh(self.mesh)  # type: ignore[arg-type]
@@ -113,8 +116,9 @@ class Layout:
             mine = self.mesh.abstract_mesh
             if not current.empty and current != mine:
                 raise NeojaxError(
-                    f"the model lies on mesh {shape_text(mine.shape)}, but {shape_text(current.shape)} is in force, and cannot be "
-                    "changed within jax.jit and its like; call them inside `with jax.set_mesh(model.layout.mesh)`"
+                    f"the model lies on mesh {shape_text(mine.shape)}, but {shape_text(current.shape)} is "
+                    "in force, and cannot be changed within jax.jit and its like; call them inside `with "
+                    "jax.set_mesh(model.layout.mesh)`"
                 ) from None
             yield False
             return
@@ -122,7 +126,8 @@ class Layout:
             yield True
 
     def put(self, array: np.ndarray, *dims: str) -> jax.Array:
-        """`array`, the same on every host, on the mesh, laid out by the names of its dimensions; whole without them."""
+        """`array`, the same on every host, on the mesh, laid out by the names of its dimensions; whole
+        without them."""
         return jax.device_put(array, self.sharding(dims or [""] * array.ndim, array.shape))
 
     def fetch(self, array: jax.Array) -> np.ndarray:
@@ -132,15 +137,17 @@ class Layout:
         return np.asarray(array)
 
     def entered(self, array: jax.Array) -> jax.Array:
-        """`array` as computation on this mesh begins with it: where no mesh is in force and, within `jax.jit`, none can be
-        put there, the devices of the whole are those of what it is given, so that it is whole on each of the mesh's."""
+        """`array` as computation on this mesh begins with it: where no mesh is in force and, within
+        `jax.jit`, none can be put there, the devices of the whole are those of what it is given, so that it
+        is whole on each of the mesh's."""
         if not jax.sharding.get_abstract_mesh().empty or isinstance(self.mesh, AbstractMesh):
             return array
         return jax.device_put(array, NamedSharding(self.mesh, PartitionSpec()))
 
     def ordinary(self, array: jax.Array) -> jax.Array:
-        """`array`, of this mesh, as code that knows of no mesh takes it: split as it was, over axes that the compiler
-        lays out by itself; or, where another mesh is in force, whole on each of that one's devices."""
+        """`array`, of this mesh, as code that knows of no mesh takes it: split as it was, over axes that the
+        compiler lays out by itself; or, where another mesh is in force, whole on each of that one's
+        devices."""
         current = jax.sharding.get_mesh()
         if current == self.mesh or isinstance(self.mesh, AbstractMesh):
             return array
@@ -159,8 +166,8 @@ class Layout:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Builds the mesh of `config` over `devices`, Explicit axes. Default: all devices of all processes of this job, which
-    are joined, or the first `cpu_devices` of each."""
+    """Builds the mesh of `config` over `devices`, Explicit axes. Default: all devices of all processes of
+    this job, which are joined, or the first `cpu_devices` of each."""
     if devices is None:
         join(config)
         use_cpu_devices(config.cpu_devices)

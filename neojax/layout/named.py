@@ -28,8 +28,8 @@ _reduce_dtype: ContextVar[Any] = ContextVar("neojax_reduce_dtype", default=jnp.f
 
 @contextlib.contextmanager
 def use_layout(layout: Layout, reduce_dtype: Any = jnp.float32) -> Iterator[None]:
-    """Puts `layout` in force for the named operations inside; they add up gradients over devices in `reduce_dtype`
-    (see `trained`)."""
+    """Puts `layout` in force for the named operations inside; they add up gradients over devices in
+    `reduce_dtype` (see `trained`)."""
     token, type_token = _layout.set(layout), _reduce_dtype.set(reduce_dtype)
     try:
         yield
@@ -77,7 +77,8 @@ class Param(nnx.Param):
 
 
 class Quantized(NamedTuple):
-    """A matrix as int8 `values` times a float32 `scale`, which has size 1 along the dimensions that share one."""
+    """A matrix as int8 `values` times a float32 `scale`, which has size 1 along the dimensions that share
+    one."""
 
     values: jax.Array
     scale: jax.Array
@@ -92,7 +93,8 @@ class Quantized(NamedTuple):
 
 
 def use(value: Param | jax.Array, dims: str, dtype: jnp.dtype | None = None) -> jax.Array:
-    """`value` in its used layout: cast first, then gathered from the stored layout, so that few bytes travel."""
+    """`value` in its used layout: cast first, then gathered from the stored layout, so that few bytes
+    travel."""
     array = value.get_value() if isinstance(value, nnx.Variable) else value
     if isinstance(array, Quantized):
         values, scale = lay_quantized(array, dims)
@@ -106,9 +108,9 @@ def use(value: Param | jax.Array, dims: str, dtype: jnp.dtype | None = None) -> 
 def trained(value: Param | jax.Array, dims: str, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
     """(`value` in its used layout and `dtype`, a stand-in for it that takes its gradient).
 
-    A gradient has the type of what it is the gradient of, and in that type it is added up over the devices. The
-    stand-in has the type that was asked for (`use_layout`); its own numbers are not used and never computed. Where the
-    two types are one, so are the arrays, as for float32 in float32.
+    A gradient has the type of what it is the gradient of, and in that type it is added up over the devices.
+    The stand-in has the type that was asked for (`use_layout`); its own numbers are not used and never
+    computed. Where the two types are one, so are the arrays, as for float32 in float32.
     """
     array = value.get_value() if isinstance(value, nnx.Variable) else value
     summed = _reduce_dtype.get()
@@ -144,13 +146,14 @@ def look_up(table: Param, dims: str, index: jax.Array, out: str, dtype: jnp.dtyp
 
 
 def biased(x: jax.Array, bias: Param, dims: str) -> jax.Array:
-    """x + `bias` [`dims`] in the type of x. They are added in float32, as is then the sum over all tokens that is the
-    gradient of the bias."""
+    """x + `bias` [`dims`] in the type of x. They are added in float32, as is then the sum over all tokens
+    that is the gradient of the bias."""
     return (x + use(bias, dims)).astype(x.dtype)
 
 
 def lay(array: jax.Array, dims: str) -> jax.Array:
-    """`array` laid out as the names of its dimensions say; also renames, since names live in equations only."""
+    """`array` laid out as the names of its dimensions say; also renames, since names live in equations
+    only."""
     sharding = current_layout().sharding(dims.split(), array.shape, what="an activation")
     if jax.typeof(array).sharding.spec == sharding.spec:
         return array
@@ -160,9 +163,9 @@ def lay(array: jax.Array, dims: str) -> jax.Array:
 def einsum(equation: str, *operands: Param | jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
     """`jnp.einsum` over dimension names, as in ``"batch sequence embd, embd mlp -> batch sequence mlp"``.
 
-    Operands are brought to their used layout; parameters are cast to the type of the first operand. The output
-    has the layout of its names and the type `dtype` (default: that of the first operand), which is also the
-    type that products are accumulated in (see `layout.product`).
+    Operands are brought to their used layout; parameters are cast to the type of the first operand. The
+    output has the layout of its names and the type `dtype` (default: that of the first operand), which is
+    also the type that products are accumulated in (see `layout.product`).
     """
     operand_dims, _, result_dims = equation.partition("->")
     terms, out = [term.split() for term in operand_dims.split(",")], result_dims.split()
@@ -212,9 +215,9 @@ def einsum(equation: str, *operands: Param | jax.Array, dtype: jnp.dtype | None 
 
 
 def runs_of(terms: Sequence[Sequence[str]]) -> dict[str, list[str]]:
-    """The names in `terms` in runs, by their first name: names that stand side by side wherever they occur are one
-    dimension to a product, and a product of matrices is faster than one of [batch, sequence, embd]. A name that is
-    split over the mesh begins a run."""
+    """The names in `terms` in runs, by their first name: names that stand side by side wherever they occur
+    are one dimension to a product, and a product of matrices is faster than one of [batch, sequence, embd]. A
+    name that is split over the mesh begins a run."""
     after: dict[str, set[str]] = {}
     before: dict[str, set[str]] = {}
     for term in terms:

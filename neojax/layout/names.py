@@ -1,4 +1,5 @@
-"""The names of dimensions, and the grammar of Mesh-TensorFlow that gives them axes: ``"name:value, name:value"``."""
+"""The names of dimensions, and the grammar of Mesh-TensorFlow that gives them axes: ``"name:value,
+name:value"``."""
 
 import re
 from collections.abc import Sequence

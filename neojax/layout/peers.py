@@ -1,9 +1,10 @@
-"""What a process does when another of its job is gone: it ends with one line and a status that asks for a new start.
+"""What a process does when another of its job is gone: it ends with one line and a status that asks for a new
+start.
 
-JAX's coordination service, in process 0, notices within a heartbeat's timeout that a process is dead; its clients
-notice at once that process 0 is. JAX then aborts the process from a thread in C++, with a stack and status 134. Its client
-can call us instead, but no such call reaches Python (jax 0.10.2 to 0.12: the argument, a C++ status, has no form there),
-and ends as an uncaught C++ exception. So the handler of those is ours too.
+JAX's coordination service, in process 0, notices within a heartbeat's timeout that a process is dead; its
+clients notice at once that process 0 is. JAX then aborts the process from a thread in C++, with a stack and
+status 134. Its client can call us instead, but no such call reaches Python (jax 0.10.2 to 0.12: the argument,
+a C++ status, has no form there), and ends as an uncaught C++ exception. So the handler of those is ours too.
 """
 
 import contextlib
@@ -27,8 +28,8 @@ _handlers: list[Any] = []  # C functions that have to outlive every use
 def end(line: str, status: int = RETRY) -> NoReturn:
     """Ends this process from any thread, whatever the others are doing, with one line `error: ...`.
 
-    Past Python's buffers, whose locks the main thread may hold. Nothing is lost: all that a run writes appears whole, by a
-    rename.
+    Past Python's buffers, whose locks the main thread may hold. Nothing is lost: all that a run writes
+    appears whole, by a rename.
     """
     with contextlib.suppress(OSError):  # nobody may take our output any longer
         os.write(2, f"error: {line}\n".encode())
@@ -40,8 +41,8 @@ def end(line: str, status: int = RETRY) -> NoReturn:
 def lost() -> NoReturn:
     """Ends this process since another is gone."""
     end(
-        "another process of this run has ended or cannot be reached, so this one ends too; the same command on all hosts "
-        "goes on from the last whole checkpoint"
+        "another process of this run has ended or cannot be reached, so this one ends too; the same command "
+        "on all hosts goes on from the last whole checkpoint"
     )
 
 
@@ -49,8 +50,8 @@ def lost() -> NoReturn:
 def ends_without_peers() -> Iterator[None]:
     """Inside, an exception by which a collective tells that a peer is gone ends this process with one line.
 
-    Another exception that this process alone may have met ends it at once, behind its traceback: on the usual way out it
-    would wait for the others, which wait for it.
+    Another exception that this process alone may have met ends it at once, behind its traceback: on the usual
+    way out it would wait for the others, which wait for it.
     """
     try:
         yield
@@ -65,7 +66,8 @@ def ends_without_peers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def told_of_peers() -> Iterator[None]:
-    """Inside, `jax.distributed.initialize` makes a client that calls `lost` where it would abort the process."""
+    """Inside, `jax.distributed.initialize` makes a client that calls `lost` where it would abort the
+    process."""
     from jaxlib import _jax
 
     made = getattr(_jax, "get_distributed_runtime_client", None)

@@ -1,8 +1,8 @@
 """The processes of one job: finding out that there are several, and joining them.
 
-They are named by `mesh.coordinator`, `mesh.num_processes` and `mesh.process_id`, else by the environment variables
-JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, else found by JAX itself in the surroundings that Slurm,
-Open MPI and TPU pods give.
+They are named by `mesh.coordinator`, `mesh.num_processes` and `mesh.process_id`, else by the environment
+variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, else found by JAX itself in the
+surroundings that Slurm, Open MPI and TPU pods give.
 """
 
 import dataclasses
@@ -28,11 +28,11 @@ JOIN_SECONDS = 300
 
 
 def join(mesh: MeshConfig) -> None:
-    """Joins the other processes of this job, where there are any, each with the fake CPU devices that `mesh` asks for; to be
-    called before JAX is first used.
+    """Joins the other processes of this job, where there are any, each with the fake CPU devices that `mesh`
+    asks for; to be called before JAX is first used.
 
-    Raises `NeojaxError` where `mesh.distributed` asks for others that cannot be found, where only a part of what names
-    them is given, or where they do not come.
+    Raises `NeojaxError` where `mesh.distributed` asks for others that cannot be found, where only a part of
+    what names them is given, or where they do not come.
     """
     fake_cpu_devices(mesh.cpu_devices)
     if mesh.distributed is False or jax.distributed.is_initialized():
@@ -53,13 +53,15 @@ def join(mesh: MeshConfig) -> None:
         if mesh.distributed is None and not found and "should be defined" in str(e):
             return  # a TPU machine by itself, with nobody to ask
         raise NeojaxError(
-            f"mesh.distributed: cannot join the other processes: {' '.join(str(e).split())}; outside TPU pods, Slurm and "
-            "Open MPI give every process mesh.coordinator=HOST:PORT mesh.num_processes=N mesh.process_id=I"
+            f"mesh.distributed: cannot join the other processes: {' '.join(str(e).split())}; outside TPU "
+            "pods, Slurm and Open MPI give every process mesh.coordinator=HOST:PORT mesh.num_processes=N "
+            "mesh.process_id=I"
         ) from None
 
 
 def find(mesh: MeshConfig, environ: Mapping[str, str]) -> dict[str, Any] | None:
-    """The arguments of `jax.distributed.initialize`, as far as JAX does not find them; None where a process is alone."""
+    """The arguments of `jax.distributed.initialize`, as far as JAX does not find them; None where a process
+    is alone."""
     if named := _named(mesh, environ):
         return named
     tasks, here, index = _tasks(environ)
@@ -72,7 +74,8 @@ def find(mesh: MeshConfig, environ: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def alone(mesh: MeshConfig) -> MeshConfig:
-    """`mesh` without the keys that belong to one start of one process, which a run's config.yml does not keep."""
+    """`mesh` without the keys that belong to one start of one process, which a run's config.yml does not
+    keep."""
     return dataclasses.replace(mesh, distributed=None, coordinator="", num_processes=None, process_id=None)
 
 
@@ -97,13 +100,13 @@ def _named(mesh: MeshConfig, environ: Mapping[str, str]) -> dict[str, Any] | Non
             raise NeojaxError(f"{have} is given, but not mesh.{key} (or {variable}); give all three, or none")
     if not 0 <= given["process_id"] < given["num_processes"]:
         raise NeojaxError(
-            f"mesh.process_id={given['process_id']} of mesh.num_processes={given['num_processes']}: processes are "
-            "numbered from 0"
+            f"mesh.process_id={given['process_id']} of mesh.num_processes={given['num_processes']}: "
+            "processes are numbered from 0"
         )
     if not re.fullmatch(r".+:[0-9]+", given["coordinator_address"]):
         raise NeojaxError(
-            f"mesh.coordinator={given['coordinator_address']}: expected HOST:PORT, an address of process 0's host and a "
-            "free port there"
+            f"mesh.coordinator={given['coordinator_address']}: expected HOST:PORT, an address of process "
+            "0's host and a free port there"
         )
     return given
 
@@ -139,10 +142,11 @@ def visible_gpus(environ: Mapping[str, str]) -> int:
 
 
 def local_gpus(processes: int, index: int, gpus: int) -> list[int] | None:
-    """Which of the visible `gpus` process `index` of this host's `processes` takes: an equal share, so that none is idle.
+    """Which of the visible `gpus` process `index` of this host's `processes` takes: an equal share, so that
+    none is idle.
 
-    A scheduler that shows every process its own GPU alone has shared them already. None where there is no GPU. Raises
-    `NeojaxError` where they cannot be shared equally.
+    A scheduler that shows every process its own GPU alone has shared them already. None where there is no
+    GPU. Raises `NeojaxError` where they cannot be shared equally.
     """
     if not gpus:
         return None
@@ -150,7 +154,8 @@ def local_gpus(processes: int, index: int, gpus: int) -> list[int] | None:
         return [0]
     if gpus % processes:
         raise NeojaxError(
-            f"{processes} processes on this host cannot share its {gpus} GPUs equally; start one a host, or one a GPU"
+            f"{processes} processes on this host cannot share its {gpus} GPUs equally; start one a host, or "
+            "one a GPU"
         )
     share = gpus // processes
     return list(range(index * share, (index + 1) * share))

@@ -1,8 +1,9 @@
 """Products of two arrays in the form that the backend multiplies fastest.
 
-XLA's CPU backend gives bfloat16 matrices to the processor's own bfloat16 instructions (AMX, AVX512-BF16) only where the
-result is float32 and the left operand is contracted over its last dimensions; else it widens both to float32 first,
-about five times slower with AMX. There, `product` writes bfloat16 products in that form, their gradients too.
+XLA's CPU backend gives bfloat16 matrices to the processor's own bfloat16 instructions (AMX, AVX512-BF16) only
+where the result is float32 and the left operand is contracted over its last dimensions; else it widens both
+to float32 first, about five times slower with AMX. There, `product` writes bfloat16 products in that form,
+their gradients too.
 """
 
 from functools import partial
@@ -22,8 +23,9 @@ def product(
     platform: str,
     out_sharding: NamedSharding | None = None,
 ) -> jax.Array:
-    """`jnp.einsum(equation, left, right)` in `dtype`, which is also the type it is accumulated in, but for bfloat16 on
-    the `platform` cpu: there in float32. Every letter of an operand stands in the other one or in the result."""
+    """`jnp.einsum(equation, left, right)` in `dtype`, which is also the type it is accumulated in, but for
+    bfloat16 on the `platform` cpu: there in float32. Every letter of an operand stands in the other one or in
+    the result."""
     if platform == "cpu" and left.dtype == right.dtype == jnp.bfloat16:
         return _narrow(equation, jnp.dtype(dtype), out_sharding, left, right)
     return jnp.einsum(equation, left, right, out_sharding=out_sharding, preferred_element_type=dtype)
@@ -80,9 +82,9 @@ def product_with_weight(
     weight: jax.Array,
     summed: jax.Array,
 ) -> jax.Array:
-    """`product` of `left` and `weight`, whose gradient goes to `summed`, a stand-in of its shape and layout, and is
-    made in its type, `summed_dtype`: JAX's own rule gives the gradient of a bfloat16 weight in bfloat16, and so would
-    it be added up over the devices."""
+    """`product` of `left` and `weight`, whose gradient goes to `summed`, a stand-in of its shape and layout,
+    and is made in its type, `summed_dtype`: JAX's own rule gives the gradient of a bfloat16 weight in
+    bfloat16, and so would it be added up over the devices."""
     return product(equation, left, weight, dtype=dtype, platform=platform, out_sharding=out_sharding)
 
 

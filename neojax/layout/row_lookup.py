@@ -1,8 +1,8 @@
 """Rows of a table in a narrow type, whose gradient is summed over tokens in float32.
 
-The gradient of a table adds up what every token gives to its row: in bfloat16, whose numbers have 8 bits, a row that
-is looked up some hundred times takes no more. A device adds up its own tokens in float32; the sum travels in the type of
-the table's stand-in (see `named.trained`).
+The gradient of a table adds up what every token gives to its row: in bfloat16, whose numbers have 8 bits, a
+row that is looked up some hundred times takes no more. A device adds up its own tokens in float32; the sum
+travels in the type of the table's stand-in (see `named.trained`).
 """
 
 from functools import partial
@@ -14,7 +14,8 @@ from jax.sharding import NamedSharding
 
 
 class Split(NamedTuple):
-    """How the rows that are looked up and the table are laid out, and the mesh axes that split each dimension."""
+    """How the rows that are looked up and the table are laid out, and the mesh axes that split each
+    dimension."""
 
     out: NamedSharding
     table: NamedSharding
@@ -25,7 +26,8 @@ class Split(NamedTuple):
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def look_up(split: Split, table: jax.Array, summed: jax.Array, index: jax.Array) -> jax.Array:
-    """table [rows, columns] at index int32 [..., tokens]: [..., tokens, columns]. Its gradient goes to `summed`."""
+    """table [rows, columns] at index int32 [..., tokens]: [..., tokens, columns]. Its gradient goes to
+    `summed`."""
     return table.at[index].get(out_sharding=split.out)
 
 

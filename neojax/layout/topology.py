@@ -1,4 +1,5 @@
-"""The chips of a TPU slice that is not here, to compile for and never to run on. Needs libtpu, `pip install .[tpu]`."""
+"""The chips of a TPU slice that is not here, to compile for and never to run on. Needs libtpu, `pip install
+.[tpu]`."""
 
 import importlib.util
 import os
@@ -22,11 +23,11 @@ QUIET = {
 
 
 def tpu_devices(topology: str) -> list[jax.Device]:
-    """The devices of `topology`, such as "v5e:16x16" or "v5p:4x4x4", in JAX's order; "2xv5e:8x8" is two slices of v5e:8x8,
-    which a network joins.
+    """The devices of `topology`, such as "v5e:16x16" or "v5p:4x4x4", in JAX's order; "2xv5e:8x8" is two
+    slices of v5e:8x8, which a network joins.
 
-    JAX itself is to run on something else (JAX_PLATFORMS=cpu). Raises `NeojaxError` without libtpu, or where there is
-    no such topology.
+    JAX itself is to run on something else (JAX_PLATFORMS=cpu). Raises `NeojaxError` without libtpu, or where
+    there is no such topology.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise NeojaxError(
@@ -44,7 +45,7 @@ def tpu_devices(topology: str) -> list[jax.Device]:
     except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as e:
         cause = " ".join(str(e).split())[:200]
         raise NeojaxError(
-            f"TPU topology {topology!r}: {cause}; expected a chip and a shape such as v5e:4x4, v5p:2x2x4 or v6e:16x16, "
-            "or several such slices, as 2xv5e:8x8"
+            f"TPU topology {topology!r}: {cause}; expected a chip and a shape such as v5e:4x4, v5p:2x2x4 or "
+            "v6e:16x16, or several such slices, as 2xv5e:8x8"
         ) from None
     return list(found.devices)

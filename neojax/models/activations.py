@@ -23,7 +23,8 @@ LEARNED: dict[str, dict[str, float]] = {
 
 
 def aria(x, a, k, c, q, b, nu):
-    """x times Richards' curve, https://arxiv.org/abs/1805.08878; gpt-neo took the root of the exponential alone."""
+    """x times Richards' curve, https://arxiv.org/abs/1805.08878; gpt-neo took the root of the exponential
+    alone."""
     return x * (a + k / (jax.nn.softplus(c) + q * jnp.exp(b * x / (jax.nn.softplus(nu) + 1))))
 
 

@@ -23,8 +23,8 @@ PROJECTIONS = ("query", "key", "value")  # the parts of a joined projection, in 
 class Attention(nnx.Module):
     """Multi-head self-attention: global, local (a sliding window) or linear, as the layer that calls it says.
 
-    `kinds` are those of all layers that use these weights. Scores are not scaled and queries, keys and values have no
-    bias, as in GPT-Neo, unless the config asks for them.
+    `kinds` are those of all layers that use these weights. Scores are not scaled and queries, keys and values
+    have no bias, as in GPT-Neo, unless the config asks for them.
     """
 
     def __init__(self, config: ModelConfig, kinds: Set[str], sizes: Mapping[str, int], compute: Compute):
@@ -49,7 +49,8 @@ class Attention(nnx.Module):
         self.value_bias = Param("heads head_dim", Constant(0.0), sizes) if biased else None
         self.out = Param("heads head_dim embd", Normal((settings.heads * head_dim) ** -0.5), sizes)
         self.out_bias = Param("embd", Constant(0.0), sizes)
-        # All-attention's persistent vectors, https://arxiv.org/abs/1907.01470, beside the tokens' keys and values.
+        # All-attention's persistent vectors, https://arxiv.org/abs/1907.01470, beside the tokens' keys and
+        # values.
         memory = settings.memory_slots and "global" in kinds
         init = Normal(head_dim**-0.5)
         self.memory_key = Param("memory_slots heads head_dim", init, sizes) if memory else None
@@ -83,7 +84,8 @@ class Attention(nnx.Module):
         """x [batch, sequence, embd] -> queries, keys and values [batch, sequence, heads, head_dim]."""
         if self.joined is not None:
             three = einsum(
-                "batch sequence embd, embd projections heads head_dim -> batch sequence projections heads head_dim",
+                "batch sequence embd, embd projections heads head_dim -> batch sequence projections heads "
+                "head_dim",
                 x,
                 self.joined,
             )
@@ -126,8 +128,9 @@ class Attention(nnx.Module):
         ring = Keys(cache[0], cache[1], "batch heads head_dim slots", "batch heads slots head_dim", before)
         y = attend(q, ring, token_keys(k, v, seen(now)), *memory_keys(memory))
         if len(now) == 1:
-            # What is written depends on what was read, so that XLA writes in place and copies no ring; the CPU's compiler
-            # drops an optimization barrier before it decides on copies. A y that is not finite adds nothing, either.
+            # What is written depends on what was read, so that XLA writes in place and copies no ring; the
+            # CPU's compiler drops an optimization barrier before it decides on copies. A y that is not finite
+            # adds nothing, either.
             nothing = jnp.where(jnp.isfinite(y), 0 * y, 0)
             k, v = k + nothing, v + nothing
         return y, append(cache, k, v, now)

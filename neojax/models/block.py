@@ -1,4 +1,5 @@
-"""A block: attention and an MLP as residual branches, in one of the orders that models put norm and branch in."""
+"""A block: attention and an MLP as residual branches, in one of the orders that models put norm and branch
+in."""
 
 from collections.abc import Mapping, Set
 
@@ -26,10 +27,11 @@ class Block(nnx.Module):
     | `parallel` | x + attention(norm_1(x)) + mlp(norm_2(x)): GPT-NeoX |
     | `parallel_shared` | x + attention(norm_1(x)) + mlp(norm_1(x)): GPT-J |
 
-    `kinds` are the attention types of the layers that use these weights. A layer of type none has no attention: x goes
-    on to the MLP as it is (gpt-neo added x to itself there, a slip that only rescales x against later branches).
-    Macaron, https://arxiv.org/abs/1906.02762: x + mlp_macaron(x) / 2 comes first, without normalisation as in
-    gpt-neo, and the last MLP is halved too. Facts: gpt-neo's `models/gpt2/gpt2.py`.
+    `kinds` are the attention types of the layers that use these weights. A layer of type none has no
+    attention: x goes on to the MLP as it is (gpt-neo added x to itself there, a slip that only rescales x
+    against later branches). Macaron, https://arxiv.org/abs/1906.02762: x + mlp_macaron(x) / 2 comes first,
+    without normalisation as in gpt-neo, and the last MLP is halved too. Facts: gpt-neo's
+    `models/gpt2/gpt2.py`.
     """
 
     def __init__(self, config: ModelConfig, kinds: Set[str], sizes: Mapping[str, int], compute: Compute):
@@ -53,7 +55,8 @@ class Block(nnx.Module):
         cache: Cache | None,
         dropout_key: jax.Array | None,
     ) -> tuple[jax.Array, Cache | None, Sums]:
-        """x [batch, sequence, embd] -> the same shape, the cache of a layer of type `kind` with these tokens, and sums."""
+        """x [batch, sequence, embd] -> the same shape, the cache of a layer of type `kind` with these tokens,
+        and sums."""
         keys = [None] * 3 if dropout_key is None else list(jax.random.split(dropout_key, 3))
         if self.mlp_macaron is not None:
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, 3)

@@ -6,15 +6,17 @@ import jax.numpy as jnp
 from neojax.kernels import linear_attention
 
 KeyValues = tuple[jax.Array, jax.Array]
-"""The cached keys [batch, heads, head_dim, slots] and values [batch, heads, slots, head_dim] of one layer, in the
-orders in which decoding multiplies them. Keys of rotary positions are rotated already; learned keys are not in it."""
+"""The cached keys [batch, heads, head_dim, slots] and values [batch, heads, slots, head_dim] of one layer, in
+the orders in which decoding multiplies them. Keys of rotary positions are rotated already; learned keys are
+not in it."""
 
 Cache = KeyValues | linear_attention.State | tuple[()]
 """What one layer keeps of the tokens so far; empty for a layer without attention."""
 
 
 def first_cache(k: jax.Array, v: jax.Array, slots: int) -> KeyValues:
-    """The ring after the first tokens (times 0, 1, ...) with keys k and values v [batch, sequence, heads, head_dim]."""
+    """The ring after the first tokens (times 0, 1, ...) with keys k and values v [batch, sequence, heads,
+    head_dim]."""
 
     def ring(x: jax.Array) -> jax.Array:
         length = x.shape[1]
@@ -31,7 +33,8 @@ def as_cached(k: jax.Array, v: jax.Array) -> KeyValues:
 
 
 def slot_times(cache: KeyValues, last: jax.Array) -> jax.Array:
-    """int32 [slots]: the time of the token in each slot when that of the newest is `last`; negative for none."""
+    """int32 [slots]: the time of the token in each slot when that of the newest is `last`; negative for
+    none."""
     slots = cache[1].shape[2]
     return last - (last - jnp.arange(slots)) % slots
 

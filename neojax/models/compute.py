@@ -1,4 +1,5 @@
-"""How a model computes, as against what: types, recomputation, loops, kernels. None of it changes what is computed."""
+"""How a model computes, as against what: types, recomputation, loops, kernels. None of it changes what is
+computed."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,10 +29,11 @@ REMAT_POLICIES: dict[str, Any] = {
 class Compute:
     """How a model computes.
 
-    dtype: type of activations. reduce_dtype: type in which gradients of matrices are added up over devices, see
-    `layout.named.trained`. remat, unroll and attention_kernel are as in the section `train` of a configuration.
-    stacked: whether layers that repeat keep their parameters in one array and are scanned; else every layer has its own.
-    joined: whether queries, keys and values are one parameter, for one large product in place of three.
+    dtype: type of activations. reduce_dtype: type in which gradients of matrices are added up over devices,
+    see `layout.named.trained`. remat, unroll and attention_kernel are as in the section `train` of a
+    configuration. stacked: whether layers that repeat keep their parameters in one array and are scanned;
+    else every layer has its own. joined: whether queries, keys and values are one parameter, for one large
+    product in place of three.
     """
 
     dtype: Any = jnp.float32

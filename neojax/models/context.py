@@ -16,9 +16,10 @@ class Context:
     `start` int32 [batch]: the time of each row's first token (padding is on the left), None for 0.
     `time`: int32 scalar, the time of the first token of the call; a Python 0 where no token came before.
     `slots`: the number of cache slots to keep, per attention type; None where there is no cache.
-    `segments` int32 [batch, sequence]: the document of each token, 0 for padding; a token sees those of its own document
-    alone. None where all tokens of a row are one document.
-    `positions` int32 [batch, sequence]: the position of each token, None where it follows from `start` and `time`.
+    `segments` int32 [batch, sequence]: the document of each token, 0 for padding; a token sees those of its
+    own document alone. None where all tokens of a row are one document.
+    `positions` int32 [batch, sequence]: the position of each token, None where it follows from `start` and
+    `time`.
     """
 
     start: jax.Array | None = None
@@ -28,7 +29,8 @@ class Context:
     positions: jax.Array | None = None
 
     def token_positions(self, length: int) -> jax.Array:
-        """The positions of the call's `length` tokens: int32 [sequence], or [batch, sequence] where rows differ."""
+        """The positions of the call's `length` tokens: int32 [sequence], or [batch, sequence] where rows
+        differ."""
         if self.positions is not None:
             return named.lay(self.positions, "batch sequence")
         time = self.time + jnp.arange(length)

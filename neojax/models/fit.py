@@ -1,4 +1,5 @@
-"""Whether a model, its batches and what it computes can be laid out as a config says, before anything is made."""
+"""Whether a model, its batches and what it computes can be laid out as a config says, before anything is
+made."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,8 @@ from neojax.models import Transformer
 
 
 def check_fit(model: Transformer, train: TrainConfig) -> None:
-    """Raises `NeojaxError` where the layout of `model` does not fit its parameters, a microbatch or activations.
+    """Raises `NeojaxError` where the layout of `model` does not fit its parameters, a microbatch or
+    activations.
 
     The devices of the layout's mesh need not be here.
     """

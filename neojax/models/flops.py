@@ -1,7 +1,7 @@
 """Model FLOPs per token, and the share of the chips' peak that a run reaches (MFU).
 
-Model FLOPs are those the model's mathematics needs, whatever the program does: recomputation (remat), padding of the
-vocabulary and masked attention scores do not count. A multiply and an add are two.
+Model FLOPs are those the model's mathematics needs, whatever the program does: recomputation (remat), padding
+of the vocabulary and masked attention scores do not count. A multiply and an add are two.
 """
 
 from typing import Any
@@ -13,8 +13,8 @@ from neojax.layout.chips import peak_flops
 def flops_per_token(model: ModelConfig, n_ctx: int | None = None) -> float:
     """FLOPs of the forward and backward pass per trained token: three times `forward_flops_per_token`.
 
-    As there, attention counts only the keys a token can see. Others (PaLM's appendix B, nanoGPT) count all n_ctx
-    keys for every token, which gives a higher MFU for the same speed.
+    As there, attention counts only the keys a token can see. Others (PaLM's appendix B, nanoGPT) count all
+    n_ctx keys for every token, which gives a higher MFU for the same speed.
     """
     return 3 * forward_flops_per_token(model, n_ctx)
 
@@ -22,9 +22,9 @@ def flops_per_token(model: ModelConfig, n_ctx: int | None = None) -> float:
 def forward_flops_per_token(model: ModelConfig, n_ctx: int | None = None) -> float:
     """FLOPs of the forward pass per token, averaged over sequences of `n_ctx` tokens (default: the model's).
 
-    Counts the matrix multiplications: the projections, the MLPs, the logits (over n_vocab, unpadded), and attention
-    scores and mixing over VISIBLE keys only, see `visible_keys`; linear attention updates and reads a state of
-    head_dim columns. Embedding look-ups, normalisation, softmax and biases are left out.
+    Counts the matrix multiplications: the projections, the MLPs, the logits (over n_vocab, unpadded), and
+    attention scores and mixing over VISIBLE keys only, see `visible_keys`; linear attention updates and reads
+    a state of head_dim columns. Embedding look-ups, normalisation, softmax and biases are left out.
     """
     length = n_ctx or model.n_ctx
     width = model.attention.heads * model.head_dim

@@ -15,8 +15,8 @@ from neojax.models.norms import LayerNorm
 
 
 class LanguageHead(nnx.Module):
-    """The likelihood of the next token. Its methods take final hidden states, [batch, sequence, embd] after `norm_f`, and
-    the token embedding, which is the table of logits unless the model has one of its own."""
+    """The likelihood of the next token. Its methods take final hidden states, [batch, sequence, embd] after
+    `norm_f`, and the token embedding, which is the table of logits unless the model has one of its own."""
 
     def __init__(self, config: ModelConfig, sizes: Mapping[str, int]):
         self.n_vocab = config.n_vocab
@@ -41,5 +41,6 @@ class LanguageHead(nnx.Module):
         return Losses(objective, {"loss": (nats, scored)})
 
     def token_scores(self, hidden: jax.Array, wte: Param, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(log-probability of every target in nats, float32; whether it is the likeliest token), [batch, sequence]."""
+        """(log-probability of every target in nats, float32; whether it is the likeliest token), [batch,
+        sequence]."""
         return chunked_token_scores(hidden, self.table(wte), targets, self.n_vocab)

@@ -1,11 +1,12 @@
 """The one form of weights that scoring, prefill and decoding all use.
 
-Every layer has parameters of its own, with queries, keys and values joined, so that products are as large as they can be
-and nothing is sliced out of a stack for each token; matrices are kept in the type that is computed in, or narrower, in the
-layout in which they are used, so that nothing is cast or gathered again at every step. There is one copy of them.
+Every layer has parameters of its own, with queries, keys and values joined, so that products are as large as
+they can be and nothing is sliced out of a stack for each token; matrices are kept in the type that is
+computed in, or narrower, in the layout in which they are used, so that nothing is cast or gathered again at
+every step. There is one copy of them.
 
-Narrower are bfloat16, or int8 with a scale for every output channel: products read the narrow numbers and scale their
-result, so that a whole matrix in the compute type never exists (`layout.named.einsum`).
+Narrower are bfloat16, or int8 with a scale for every output channel: products read the narrow numbers and
+scale their result, so that a whole matrix in the compute type never exists (`layout.named.einsum`).
 """
 
 from collections import defaultdict
@@ -35,16 +36,17 @@ SUMMED: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("mlp", "embd"): ("mlp",),
     ("vocab", "embd"): ("embd",),
 }
-"""The matrices, by their dimensions, and which of these a product with them sums over: numbers that are summed share a
-scale. All else is small, or a token reads only a row of it, and stays float32."""
+"""The matrices, by their dimensions, and which of these a product with them sums over: numbers that are
+summed share a scale. All else is small, or a token reads only a row of it, and stays float32."""
 
 BY_TIME = ("sequence", "memory_length", "positions", "axial_rows", "axial_columns")
 """The dimensions that tokens in their order run over, which decoding one at a time does not split."""
 
 
 def for_inference(model: Transformer, weights: str = "auto") -> Transformer:
-    """`model` in the form for inference, its matrices as `weights`: float32, bfloat16, int8, or auto, the type in which
-    the model computes. A model that has that form is given back as it is. Raises `NeojaxError` for other `weights`.
+    """`model` in the form for inference, its matrices as `weights`: float32, bfloat16, int8, or auto, the
+    type in which the model computes. A model that has that form is given back as it is. Raises `NeojaxError`
+    for other `weights`.
     """
     check_weights(weights)
     compute = model.compute
@@ -54,8 +56,8 @@ def for_inference(model: Transformer, weights: str = "auto") -> Transformer:
 
 
 def converted(model: Transformer, params: dict[str, Any], weights: str = "auto") -> Transformer:
-    """As `for_inference`, of `model` with the values `params`, which are removed one by one as they are converted: beside
-    both forms of one parameter no memory is needed but that of the new form."""
+    """As `for_inference`, of `model` with the values `params`, which are removed one by one as they are
+    converted: beside both forms of one parameter no memory is needed but that of the new form."""
     target = Transformer(model.config, inference_layout(model.layout), inference_compute(model.compute))
     specs, dims, found = target.stored(), target.dims(), {(p.role, p.layer): p for p in pieces(model)}
     sources = {name: [found[p.role, p.layer] for p in own] for name, own in by_param(target).items()}
@@ -101,8 +103,9 @@ def _assembled(
     shape: tuple[int, ...],
     sharding: NamedSharding,
 ) -> Any:
-    """The entries `at` along the dimensions `fixed` of `parts`, joined along a new `axis`, laid out as `sharding`, without
-    what pads the vocabulary beyond `shape`: how weights are stored may split it where their use does not."""
+    """The entries `at` along the dimensions `fixed` of `parts`, joined along a new `axis`, laid out as
+    `sharding`, without what pads the vocabulary beyond `shape`: how weights are stored may split it where
+    their use does not."""
 
     def entry(array: jax.Array, at: tuple[int, ...], fixed: tuple[int, ...]) -> jax.Array:
         for dim, index in sorted(zip(fixed, at), reverse=True):
@@ -146,9 +149,9 @@ def _cast(value: jax.Array, dtype: Any) -> jax.Array:
 
 @partial(jax.jit, static_argnums=1)
 def quantized(value: jax.Array, summed: tuple[int, ...]) -> Quantized:
-    """`value` as int8, symmetric: the largest number of an output channel becomes 127 and all are rounded to the nearest
-    (https://arxiv.org/abs/2208.07339, section 2). Numbers along the axes `summed` share a scale, float32 with size 1
-    along these axes."""
+    """`value` as int8, symmetric: the largest number of an output channel becomes 127 and all are rounded to
+    the nearest (https://arxiv.org/abs/2208.07339, section 2). Numbers along the axes `summed` share a scale,
+    float32 with size 1 along these axes."""
     largest = jnp.max(jnp.abs(value), axis=summed, keepdims=True)
     scale = jnp.where(largest > 0, largest, 1.0).astype(jnp.float32) / 127
     return Quantized(jnp.round(value / scale).astype(jnp.int8), scale)

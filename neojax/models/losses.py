@@ -9,8 +9,9 @@ Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 
 class Losses(NamedTuple):
-    """`objective`: a scalar, summed over what is scored, whose gradient trains. `sums`: name -> (sum, count), whose ratio
-    is a metric; "loss" is among them, in nats over scored tokens, and its count is what the objective is divided by."""
+    """`objective`: a scalar, summed over what is scored, whose gradient trains. `sums`: name -> (sum, count),
+    whose ratio is a metric; "loss" is among them, in nats over scored tokens, and its count is what the
+    objective is divided by."""
 
     objective: jax.Array
     sums: Sums

@@ -46,8 +46,9 @@ class MLP(nnx.Module):
         return named.biased(y, self.down_bias, "embd")
 
     def activate(self, x: jax.Array) -> jax.Array:
-        """The activation; the backward pass computes it again from x, which is cheaper than keeping its parts. Learned
-        scalars, and what they act on, are float32, as are then the sums over all tokens that are their gradients."""
+        """The activation; the backward pass computes it again from x, which is cheaper than keeping its
+        parts. Learned scalars, and what they act on, are float32, as are then the sums over all tokens that
+        are their gradients."""
         scalars = {name: named.use(scalar, "") for name, scalar in self.curve.items()}
         return jax.checkpoint(
             lambda x, **scalars: ACTIVATIONS[self.activation](x, **scalars).astype(x.dtype)

@@ -38,7 +38,8 @@ class LayerNorm(nnx.Module):
 class ScaleNorm(nnx.Module):
     """(x - mean) / sqrt(variance + epsilon) * scale with one number as scale, computed in float32.
 
-    This is gpt-neo's `scalenorm`; the paper of that name (Nguyen and Salazar 2019) does not subtract the mean.
+    This is gpt-neo's `scalenorm`; the paper of that name (Nguyen and Salazar 2019) does not subtract the
+    mean.
     """
 
     def __init__(self, epsilon: float, sizes: Mapping[str, int]):
@@ -65,7 +66,8 @@ def _scaled(x: jax.Array, scale: jax.Array) -> jax.Array:
 
 @partial(jax.checkpoint, static_argnums=1)
 def standardise(x: jax.Array, epsilon: float) -> jax.Array:
-    """x in float32 with mean 0 and variance 1 over its last dimension; nothing but x is kept for the backward pass."""
+    """x in float32 with mean 0 and variance 1 over its last dimension; nothing but x is kept for the backward
+    pass."""
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     return y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)

@@ -1,7 +1,8 @@
 """The parameters of a model piece by piece: what one layer has of one role, wherever the model keeps it.
 
-Files hold layers one by one, and queries, keys and values each for itself or all in one; a model may stack its layers and
-join the three. A piece has the same role and layer in every form, so that weights go from one to another by these.
+Files hold layers one by one, and queries, keys and values each for itself or all in one; a model may stack
+its layers and join the three. A piece has the same role and layer in every form, so that weights go from one
+to another by these.
 """
 
 from collections.abc import Iterator
@@ -15,10 +16,10 @@ from neojax.models.transformer import Transformer
 class Piece:
     """A parameter, or the part of it that belongs to one layer and one role.
 
-    `param`: the parameter's name in the model; `at`: the dimensions of it of which this is one entry, (name, index), such
-    as its repetition along `layers`; `role`: its name within the block (attn.query), or in the model where it belongs to
-    none; `layer`: the number of its layer or None. `dims` and `shape` are without the dimensions of `at`, and the shape
-    is without padding of the vocabulary.
+    `param`: the parameter's name in the model; `at`: the dimensions of it of which this is one entry, (name,
+    index), such as its repetition along `layers`; `role`: its name within the block (attn.query), or in the
+    model where it belongs to none; `layer`: the number of its layer or None. `dims` and `shape` are without
+    the dimensions of `at`, and the shape is without padding of the vocabulary.
     """
 
     param: str

@@ -1,4 +1,5 @@
-"""Where a token stands: one learned table, two (axial), or queries and keys turned by their position (rotary)."""
+"""Where a token stands: one learned table, two (axial), or queries and keys turned by their position
+(rotary)."""
 
 from collections.abc import Mapping
 
@@ -49,8 +50,8 @@ def embedding(table: Param | AxialPositions, position: jax.Array) -> jax.Array:
 
 
 def look_up(table: Param, dims: str, index: jax.Array) -> jax.Array:
-    """Rows of `table` at `index` [sequence] or [batch, sequence], in float32, as is then the sum over the rows of a
-    batch that is their gradient."""
+    """Rows of `table` at `index` [sequence] or [batch, sequence], in float32, as is then the sum over the
+    rows of a batch that is their gradient."""
     out = "sequence embd" if index.ndim == 1 else "batch sequence embd"
     return named.look_up(table, dims, index, out, jnp.float32)
 
@@ -58,10 +59,12 @@ def look_up(table: Param, dims: str, index: jax.Array) -> jax.Array:
 def rotate(
     x: jax.Array, position: jax.Array, base: float = 10000.0, rotary_dims: int | None = None
 ) -> jax.Array:
-    """Queries or keys x [batch, sequence, heads, head_dim], rotated by their positions ([sequence] or [batch, sequence]).
+    """Queries or keys x [batch, sequence, heads, head_dim], rotated by their positions ([sequence] or [batch,
+    sequence]).
 
-    Of the first `rotary_dims` features of a head (None: all), feature i of the first half and of the second half make a
-    point that is rotated by position * base ** (-2 i / rotary_dims); the others stay. https://arxiv.org/abs/2104.09864
+    Of the first `rotary_dims` features of a head (None: all), feature i of the first half and of the second
+    half make a point that is rotated by position * base ** (-2 i / rotary_dims); the others stay.
+    https://arxiv.org/abs/2104.09864
     """
     x = named.lay(x, "batch sequence heads key_dim")
     size = rotary_dims or x.shape[-1]

@@ -1,4 +1,5 @@
-"""The layers between embedding and head: grouped, scanned or unrolled, recomputed in the backward pass as asked."""
+"""The layers between embedding and head: grouped, scanned or unrolled, recomputed in the backward pass as
+asked."""
 
 from collections.abc import Callable, Mapping, Set
 from typing import Any
@@ -14,8 +15,8 @@ from neojax.models.context import Context
 from neojax.models.losses import Sums
 
 MakeBlock = Callable[[Set[str], Mapping[str, int]], nnx.Module]
-"""(the kinds of the layers that use its weights, the sizes of dimensions) -> a block (x, kind, context, cache, dropout
-key) -> (x, cache, sums), where the sums have the same names in every block of the stack."""
+"""(the kinds of the layers that use its weights, the sizes of dimensions) -> a block (x, kind, context,
+cache, dropout key) -> (x, cache, sums), where the sums have the same names in every block of the stack."""
 
 Caches = tuple[Cache, ...]
 
@@ -23,10 +24,10 @@ Caches = tuple[Cache, ...]
 class Stack(nnx.Module):
     """The blocks of all layers, whose `kinds` (attention types) are given in order.
 
-    Layers are grouped by the smallest repeating pattern of kinds; the parameters of the repetitions are stacked along a
-    first dimension `layers` and scanned, `compute.unroll` of them in one turn of the loop (0: all, so that there is no
-    loop). Without `compute.stacked` every layer has parameters of its own and the layers are unrolled. With `shared` all
-    layers use the weights of one block.
+    Layers are grouped by the smallest repeating pattern of kinds; the parameters of the repetitions are
+    stacked along a first dimension `layers` and scanned, `compute.unroll` of them in one turn of the loop (0:
+    all, so that there is no loop). Without `compute.stacked` every layer has parameters of its own and the
+    layers are unrolled. With `shared` all layers use the weights of one block.
     """
 
     def __init__(
@@ -51,8 +52,8 @@ class Stack(nnx.Module):
     def __call__(
         self, x: jax.Array, context: Context, caches: Caches | None, dropout_key: jax.Array | None
     ) -> tuple[jax.Array, Caches | None, Sums]:
-        """x [batch, sequence, embd] -> the same shape, the cache of every layer where `context` asks for them, and what
-        the blocks added up, summed over layers."""
+        """x [batch, sequence, embd] -> the same shape, the cache of every layer where `context` asks for
+        them, and what the blocks added up, summed over layers."""
         run = self._scan if self.repeats > 1 else self._unroll
         return run(x, context, caches, dropout_key)
 

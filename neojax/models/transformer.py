@@ -27,9 +27,10 @@ from neojax.models.stack import Caches
 class Transformer(nnx.Module):
     """The language model: training, scoring, prefill and decode share it.
 
-    A new instance is abstract: it has names, dimensions and shapes but no values until `init` or `bind` gives them. The
-    name of a parameter is its path within the part of the model that it belongs to, such as `blocks.0.attn.query` in
-    the stack. `tokenizer` (a `tokenizers.Tokenizer`) and `eos_token_id` travel with a model that was loaded.
+    A new instance is abstract: it has names, dimensions and shapes but no values until `init` or `bind` gives
+    them. The name of a parameter is its path within the part of the model that it belongs to, such as
+    `blocks.0.attn.query` in the stack. `tokenizer` (a `tokenizers.Tokenizer`) and `eos_token_id` travel with
+    a model that was loaded.
     """
 
     def __init__(self, config: ModelConfig, layout: Layout | None = None, compute: Compute | None = None):
@@ -72,7 +73,8 @@ class Transformer(nnx.Module):
         return {name: param.dims for name, param in self.named_params()}
 
     def stored(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Name -> shape, type and stored layout. Raises `NeojaxError` where a parameter cannot be laid out."""
+        """Name -> shape, type and stored layout. Raises `NeojaxError` where a parameter cannot be laid
+        out."""
         specs = {}
         for name, param in self.named_params():
             shape = param.get_value().shape
@@ -82,7 +84,8 @@ class Transformer(nnx.Module):
         return specs
 
     def bind(self, params: Mapping[str, Any]) -> "Transformer":
-        """The same model with the values `params`, under the names of `params()`. Raises `NeojaxError` where one lacks."""
+        """The same model with the values `params`, under the names of `params()`. Raises `NeojaxError` where
+        one lacks."""
         for name, _ in self.named_params():
             if name not in params:
                 raise NeojaxError(f"bind: there is no parameter {name}{suggest(name, params)}")
@@ -104,8 +107,9 @@ class Transformer(nnx.Module):
                     draw = Normal(std)
                 value = draw(own, specs[name].shape, specs[name].sharding)
                 if param.dims[:1] == ("vocab",):
-                    # Rows that only pad the vocabulary are zero. Random bits depend on an element's place in the
-                    # array alone, counted row by row, so that the true rows are what they are without padding.
+                    # Rows that only pad the vocabulary are zero. Random bits depend on an element's place in
+                    # the array alone, counted row by row, so that the true rows are what they are without
+                    # padding.
                     true = jnp.arange(value.shape[0])[:, None] < self.config.n_vocab
                     value = jnp.where(true, value, 0.0)
                 values[name] = value
@@ -123,17 +127,18 @@ class Transformer(nnx.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Logits of the next token: int32 [batch, sequence] -> float32 [batch, sequence, n_vocab].
 
-        They are computed on the model's own mesh, whatever mesh is in force, and come as an array that ordinary JAX code
-        takes (`Layout.ordinary`). Within `jax.jit` and its like they keep the model's layout, and no other mesh than the
-        model's may be in force. Raises `NeojaxError` for tokens of another type or shape, more of them than n_ctx, or (where
-        their values are known on this host, so not under `jax.jit`) ids beyond the vocabulary.
+        They are computed on the model's own mesh, whatever mesh is in force, and come as an array that
+        ordinary JAX code takes (`Layout.ordinary`). Within `jax.jit` and its like they keep the model's
+        layout, and no other mesh than the model's may be in force. Raises `NeojaxError` for tokens of another
+        type or shape, more of them than n_ctx, or (where their values are known on this host, so not under
+        `jax.jit`) ids beyond the vocabulary.
         """
         self.check_bound()
         tokens = token_ids(tokens, self.config.n_vocab, "tokens")
         if tokens.ndim != 2 or tokens.shape[1] > self.config.n_ctx:
             raise NeojaxError(
-                f"tokens have shape {list(tokens.shape)}; expected [batch, sequence] with a sequence of at most "
-                f"n_ctx={self.config.n_ctx} tokens"
+                f"tokens have shape {list(tokens.shape)}; expected [batch, sequence] with a sequence of at "
+                f"most n_ctx={self.config.n_ctx} tokens"
             )
         with self.layout.in_force() as is_free:
             tokens = self.layout.entered(jnp.asarray(tokens, jnp.int32))
@@ -141,8 +146,8 @@ class Transformer(nnx.Module):
         return self.layout.ordinary(logits) if is_free else logits
 
     def halves(self) -> tuple[Any, Any]:
-        """The model as (graphdef, state) for a compiled function, which does not depend on the tokenizer, nor does it keep
-        it alive."""
+        """The model as (graphdef, state) for a compiled function, which does not depend on the tokenizer, nor
+        does it keep it alive."""
         bare = copy.copy(self)
         vars(bare).update(tokenizer=None, eos_token_id=None)
         return nnx.split(bare)
@@ -155,7 +160,8 @@ class Transformer(nnx.Module):
             )
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Final hidden states [batch, sequence, embd] -> float32 [batch, sequence, vocab], padding at -inf."""
+        """Final hidden states [batch, sequence, embd] -> float32 [batch, sequence, vocab], padding at
+        -inf."""
         with self.names_in_force():
             return self.head.logits(hidden, self.embedding.wte)
 
@@ -174,8 +180,8 @@ class Transformer(nnx.Module):
         return found.plus(sums)
 
     def token_scores(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """(log-probability of every target in nats, float32; whether it is the likeliest token), [batch, sequence]. Where
-        nothing is scored the results mean nothing."""
+        """(log-probability of every target in nats, float32; whether it is the likeliest token), [batch,
+        sequence]. Where nothing is scored the results mean nothing."""
         hidden, _, _ = self.hidden(batch.tokens, _context(batch))
         with self.names_in_force():
             return self.head.token_scores(hidden, self.embedding.wte, batch.targets)
@@ -188,17 +194,17 @@ class Transformer(nnx.Module):
         *,
         dropout_key: jax.Array | None = None,
     ) -> tuple[jax.Array, Caches | None, Sums]:
-        """Final hidden states [batch, sequence, embd] of tokens int32 [batch, sequence], the caches, and what the blocks
-        added up (see `Stack`).
+        """Final hidden states [batch, sequence, embd] of tokens int32 [batch, sequence], the caches, and what
+        the blocks added up (see `Stack`).
 
-        Without `context`, tokens are whole rows. Prefill passes `Context(start, slots=...)` and gets a cache per
-        layer; decode passes one token a row, `Context(start, time)` and the caches.
+        Without `context`, tokens are whole rows. Prefill passes `Context(start, slots=...)` and gets a cache
+        per layer; decode passes one token a row, `Context(start, time)` and the caches.
         """
         context = context or Context()
         if context.slots is not None and not self.config.causal:
             raise NeojaxError(
-                "model.causal is false: a model trained on masked tokens sees both sides of a token and cannot "
-                "continue a text; use its logits, model(tokens)"
+                "model.causal is false: a model trained on masked tokens sees both sides of a token and "
+                "cannot continue a text; use its logits, model(tokens)"
             )
         keys = [None, None] if dropout_key is None else list(jax.random.split(dropout_key))
         with self.names_in_force():

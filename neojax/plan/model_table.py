@@ -18,8 +18,8 @@ MOMENT_BYTES = {"float32": 4, "bfloat16": 2}
 def print_model(config: Config, layout: Layout | None = None) -> None:
     """Every parameter: dimension names, shape, layout, bytes per device; then totals and model FLOPs.
 
-    layout: default that of the configuration, over devices that need not be here. Raises `NeojaxError` where the model
-    cannot be laid out so, or `train.frozen` does not fit it.
+    layout: default that of the configuration, over devices that need not be here. Raises `NeojaxError` where
+    the model cannot be laid out so, or `train.frozen` does not fit it.
     """
     layout = layout or abstract_layout(config.mesh)
     model = Transformer(config.model, layout)

@@ -11,7 +11,8 @@ from neojax.layout.mesh import Layout
 
 
 def print_slice(config: Config, layout: Layout) -> None:
-    """The place of every chip in the mesh, drawn where it lies in the slice, and every host's chips and rows."""
+    """The place of every chip in the mesh, drawn where it lies in the slice, and every host's chips and
+    rows."""
     devices = layout.mesh.devices  # type: ignore[union-attr]
     axes = " ".join(layout.mesh.axis_names)
     print(f"\nthe mesh on the slice, by chip: its number along {axes}")

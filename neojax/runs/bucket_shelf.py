@@ -1,9 +1,9 @@
 """Where the checkpoints of a run lie, in a Google Cloud Storage bucket, to which Orbax writes by itself.
 
-No folder can be renamed there. A save is written to checkpoints/STEP at once, with an object checkpoints/STEP.saving
-beside it, made before and removed when all is written: by that a folder with a number for a name is complete, or is
-not. What the store says of each object (size, CRC-32C, MD5) is listed in the checkpoint and compared later: nothing is
-read again for it.
+No folder can be renamed there. A save is written to checkpoints/STEP at once, with an object
+checkpoints/STEP.saving beside it, made before and removed when all is written: by that a folder with a number
+for a name is complete, or is not. What the store says of each object (size, CRC-32C, MD5) is listed in the
+checkpoint and compared later: nothing is read again for it.
 """
 
 import contextlib
@@ -114,8 +114,8 @@ class Bucket:
 
 
 def shelf_of(run_dir: str | Path) -> Shelf:
-    """Where the checkpoints of a run directory lie. Raises `NeojaxError` where what reads that is not installed, and for
-    s3://, to which Orbax does not write."""
+    """Where the checkpoints of a run directory lie. Raises `NeojaxError` where what reads that is not
+    installed, and for s3://, to which Orbax does not write."""
     if str(run_dir).startswith("s3:"):
         raise NeojaxError(
             f"{run_dir}: checkpoints are written to gs:// or to a file system, such as one that mounts s3://"

@@ -1,9 +1,9 @@
 """Checkpoints: all that a run needs to go on, written with Orbax and read back on any mesh.
 
-A checkpoint is the folder `checkpoints/STEP` of the run, with three items: `params`, `opt_state` (each array by its
-path in the tree) and `meta` (JSON), and the size and checksum of every file (`neojax.runs.integrity`). A
-folder with a number for a name was complete once (`neojax.runs.shelf`); if it is not complete now, or cannot be read, it
-is damaged, which is an error and never a fresh start.
+A checkpoint is the folder `checkpoints/STEP` of the run, with three items: `params`, `opt_state` (each array
+by its path in the tree) and `meta` (JSON), and the size and checksum of every file (`neojax.runs.integrity`).
+A folder with a number for a name was complete once (`neojax.runs.shelf`); if it is not complete now, or
+cannot be read, it is damaged, which is an error and never a fresh start.
 """
 
 import contextlib
@@ -39,13 +39,13 @@ class DamagedError(NeojaxError):
 class Checkpoints:
     """The checkpoints of one run directory. Every process of a run makes one and calls it alike.
 
-    With `keep`, the newest `keep` are kept, and what a killed save left is removed; without, they are only read,
-    which is safe beside a run that is writing. Use it as a context manager, or `close` it: a save goes on in the
-    background.
+    With `keep`, the newest `keep` are kept, and what a killed save left is removed; without, they are only
+    read, which is safe beside a run that is writing. Use it as a context manager, or `close` it: a save goes
+    on in the background.
 
-    The vocabulary is padded to suit the mesh, so its stored length may not be the wanted one. With `dims` (the
-    parameters' dimension names) and `n_vocab`, parameters with a `vocab` dimension, and the optimizer state that
-    mirrors them, lose padding or gain zeros as they are read.
+    The vocabulary is padded to suit the mesh, so its stored length may not be the wanted one. With `dims`
+    (the parameters' dimension names) and `n_vocab`, parameters with a `vocab` dimension, and the optimizer
+    state that mirrors them, lose padding or gain zeros as they are read.
     """
 
     def __init__(
@@ -85,7 +85,8 @@ class Checkpoints:
         return max(self._steps, default=None)
 
     def save(self, step: int, state: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
-        """Starts to save `state`, {"params": {name: array}, "opt_state": tree of arrays}, and JSON-able `meta`.
+        """Starts to save `state`, {"params": {name: array}, "opt_state": tree of arrays}, and JSON-able
+        `meta`.
 
         Returns once the arrays are copied off the device, so they may then be donated. A step that is already
         saved is left as it is. Raises `SaveError`, for the save before too.
@@ -114,10 +115,11 @@ class Checkpoints:
     ) -> dict[str, Any]:
         """The state saved at `step`, shaped, typed and laid out as `abstract_state`.
 
-        `abstract_state` is {"params": ..., "opt_state": ...} of `jax.ShapeDtypeStruct`s, as `jax.eval_shape` gives
-        them: shardings over an abstract mesh are taken on the current mesh, no sharding is the first device. `adapt` makes of
-        its opt_state, and the paths of the arrays that were saved, the one that is restored.
-        Raises `DamagedError`, or `NeojaxError` for a parameter that the model and the checkpoint do not share.
+        `abstract_state` is {"params": ..., "opt_state": ...} of `jax.ShapeDtypeStruct`s, as `jax.eval_shape`
+        gives them: shardings over an abstract mesh are taken on the current mesh, no sharding is the first
+        device. `adapt` makes of its opt_state, and the paths of the arrays that were saved, the one that is
+        restored. Raises `DamagedError`, or `NeojaxError` for a parameter that the model and the checkpoint do
+        not share.
         """
         return self._restore(step, {k: abstract_state[k] for k in ("params", "opt_state")}, adapt)
 
@@ -199,8 +201,8 @@ class Checkpoints:
     def _verify(self, step: int, items: Collection[str]) -> None:
         """Raises `DamagedError`, on every process, unless the files of `items` are what was written.
 
-        Each process reads a share of them. It comes before Orbax, whose threads fill the terminal with tracebacks
-        over files that are missing or cut short, and which does not see a flipped bit.
+        Each process reads a share of them. It comes before Orbax, whose threads fill the terminal with
+        tracebacks over files that are missing or cut short, and which does not see a flipped bit.
         """
         if step not in self._steps:
             raise NeojaxError(
@@ -256,7 +258,8 @@ class Checkpoints:
             )
         for name in stored.keys() - wanted.keys():
             raise NeojaxError(
-                f"checkpoint {self._folder(step)} holds {kind} {name} {stored[name]}, which the model has not; {hint}"
+                f"checkpoint {self._folder(step)} holds {kind} {name} {stored[name]}, which the model has "
+                f"not; {hint}"
             )
         for name, leaf in wanted.items():
             if stored[name] != leaf.shape and not self._same_but_padding(name, stored[name], leaf.shape):
@@ -273,13 +276,15 @@ class Checkpoints:
         return len(differ) == 1 and min(differ[0]) >= self.n_vocab > 0
 
     def _reading(self, step: int, read: Callable[[], Any]) -> Any:
-        """What `read` gives. Its files have been verified; whatever Orbax meets in them all the same is one line."""
+        """What `read` gives. Its files have been verified; whatever Orbax meets in them all the same is one
+        line."""
         try:
             return read()
         except MemoryError:
             raise
         except Exception as e:  # of an array's index or a compressed block it raises bare ones
-            # Of the devices, such as their memory; or of a store, which has just listed all of it as it was written.
+            # Of the devices, such as their memory; or of a store, which has just listed all of it as it was
+            # written.
             if isinstance(e, jax.errors.JaxRuntimeError) or is_remote(self._folder(step)):
                 raise NeojaxError(f"cannot restore checkpoint {self._folder(step)}: {one_line(e)}") from None
             raise self._damaged(step, one_line(e)) from None

@@ -1,9 +1,9 @@
 """What the files of a checkpoint must hold: the size and checksum of each, kept beside them.
 
-FILES is `{"crc32c": of the list itself, "files": {path: {"bytes": n, "checksum": hex}}}`; of files in an object store, in
-place of the checksum, the CRC-32C and the MD5 that the store has found (`"crc32c": hex, "md5": hex`). A checkpoint may be
-copied from one to the other: each kind can be told of either. Earlier versions wrote `{path: bytes}`, which is still
-checked for what it says of the items.
+FILES is `{"crc32c": of the list itself, "files": {path: {"bytes": n, "checksum": hex}}}`; of files in an
+object store, in place of the checksum, the CRC-32C and the MD5 that the store has found (`"crc32c": hex,
+"md5": hex`). A checkpoint may be copied from one to the other: each kind can be told of either. Earlier
+versions wrote `{path: bytes}`, which is still checked for what it says of the items.
 """
 
 import hashlib
@@ -45,7 +45,8 @@ class Listing:
     ) -> str | None:
         """The first file of `folder` that is not what was written, as "NAME is missing"; None where all are.
 
-        `items`: only files of these folders. `part`, (index, count): of those, the share of one of `count` readers.
+        `items`: only files of these folders. `part`, (index, count): of those, the share of one of `count`
+        readers.
         """
         names = self._of(items)
         for name in names:  # all sizes first: they cost nothing
@@ -96,10 +97,11 @@ class Listing:
 
 
 def checksum(path: Path, sync: bool = False) -> str:
-    """CRC-32C of all but the last four bytes of a file, and those bytes, in hexadecimal; with `sync` once it is on disk.
+    """CRC-32C of all but the last four bytes of a file, and those bytes, in hexadecimal; with `sync` once it
+    is on disk.
 
-    Apart, since a file that ends with its own CRC-32C, as Orbax's do, has the same one over all as any other of its size.
-    Raises `OSError`.
+    Apart, since a file that ends with its own CRC-32C, as Orbax's do, has the same one over all as any other
+    of its size. Raises `OSError`.
     """
     crc = 0
     with open(path, "rb", buffering=0) as f:
@@ -170,7 +172,8 @@ def parse(text: bytes) -> Listing:
         if "files" not in content:
             if not all(isinstance(size, int) for size in content.values()):
                 raise ValueError
-            # Orbax wrote the files beside the items anew, with the time of its commit, after that list was made.
+            # Orbax wrote the files beside the items anew, with the time of its commit, after that list was
+            # made.
             return Listing({name: size for name, size in content.items() if "/" in name}, has_sums=False)
         if content["crc32c"] != _sum_of(content["files"]):
             raise ValueError

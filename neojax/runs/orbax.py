@@ -16,7 +16,8 @@ with quiet():  # it logs already while it is imported
     import orbax.checkpoint as ocp
     from etils import epath  # Orbax's own paths, of buckets too
 
-# Bytes that are compressed, and read, together. A reader whose mesh is another reads each chunk that it needs any of.
+# Bytes that are compressed, and read, together. A reader whose mesh is another reads each chunk that it needs
+# any of.
 CHUNK = 1 << 20
 
 
@@ -29,7 +30,8 @@ def _handler() -> ocp.CompositeCheckpointHandler:
 
 
 class Save:
-    """A save into `folder` that has begun: the arrays are off the device, and are written in the background."""
+    """A save into `folder` that has begun: the arrays are off the device, and are written in the
+    background."""
 
     def __init__(self, folder: Path, trees: Mapping[str, Mapping[str, jax.Array]], meta: Mapping[str, Any]):
         chunks = ocp.SaveArgs(chunk_byte_size=CHUNK)

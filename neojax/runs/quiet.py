@@ -1,5 +1,5 @@
-"""Orbax's voice: it tells every step it takes through absl's logger, and absl then gives the root logger a handler; what
-fails in its threads is told once more by asyncio, whose tasks nobody waits for any longer."""
+"""Orbax's voice: it tells every step it takes through absl's logger, and absl then gives the root logger a
+handler; what fails in its threads is told once more by asyncio, whose tasks nobody waits for any longer."""
 
 import contextlib
 import logging
@@ -21,9 +21,9 @@ _hook: Any = None
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Inside, these loggers are silent: they tell the tracebacks of Orbax's threads too, and what concerns a user is
-    raised as a `NeojaxError`. Afterwards they, and the root logger's handlers, are as they were. All else that is logged
-    goes where it went."""
+    """Inside, these loggers are silent: they tell the tracebacks of Orbax's threads too, and what concerns a
+    user is raised as a `NeojaxError`. Afterwards they, and the root logger's handlers, are as they were. All
+    else that is logged goes where it went."""
     _enter()
     try:
         yield
@@ -63,6 +63,7 @@ def _leave() -> None:
 
 
 def _unraisable(error: Any) -> None:
-    """Passes all on but what a thread of a failed save meets when it reports to an event loop that has ended."""
+    """Passes all on but what a thread of a failed save meets when it reports to an event loop that has
+    ended."""
     if not (isinstance(error.exc_value, RuntimeError) and "Event loop is closed" in str(error.exc_value)):
         _hook(error)

@@ -25,8 +25,8 @@ def is_run_dir(path: str | Path) -> bool:
 
 
 def checkpoints_in(run_dir: str | Path) -> list[int]:
-    """The steps of the checkpoints of a run directory, oldest first. Raises `OSError` where it cannot be read, which must
-    not look like none."""
+    """The steps of the checkpoints of a run directory, oldest first. Raises `OSError` where it cannot be
+    read, which must not look like none."""
     try:
         names = os.listdir(Path(run_dir) / "checkpoints")
     except FileNotFoundError:
@@ -61,9 +61,9 @@ def write(run_dir: Path, config: Config, tokenizer: str | None) -> None:
 def meta(
     config: Config, tokenizer: str | None, eos_token_id: int | None, data: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What a checkpoint holds beside arrays, so that it can be used without the rest of the run directory: the config,
-    the text of tokenizer.json and the id that ends a document, each None where there is none; and of `data`, by split and
-    path, what tells it from other data."""
+    """What a checkpoint holds beside arrays, so that it can be used without the rest of the run directory:
+    the config, the text of tokenizer.json and the id that ends a document, each None where there is none; and
+    of `data`, by split and path, what tells it from other data."""
     return {
         "config": configuration.to_dict(config),
         "tokenizer": tokenizer,
@@ -95,10 +95,11 @@ def yaml_word(value: Any) -> str:
 
 
 def check_resume(saved: Config, now: Config, run_dir: Path, step: int) -> list[str]:
-    """What changed between a run's last checkpoint, at `step`, and the command that resumes it, as lines to show.
+    """What changed between a run's last checkpoint, at `step`, and the command that resumes it, as lines to
+    show.
 
-    Raises `NeojaxError` where the checkpoint no longer fits: another model, another optimizer, or other frozen
-    parameters.
+    Raises `NeojaxError` where the checkpoint no longer fits: another model, another optimizer, or other
+    frozen parameters.
     """
     old, new = configuration.to_dict(saved), configuration.to_dict(now)
     old["train"]["init_from"] = new["train"]["init_from"] = ""  # only told where the run once began
@@ -115,7 +116,8 @@ def check_resume(saved: Config, now: Config, run_dir: Path, step: int) -> list[s
         if not model:  # the weights fit, only the optimizer's state does not
             anew = f"begin another run with these weights: train.run_dir=NEW train.init_from={run_dir}"
         raise NeojaxError(
-            f"{run_dir} holds a run with other settings: {', '.join(model + optimizer)}; set them back, or {anew}"
+            f"{run_dir} holds a run with other settings: {', '.join(model + optimizer)}; set them back, or "
+            f"{anew}"
         )
     if not step:  # converted weights: nothing has been trained with the settings that stand there
         return []
@@ -130,16 +132,17 @@ def check_resume(saved: Config, now: Config, run_dir: Path, step: int) -> list[s
 
 
 def check_data(saved: dict[str, Any], now: dict[str, Any], run_dir: Path, step: int) -> list[str]:
-    """As `check_resume`, of the tokenizer and of what lies at the paths of `data`: `saved` and `now` are `meta`.
+    """As `check_resume`, of the tokenizer and of what lies at the paths of `data`: `saved` and `now` are
+    `meta`.
 
     Raises `NeojaxError` where the tokenizer is another.
     """
     old, new = saved.get("tokenizer"), now["tokenizer"]
     if old is not None and new is not None and old != new and _canonical(old) != _canonical(new):
         raise NeojaxError(
-            f"{run_dir} holds a run with another tokenizer than that of data.tokenizer, or beside data.train, now: its ids "
-            f"mean other text; set it back ({run_dir / TOKENIZER} is the run's own), or begin another run with these "
-            f"weights: train.run_dir=NEW train.init_from={run_dir}"
+            f"{run_dir} holds a run with another tokenizer than that of data.tokenizer, or beside "
+            f"data.train, now: its ids mean other text; set it back ({run_dir / TOKENIZER} is the run's "
+            f"own), or begin another run with these weights: train.run_dir=NEW train.init_from={run_dir}"
         )
     lines = []
     for split, sources in (saved.get("data") or {}).items() if step else ():

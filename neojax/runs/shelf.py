@@ -25,8 +25,8 @@ UNREADABLE = "the store does not give"  # so begins a `NeojaxError` that says no
 
 
 class Shelf(Protocol):
-    """The folder `path` of checkpoints. Every process of a run has one and calls it alike; where a method says so, only
-    process 0 does. Methods raise `OSError` unless they say otherwise."""
+    """The folder `path` of checkpoints. Every process of a run has one and calls it alike; where a method
+    says so, only process 0 does. Methods raise `OSError` unless they say otherwise."""
 
     path: Path
 
@@ -40,8 +40,8 @@ class Shelf(Protocol):
         """Where Orbax is to write the checkpoint of `step`."""
 
     def finish(self, step: int, keep: Collection[int]) -> None:
-        """Makes a checkpoint of what has been written, and removes older ones that are not to `keep`. Runs in the
-        background, on every process."""
+        """Makes a checkpoint of what has been written, and removes older ones that are not to `keep`. Runs in
+        the background, on every process."""
 
     def discard(self) -> None:
         """Removes what a failed save wrote: on a full disk the next one needs the room. Process 0."""
@@ -56,9 +56,9 @@ class Shelf(Protocol):
         """The files of a checkpoint, as they were written. Raises `ValueError` where the list is damaged."""
 
     def fault(self, step: int, items: Collection[str] | None = None) -> str | None:
-        """What of the files of `items` (None: of all) is not as it was written. Each process looks at a share of them. Raises
-        `ValueError` where the list of files is damaged, and a `NeojaxError` that begins with UNREADABLE where a store that
-        is no part of this machine does not answer."""
+        """What of the files of `items` (None: of all) is not as it was written. Each process looks at a share
+        of them. Raises `ValueError` where the list of files is damaged, and a `NeojaxError` that begins with
+        UNREADABLE where a store that is no part of this machine does not answer."""
 
     def reading(self, step: int) -> Path:
         """Where Orbax reads the checkpoint of `step`."""

@@ -2,7 +2,8 @@
 
 
 def bucket(length: int) -> int:
-    """A length of rows rounded up, by at most a quarter, to one of few: a compiled program serves all of a bucket."""
+    """A length of rows rounded up, by at most a quarter, to one of few: a compiled program serves all of a
+    bucket."""
     step = max(16, power_of_two(length) // 8)
     return -(-length // step) * step
 

@@ -1,8 +1,8 @@
 """The compiled half of generation: prefill a batch of prompts, then decode several tokens a call.
 
-Prompts of one batch stand flush right, padded on the left, so that all rows have the same time: one slot of the
-cache is written a step, and only `start` tells rows apart. Random numbers depend on the seed, the prompt, the number
-of the sample and the number of the token, never on the batch, the chunk or the mesh.
+Prompts of one batch stand flush right, padded on the left, so that all rows have the same time: one slot of
+the cache is written a step, and only `start` tells rows apart. Random numbers depend on the seed, the prompt,
+the number of the sample and the number of the token, never on the batch, the chunk or the mesh.
 """
 
 from collections.abc import Mapping
@@ -21,13 +21,14 @@ from neojax.models.context import Context
 from neojax.models.inference import BY_TIME, for_inference
 from neojax.sampling.logits import Controls, next_token
 
-PREFILL = 512  # tokens of every prompt that are read in one pass: what a longer one needs beside its cache stays bounded
+# tokens of every prompt that are read in one pass: what a longer one needs beside its cache stays bounded
+PREFILL = 512
 
 
 class Asked(NamedTuple):
-    """What is asked of each row; the first dimension of every array is batch. `limit`: at how many tokens to end;
-    `ends`: the ids int32 [batch, ends] after which to end, -1 for none; `key`: uint32 [batch, 2]; `controls`: how
-    tokens are drawn."""
+    """What is asked of each row; the first dimension of every array is batch. `limit`: at how many tokens to
+    end; `ends`: the ids int32 [batch, ends] after which to end, -1 for none; `key`: uint32 [batch, 2];
+    `controls`: how tokens are drawn."""
 
     limit: Any
     ends: Any
@@ -38,8 +39,9 @@ class Asked(NamedTuple):
 class Rows(NamedTuple):
     """What a batch of rows carries from step to step; the first dimension of every array is batch.
 
-    `start`: the time of the row's first token; `token`: the newest one; `logprob`: its log-probability, as the model
-    has it, before temperature and filters; `made`: tokens generated; `limit`: at how many of them to end; `key`: uint32 [batch, 2]; `present`: bool [batch, vocab], the tokens of the row so far.
+    `start`: the time of the row's first token; `token`: the newest one; `logprob`: its log-probability, as
+    the model has it, before temperature and filters; `made`: tokens generated; `limit`: at how many of them
+    to end; `key`: uint32 [batch, 2]; `present`: bool [batch, vocab], the tokens of the row so far.
     """
 
     start: jax.Array
@@ -52,8 +54,8 @@ class Rows(NamedTuple):
 
 
 class Decoder:
-    """A model ready for generation, and the compiled functions over it. Prefill and decoding use the same weights, in the
-    form of `models.inference`; a model that has not that form is converted first."""
+    """A model ready for generation, and the compiled functions over it. Prefill and decoding use the same
+    weights, in the form of `models.inference`; a model that has not that form is converted first."""
 
     def __init__(self, model: Transformer):
         form = for_inference(model)
@@ -69,10 +71,11 @@ class Decoder:
         asked: Asked,
         slots: Mapping[str, int],
     ) -> Rows:
-        """Reads prompts, the first part in a pass of its own and the rest in chunks, and draws a token for every row.
+        """Reads prompts, the first part in a pass of its own and the rest in chunks, and draws a token for
+        every row.
 
-        prompts: int32 [prompts, sequence] with `start` pads at the left; source: int32 [batch], the prompt of each
-        row; slots: the length of the cache for each attention type.
+        prompts: int32 [prompts, sequence] with `start` pads at the left; source: int32 [batch], the prompt of
+        each row; slots: the length of the cache for each attention type.
         """
         with self.layout.in_force():
             length, starts = prompts.shape[1], self.layout.put(start, "batch")
@@ -98,10 +101,12 @@ class Decoder:
     def decode(
         self, rows: Rows, time: int, done: np.ndarray, steps: int
     ) -> tuple[jax.Array, jax.Array, Rows]:
-        """Up to `steps` more tokens for every row that is not `done`; `time` is that of the rows' newest token.
+        """Up to `steps` more tokens for every row that is not `done`; `time` is that of the rows' newest
+        token.
 
-        A row ends by itself after a token of its `ends` or at its limit. Returns int32 [batch, steps], -1 after the end of
-        a row, their log-probabilities, and the rows, whose buffers take the place of those given.
+        A row ends by itself after a token of its `ends` or at its limit. Returns int32 [batch, steps], -1
+        after the end of a row, their log-probabilities, and the rows, whose buffers take the place of those
+        given.
         """
         with self.layout.in_force():
             return _decode(
@@ -130,8 +135,8 @@ class Decoder:
             return _delay(rows, self.layout.put(np.array(by, np.int32)), self.config.attention_layers)
 
     def merge(self, rows: Rows, others: Rows, old: np.ndarray, new: np.ndarray) -> Rows:
-        """A batch of row number `old` of `rows` or, where it is not negative, number `new` of `others`; both are of the
-        same time, `old` and `new` int32 [new batch]."""
+        """A batch of row number `old` of `rows` or, where it is not negative, number `new` of `others`; both
+        are of the same time, `old` and `new` int32 [new batch]."""
         with self.layout.in_force():
             return _merge(rows, others, self.layout.put(old, "batch"), self.layout.put(new, "batch"))
 
@@ -255,8 +260,8 @@ def _draw(
     count: jax.Array,
     asked: Asked,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The next token of every row, each device drawing for its own rows, its log-probability in the model, and the marks
-    with it."""
+    """The next token of every row, each device drawing for its own rows, its log-probability in the model,
+    and the marks with it."""
 
     def draw(logits, present, key, count, controls):
         keys = jax.random.wrap_key_data(key, impl="threefry2x32")

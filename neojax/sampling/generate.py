@@ -34,9 +34,9 @@ BATCH = 64  # rows decoded at once at most
 
 @dataclass
 class Sample:
-    """One continuation. `text` and `tokens` are what follows the prompt, without the end-of-document token; the text
-    is cut before a stop string. `finish_reason` is stop, eos or length; `text` is None without a tokenizer. `logprobs` are
-    the log-probabilities of `tokens` where they were asked for, else None."""
+    """One continuation. `text` and `tokens` are what follows the prompt, without the end-of-document token;
+    the text is cut before a stop string. `finish_reason` is stop, eos or length; `text` is None without a
+    tokenizer. `logprobs` are the log-probabilities of `tokens` where they were asked for, else None."""
 
     prompt: str | list[int]
     text: str | None
@@ -46,8 +46,8 @@ class Sample:
 
 
 class Sampler:
-    """Generation with one model. Keep it for many calls: it holds the weights laid out for decoding, and what it
-    compiled serves every prompt length of a bucket and all settings of the filters."""
+    """Generation with one model. Keep it for many calls: it holds the weights laid out for decoding, and what
+    it compiled serves every prompt length of a bucket and all settings of the filters."""
 
     def __init__(self, model: Transformer):
         self.config = model.config
@@ -61,7 +61,8 @@ class Sampler:
         """Finishes `rows`, `num_samples` of every prompt; see `generate`."""
         need = max(bucket(len(row.prompt)) + row.limit for row in rows)
         batch = Batch(self.decoder, min(self.config.n_ctx, power_of_two(need)), logprobs=logprobs)
-        # Rows of like length together, so that little is padded; where half of them are finished, others join.
+        # Rows of like length together, so that little is padded; where half of them are finished, others
+        # join.
         waiting = deque(sorted(rows, key=lambda row: len(row.prompt)))
         while waiting or batch.rows:
             free = BATCH - len(batch.rows)
@@ -100,14 +101,15 @@ class Sampler:
         return rows
 
     def _fit(self, prompts: Sequence[Sequence[int]], sampling: Sequence[Sampling]) -> list[tuple[int, ...]]:
-        """The last tokens of prompts that leave room: for max_new_tokens, or half the context if that is less."""
+        """The last tokens of prompts that leave room: for max_new_tokens, or half the context if that is
+        less."""
         n_ctx = self.config.n_ctx
         rooms = [max(1, n_ctx - one.max_new_tokens, n_ctx // 2) for one in sampling]
         if long := [i for i, (tokens, room) in enumerate(zip(prompts, rooms)) if len(tokens) > room]:
             others = f" ({len(long) - 1} more are too long as well)" if len(long) > 1 else ""
             warnings.warn(
-                f"prompt {long[0] + 1} has {len(prompts[long[0]])} tokens{others}; its last {rooms[long[0]]} are used, "
-                f"since prompt and continuation share a context of {n_ctx}",
+                f"prompt {long[0] + 1} has {len(prompts[long[0]])} tokens{others}; its last "
+                f"{rooms[long[0]]} are used, since prompt and continuation share a context of {n_ctx}",
                 stacklevel=4,
             )
         fitted = [tuple(tokens[-room:]) for tokens, room in zip(prompts, rooms)]
@@ -115,8 +117,8 @@ class Sampler:
         if short := [i for i, one in enumerate(sampling) if left[i] < one.max_new_tokens]:
             least = min(short, key=lambda i: left[i])
             warnings.warn(
-                f"max_new_tokens is {sampling[least].max_new_tokens}, but prompt and continuation share a context of "
-                f"{n_ctx}: after the longest prompt at most {left[least]} follow",
+                f"max_new_tokens is {sampling[least].max_new_tokens}, but prompt and continuation share a "
+                f"context of {n_ctx}: after the longest prompt at most {left[least]} follow",
                 stacklevel=4,
             )
         return fitted
@@ -133,23 +135,24 @@ def generate(
     return_logprobs: bool = False,
     **settings: Any,
 ) -> Any:
-    """Continues `prompts`: a text or a list of token ids (which needs no tokenizer), or a list of such; ids may also be
-    arrays, of one dimension or, for prompts of one length, of two.
+    """Continues `prompts`: a text or a list of token ids (which needs no tokenizer), or a list of such; ids
+    may also be arrays, of one dimension or, for prompts of one length, of two.
 
-    How is said by `settings`, the fields of `neojax.Sampling`: max_new_tokens=128, temperature=1.0, top_k=0, top_p=1.0,
-    min_p=0.0, repetition_penalty=1.0, entmax=False, seed=0, stop=(), eos=None. `sampling`, a `Sampling` or a list with one
-    for every prompt, says what else they are: prompts of one call may differ in all.
+    How is said by `settings`, the fields of `neojax.Sampling`: max_new_tokens=128, temperature=1.0, top_k=0,
+    top_p=1.0, min_p=0.0, repetition_penalty=1.0, entmax=False, seed=0, stop=(), eos=None. `sampling`, a
+    `Sampling` or a list with one for every prompt, says what else they are: prompts of one call may differ in
+    all.
 
-    The same seed gives the same text, whatever else is in the batch and whatever the mesh. Prompt and continuation
-    share n_ctx positions: a prompt keeps its last n_ctx - max_new_tokens tokens, or n_ctx / 2 if that is more, with
-    a warning if it was longer. `stream(index, text)` is called with pieces of text as they come; index counts samples,
-    those of one prompt together.
+    The same seed gives the same text, whatever else is in the batch and whatever the mesh. Prompt and
+    continuation share n_ctx positions: a prompt keeps its last n_ctx - max_new_tokens tokens, or n_ctx / 2 if
+    that is more, with a warning if it was longer. `stream(index, text)` is called with pieces of text as they
+    come; index counts samples, those of one prompt together.
 
-    Returns the continuation (a str; token ids where there is no tokenizer) for one prompt and one sample, else a list
-    in the order of prompts, each `num_samples` times; with `return_samples` always a list of `Sample`. So it is with
-    `return_logprobs`, and a sample's `logprobs` are then those of its tokens, in nats as the model has them: of the logits
-    alone, whatever temperature, penalty and filters made of them, so that they are those of `neojax.score`. Raises
-    `NeojaxError`.
+    Returns the continuation (a str; token ids where there is no tokenizer) for one prompt and one sample,
+    else a list in the order of prompts, each `num_samples` times; with `return_samples` always a list of
+    `Sample`. So it is with `return_logprobs`, and a sample's `logprobs` are then those of its tokens, in nats
+    as the model has them: of the logits alone, whatever temperature, penalty and filters made of them, so
+    that they are those of `neojax.score`. Raises `NeojaxError`.
     """
     usable(model, "continue a text")
     given, single = listed(prompts, model.config.n_vocab)

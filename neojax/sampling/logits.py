@@ -1,10 +1,10 @@
 """From logits to the next token: pure functions on float32 [batch, vocab].
 
 The filters mean what Hugging Face's logits processors and warpers of the same names mean. Their settings are
-traced, one for all rows or one a row, so that a new temperature does not compile anew; a filter that is off for every row
-is skipped, not computed, and one that is off for a row leaves its logits bit for bit.
-A filtered token has the logit -inf. Thresholds are found by bisection over the ordered bit patterns of floats, 32
-passes over the row: exact, and many times cheaper than sorting a vocabulary on every platform.
+traced, one for all rows or one a row, so that a new temperature does not compile anew; a filter that is off
+for every row is skipped, not computed, and one that is off for a row leaves its logits bit for bit.
+A filtered token has the logit -inf. Thresholds are found by bisection over the ordered bit patterns of
+floats, 32 passes over the row: exact, and many times cheaper than sorting a vocabulary on every platform.
 """
 
 from collections.abc import Callable
@@ -17,8 +17,8 @@ from neojax.kernels.entmax import entmax
 
 
 class Controls(NamedTuple):
-    """How the next token is drawn: scalars, or arrays [batch] with a value for each row. `temperature` 0 takes the likeliest token; `top_k` 0, `top_p` 1,
-    `min_p` 0 and `repetition_penalty` 1 are off."""
+    """How the next token is drawn: scalars, or arrays [batch] with a value for each row. `temperature` 0
+    takes the likeliest token; `top_k` 0, `top_p` 1, `min_p` 0 and `repetition_penalty` 1 are off."""
 
     temperature: Any = 1.0
     top_k: Any = 0
@@ -34,8 +34,8 @@ def column(setting: Any) -> jax.Array:
 
 
 def penalise(logits: jax.Array, present: jax.Array, penalty: jax.Array | float) -> jax.Array:
-    """Positive logits of tokens in `present` (bool [batch, vocab]) divided by `penalty`, negative ones multiplied
-    (CTRL, section 4.1)."""
+    """Positive logits of tokens in `present` (bool [batch, vocab]) divided by `penalty`, negative ones
+    multiplied (CTRL, section 4.1)."""
     penalty = column(penalty)
     return jnp.where(present, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
 
@@ -52,8 +52,8 @@ def keep_top_k(logits: jax.Array, k: jax.Array | int) -> jax.Array:
 
 
 def keep_top_p(logits: jax.Array, p: jax.Array | float) -> jax.Array:
-    """The likeliest tokens whose probability adds up to at least `p` (nucleus sampling), and ties of the last; all of
-    them for 1."""
+    """The likeliest tokens whose probability adds up to at least `p` (nucleus sampling), and ties of the
+    last; all of them for 1."""
     p = column(p)
     p = jnp.where(p < 1, p, jnp.inf)  # sums are rounded, and may reach 1 before the last
     probs = jax.nn.softmax(logits, axis=-1)
@@ -76,7 +76,8 @@ def sparse(logits: jax.Array) -> jax.Array:
 
 
 def warp(logits: jax.Array, controls: Controls) -> jax.Array:
-    """Temperature, entmax, then top-k, top-p and min-p in Hugging Face's order; the temperature must be above 0."""
+    """Temperature, entmax, then top-k, top-p and min-p in Hugging Face's order; the temperature must be above
+    0."""
     logits = logits / column(controls.temperature)
     logits = jax.lax.cond(
         jnp.any(controls.entmax),
@@ -120,8 +121,8 @@ def next_token(logits: jax.Array, present: jax.Array, keys: jax.Array, controls:
 
 
 def _keep_from(logits: jax.Array, low_enough: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
-    """Keeps the logits from the smallest bound on that is `low_enough`, a test that once true stays true for every
-    larger bound. Bounds and logits are compared as integers of the same order."""
+    """Keeps the logits from the smallest bound on that is `low_enough`, a test that once true stays true for
+    every larger bound. Bounds and logits are compared as integers of the same order."""
     bits = jax.lax.bitcast_convert_type(logits, jnp.int32)
     order = jnp.where(bits < 0, ~bits, bits | jnp.int32(-(2**31))).astype(jnp.uint32)
 

@@ -30,12 +30,12 @@ _NUMBERS: dict[str, tuple[Callable[..., float], Callable[[float], bool], str]] =
 class Sampling:
     """How one row is continued; the rows of a batch may differ in every setting.
 
-    A row ends at a text of `stop` (of which nothing is returned), at a token of `eos` (an id or several; None: the model's
-    end-of-document token, (): none) or after `max_new_tokens`. A `temperature` of 0 takes the likeliest token; `top_k` 0,
-    `top_p` 1, `min_p` 0 and `repetition_penalty` 1 are off; the filters apply in that order and as in Hugging Face.
-    With `entmax` tokens are drawn from a sparse distribution (gpt-neo's entmax_sampling, for models trained with
-    train.loss=entmax). The same `seed` gives the same text. Raises `NeojaxError` for what is of another type or out of
-    range.
+    A row ends at a text of `stop` (of which nothing is returned), at a token of `eos` (an id or several;
+    None: the model's end-of-document token, (): none) or after `max_new_tokens`. A `temperature` of 0 takes
+    the likeliest token; `top_k` 0, `top_p` 1, `min_p` 0 and `repetition_penalty` 1 are off; the filters apply
+    in that order and as in Hugging Face. With `entmax` tokens are drawn from a sparse distribution (gpt-neo's
+    entmax_sampling, for models trained with train.loss=entmax). The same `seed` gives the same text. Raises
+    `NeojaxError` for what is of another type or out of range.
     """
 
     max_new_tokens: int = 128
@@ -69,8 +69,8 @@ class Sampling:
 def settings_of(
     sampling: Any, changes: Mapping[str, Any], prompts: int, model: Transformer
 ) -> list[Sampling]:
-    """The settings of each of `prompts` prompts: `sampling` (one for all, or a list with one for each, or None) with
-    `changes`. Raises `NeojaxError`, also for what `model` cannot do."""
+    """The settings of each of `prompts` prompts: `sampling` (one for all, or a list with one for each, or
+    None) with `changes`. Raises `NeojaxError`, also for what `model` cannot do."""
     known = [field.name for field in fields(Sampling)]
     for name in changes:
         if name not in known:
@@ -104,8 +104,8 @@ def usable(model: Any, use: str) -> Transformer:
     model.check_bound()
     if not model.config.causal:
         raise NeojaxError(
-            f"model.causal is false: a model trained on masked tokens sees both sides of a token and cannot {use}; "
-            "use its logits, model(tokens)"
+            "model.causal is false: a model trained on masked tokens sees both sides of a token and cannot "
+            f"{use}; use its logits, model(tokens)"
         )
     return model
 
@@ -113,14 +113,16 @@ def usable(model: Any, use: str) -> Transformer:
 def listed(given: Any, n_vocab: int, what: str = "prompt") -> tuple[list[str | list[int]], bool]:
     """Texts one by one, each a text or a list of ids, and whether it was a single one that is not in a list.
 
-    Takes a text, token ids (a list, or an array of one dimension), or a list of either (or an array of two dimensions).
-    `what` is what the text is. Raises `NeojaxError` for anything else, for no texts, and for ids outside the vocabulary.
+    Takes a text, token ids (a list, or an array of one dimension), or a list of either (or an array of two
+    dimensions). `what` is what the text is. Raises `NeojaxError` for anything else, for no texts, and for ids
+    outside the vocabulary.
     """
     if isinstance(given, str):
         return [text(f"the {what}", given)], True
     if isinstance(given, jax.core.Tracer):
         raise NeojaxError(
-            f"the {what} is traced by jax.jit or its like; generating and scoring compile themselves: call them outside"
+            f"the {what} is traced by jax.jit or its like; generating and scoring compile themselves: call "
+            "them outside"
         )
     if hasattr(given, "__array__"):
         given = np.asarray(given)
@@ -161,8 +163,8 @@ def tokenizer_of(model: Transformer, what: str) -> Any:
 
 
 def start_token(model: Transformer, cause: str, mend: str = "") -> int:
-    """The end-of-document token, after which all text begins. Raises `NeojaxError` where the model has none: `cause` says
-    why it is needed, `mend` what to do without."""
+    """The end-of-document token, after which all text begins. Raises `NeojaxError` where the model has none:
+    `cause` says why it is needed, `mend` what to do without."""
     end = model.eos_token_id
     if end is None and model.tokenizer is not None:
         end = usual_end(model.tokenizer)

@@ -24,8 +24,9 @@ STEPS = 8  # tokens decoded for one round trip to the host; what is streamed com
 
 @dataclass(eq=False)
 class Row:
-    """One continuation in the making. `index` is its place in the result, `limit` the number of tokens for which there is
-    room, `ends` the tokens after which it ends, `key` uint32 [2] what its random numbers come from."""
+    """One continuation in the making. `index` is its place in the result, `limit` the number of tokens for
+    which there is room, `ends` the tokens after which it ends, `key` uint32 [2] what its random numbers come
+    from."""
 
     index: int
     prompt: tuple[int, ...]
@@ -39,7 +40,8 @@ class Row:
     finish_reason: FinishReason | None = None
 
     def push(self, tokens: Iterable[int], logprobs: Iterable[float]) -> None:
-        """Takes new tokens (-1: none) with their log-probabilities, if any, and notes whether they end the row."""
+        """Takes new tokens (-1: none) with their log-probabilities, if any, and notes whether they end the
+        row."""
         self.logprobs += logprobs
         taken: list[int] = []
         for token in tokens:
@@ -59,11 +61,11 @@ class Row:
 
 
 class Batch:
-    """A running batch. All its rows share a clock, by which the tokens of a row take their slots in the caches' rings; the
-    prompts of rows that join are read by themselves, and their rings turned to that clock.
+    """A running batch. All its rows share a clock, by which the tokens of a row take their slots in the
+    caches' rings; the prompts of rows that join are read by themselves, and their rings turned to that clock.
 
-    `slots`: the tokens of one row, prompt and continuation, that the caches of global layers hold. `logprobs`: whether
-    rows get the log-probabilities of their tokens.
+    `slots`: the tokens of one row, prompt and continuation, that the caches of global layers hold.
+    `logprobs`: whether rows get the log-probabilities of their tokens.
     """
 
     def __init__(self, decoder: Decoder, slots: int, *, logprobs: bool = False):
@@ -81,11 +83,13 @@ class Batch:
         return [row for row in self._places if row is not None]
 
     def join(self, rows: Sequence[Row]) -> None:
-        """Reads the prompts of `rows`, draws their first tokens and decodes them with the others from the next step on."""
+        """Reads the prompts of `rows`, draws their first tokens and decodes them with the others from the
+        next step on."""
         for row in rows:
             if len(row.prompt) + row.limit > self.slots + 1:  # the last token is not read
                 raise NeojaxError(
-                    f"a row of {len(row.prompt)} tokens and {row.limit} more does not fit a batch of {self.slots} slots"
+                    f"a row of {len(row.prompt)} tokens and {row.limit} more does not fit a batch of "
+                    f"{self.slots} slots"
                 )
         state, time = self._read(rows)
         self._push(rows, state.token, state.logprob)
@@ -134,8 +138,8 @@ class Batch:
         self._places = [None if row is None or row.finish_reason else row for row in self._places]
 
     def _seat(self, rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
-        """Gives `rows` free places, more of them where these are too few: for every place the number of the row that was
-        there, and that of the new one or -1."""
+        """Gives `rows` free places, more of them where these are too few: for every place the number of the
+        row that was there, and that of the new one or -1."""
         before = len(self._places)
         size = max(before, rounded(len(self.rows) + len(rows), self._parts))
         self._places += [None] * (size - before)

@@ -13,12 +13,12 @@ _UNDECODED = "\ufffd"  # what the tokenizer gives for the first bytes of a chara
 class Continuation:
     """The text of one growing row of tokens.
 
-    `tokens` are those taken so far and `text` their text, cut before the first stop string; `stopped` says that one
-    was found. Tokens after the one that completes a stop string are not taken, so that nothing depends on how many
-    come at a time.
+    `tokens` are those taken so far and `text` their text, cut before the first stop string; `stopped` says
+    that one was found. Tokens after the one that completes a stop string are not taken, so that nothing
+    depends on how many come at a time.
 
-    The text is what stands behind that of `prompt`, the tokens before the row: many tokenizers write the blank between two
-    words only where there is a word before.
+    The text is what stands behind that of `prompt`, the tokens before the row: many tokenizers write the
+    blank between two words only where there is a word before.
     """
 
     def __init__(self, tokenizer: "Tokenizer | None", stop: Sequence[str] = (), prompt: Sequence[int] = ()):

@@ -1,1 +1,2 @@
-"""Files that do not lie on this machine: buckets of object stores, their paths, locks and local working copies."""
+"""Files that do not lie on this machine: buckets of object stores, their paths, locks and local working
+copies."""

@@ -1,8 +1,9 @@
-"""One owner of a folder in a bucket: an object that only one can create, and that its owner writes anew while it lives.
+"""One owner of a folder in a bucket: an object that only one can create, and that its owner writes anew while
+it lives.
 
-The store lets one of several create FOLDER/lock (`if-generation-match: 0` on gs://, `If-None-Match: *` on s3://). Its
-owner writes it again every BEAT seconds with another number; whoever finds it watches it for PATIENCE, and removes one
-that stays as it was. Two that do so at once know after SETTLE whose it is.
+The store lets one of several create FOLDER/lock (`if-generation-match: 0` on gs://, `If-None-Match: *` on
+s3://). Its owner writes it again every BEAT seconds with another number; whoever finds it watches it for
+PATIENCE, and removes one that stays as it was. Two that do so at once know after SETTLE whose it is.
 """
 
 import contextlib
@@ -44,7 +45,8 @@ class BucketLock:
         self.release()
 
     def take(self) -> None:
-        """Makes this process the owner. Raises `NeojaxError` where another is, or where the bucket cannot be written."""
+        """Makes this process the owner. Raises `NeojaxError` where another is, or where the bucket cannot be
+        written."""
         was_another = False
         try:
             while not self._path.create(self._content()):
@@ -60,7 +62,8 @@ class BucketLock:
         self._beating.start()
 
     def check(self) -> None:
-        """Makes sure that the lock is still ours, where somebody may have deleted or replaced it. Raises `NeojaxError`."""
+        """Makes sure that the lock is still ours, where somebody may have deleted or replaced it. Raises
+        `NeojaxError`."""
         if self._ended is None:
             return
         with contextlib.suppress(OSError):  # a store that does not answer is for whoever writes next to tell
@@ -103,7 +106,8 @@ class BucketLock:
 
     def _taken(self, owner: dict[str, Any]) -> NeojaxError:
         return NeojaxError(
-            f"{self.folder} is being {self._doing} by {owner_text(owner)}; wait for it, stop it, or name another folder"
+            f"{self.folder} is being {self._doing} by {owner_text(owner)}; wait for it, stop it, or name "
+            "another folder"
         )
 
     def _owner(self) -> dict[str, Any] | None:

@@ -1,9 +1,9 @@
 """Paths in buckets, `gs://BUCKET/...` and `s3://BUCKET/...`, read and written through fsspec.
 
-An object store holds whole objects under names and nothing else: an object appears complete or not at all, no byte of
-it is changed later, a folder is the common beginning of some names, and there are no renames and no locks. `BucketPath`
-has the methods of `pathlib.Path` that can be had all the same. Credentials are those of the machine, as gcsfs and s3fs
-find them.
+An object store holds whole objects under names and nothing else: an object appears complete or not at all, no
+byte of it is changed later, a folder is the common beginning of some names, and there are no renames and no
+locks. `BucketPath` has the methods of `pathlib.Path` that can be had all the same. Credentials are those of
+the machine, as gcsfs and s3fs find them.
 """
 
 import base64
@@ -33,8 +33,8 @@ def is_remote(path: str | Path) -> bool:
 
 
 def place(path: str | Path) -> Path:
-    """The path itself, or for one in a bucket what behaves like it, a `BucketPath`. Raises `NeojaxError` where the package
-    that reads the bucket is not installed."""
+    """The path itself, or for one in a bucket what behaves like it, a `BucketPath`. Raises `NeojaxError`
+    where the package that reads the bucket is not installed."""
     return cast(Path, BucketPath(str(path))) if is_remote(path) else Path(path)
 
 
@@ -158,7 +158,8 @@ class BucketPath(os.PathLike):
         return (self._named(_plain(name)) for name in found)
 
     def objects(self) -> dict[str, dict[str, Any]]:
-        """All objects below this name, by the rest of theirs; what the store says of each, in one list of it."""
+        """All objects below this name, by the rest of theirs; what the store says of each, in one list of
+        it."""
         with told(self):
             found = self.fs.find(self._key, detail=True)
         start = len(self._key) + 1
@@ -189,7 +190,8 @@ class BucketPath(os.PathLike):
         self.write_bytes(text.encode(encoding))
 
     def create(self, content: bytes) -> bool:
-        """Writes the object unless there is one of its name: of several that try at once, one is told True."""
+        """Writes the object unless there is one of its name: of several that try at once, one is told
+        True."""
         try:
             with told(self):
                 self.fs.pipe_file(self._key, content, mode="create")
@@ -221,7 +223,8 @@ class BucketPath(os.PathLike):
             self.fs.rm(self._key, recursive=True)
 
     def rename(self, target: "BucketPath | str | os.PathLike") -> "BucketPath":
-        """Copies the object, or those below this name, within the store, and then removes them. Not one step."""
+        """Copies the object, or those below this name, within the store, and then removes them. Not one
+        step."""
         new = BucketPath(os.fspath(target))
         with told(self):
             if self.fs.isfile(self._key):
@@ -238,8 +241,8 @@ class BucketPath(os.PathLike):
 
 
 def sums_of(info: dict[str, Any]) -> dict[str, str]:
-    """The checksums of an object that its store has found itself, in hexadecimal: crc32c and md5 on gs://, md5 on s3:// of
-    what was written in one piece."""
+    """The checksums of an object that its store has found itself, in hexadecimal: crc32c and md5 on gs://,
+    md5 on s3:// of what was written in one piece."""
     if "crc32c" in info:
         found = {"crc32c": base64.b64decode(info["crc32c"]).hex()}
         return found | ({"md5": base64.b64decode(info["md5Hash"]).hex()} if info.get("md5Hash") else {})

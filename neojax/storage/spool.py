@@ -1,8 +1,8 @@
 """The files of a run directory that grow: metrics, TensorBoard's events, logs and traces.
 
-No object can be appended to. Where the run directory lies in a bucket, these files are written to a folder of this
-machine, and each that has changed is sent whole, at most every EVERY seconds and before each checkpoint: what a killed
-run had not sent lies behind the checkpoint that it is resumed from, and is logged again.
+No object can be appended to. Where the run directory lies in a bucket, these files are written to a folder of
+this machine, and each that has changed is sent whole, at most every EVERY seconds and before each checkpoint:
+what a killed run had not sent lies behind the checkpoint that it is resumed from, and is logged again.
 """
 
 import contextlib
@@ -20,7 +20,8 @@ EVERY = 30.0
 
 
 class Spool:
-    """`folder` is where to write such files of `run_dir`: itself, or a temporary folder. A context manager."""
+    """`folder` is where to write such files of `run_dir`: itself, or a temporary folder. A context
+    manager."""
 
     def __init__(self, run_dir: str | Path):
         self._remote = BucketPath(str(run_dir)) if is_remote(run_dir) else None
@@ -55,7 +56,8 @@ class Spool:
             self._sent[name] = _state(self.folder / name)
 
     def poll(self) -> None:
-        """Sends in the background what has changed, if it is time to. Raises `SaveError` where it failed the last time."""
+        """Sends in the background what has changed, if it is time to. Raises `SaveError` where it failed the
+        last time."""
         if self._remote is None or (self._sending is not None and self._sending.is_alive()):
             return
         self._raise()
@@ -88,8 +90,8 @@ class Spool:
         cause, self._cause = self._cause, None
         if cause is not None:
             raise SaveError(
-                f"{self._remote}: metrics and logs could not be written: {cause}; the same command goes on from the last "
-                "checkpoint once that is mended"
+                f"{self._remote}: metrics and logs could not be written: {cause}; the same command goes on "
+                "from the last checkpoint once that is mended"
             )
 
 

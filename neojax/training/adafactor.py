@@ -1,10 +1,11 @@
-"""Adafactor over named dimensions: stacked layers are separate matrices, and heads with their features are one side.
+"""Adafactor over named dimensions: stacked layers are separate matrices, and heads with their features are
+one side.
 
-optax's own Adafactor picks the two largest dimensions of an array to factor over, which for stacked layers can be
-the stack itself, and takes one RMS over the whole stack. Here the `layers` dimension is never reduced over, and
-`heads` and `head_dim` are reduced over together: the update is that of Mesh-TensorFlow's `AdafactorOptimizer`, whose
-variables are single layers with all heads side by side. Rows that only pad the vocabulary count nowhere, so that the
-update is the same on every mesh.
+optax's own Adafactor picks the two largest dimensions of an array to factor over, which for stacked layers
+can be the stack itself, and takes one RMS over the whole stack. Here the `layers` dimension is never reduced
+over, and `heads` and `head_dim` are reduced over together: the update is that of Mesh-TensorFlow's
+`AdafactorOptimizer`, whose variables are single layers with all heads side by side. Rows that only pad the
+vocabulary count nowhere, so that the update is the same on every mesh.
 """
 
 import math
@@ -39,14 +40,16 @@ def scale_by_adafactor(
     epsilon: float = 1e-30,
     min_scale: float = 1e-3,
 ) -> optax.GradientTransformation:
-    """Adafactor's direction, to be multiplied by a relative learning rate: without momentum, update clipping at
-    RMS 1, times max(`min_scale`, RMS of the parameter). Shazeer and Stern 2018, https://arxiv.org/abs/1804.04235.
+    """Adafactor's direction, to be multiplied by a relative learning rate: without momentum, update clipping
+    at RMS 1, times max(`min_scale`, RMS of the parameter). Shazeer and Stern 2018,
+    https://arxiv.org/abs/1804.04235.
 
-    n_vocab: what is beyond it along a `vocab` dimension is padding; None where there is none. decay: of the second
-    moments, None for the paper's 1 - step^-0.8; epsilon: added to squared gradients.
-    A parameter begins factored over its two longest sides if both have at least `MIN_FACTORED` entries; any other
-    dimension (and `layers`) is kept in both factors. A side is a dimension, or `heads` and `head_dim` together: a
-    stacked query of [layers, embd, heads, head_dim] has factors [layers, embd] and [layers, heads, head_dim].
+    n_vocab: what is beyond it along a `vocab` dimension is padding; None where there is none. decay: of the
+    second moments, None for the paper's 1 - step^-0.8; epsilon: added to squared gradients.
+    A parameter begins factored over its two longest sides if both have at least `MIN_FACTORED` entries; any
+    other dimension (and `layers`) is kept in both factors. A side is a dimension, or `heads` and `head_dim`
+    together: a stacked query of [layers, embd, heads, head_dim] has factors [layers, embd] and [layers,
+    heads, head_dim].
     """
 
     def init(params):
@@ -82,8 +85,8 @@ def state_of(
     step: int,
     factored: Collection[str] = (),
 ) -> AdafactorState:
-    """The state after `step` steps in which the mean squares of the gradients, by parameter, have been `squares`;
-    `factored` are factored however short their sides."""
+    """The state after `step` steps in which the mean squares of the gradients, by parameter, have been
+    `squares`; `factored` are factored however short their sides."""
     v, row, col = {}, {}, {}
     for name, square in squares.items():
         shape = _TrueShape(dims[name], square.shape, n_vocab)
@@ -96,8 +99,8 @@ def state_of(
 
 
 def as_stored(opt_state: Any, stored: Collection[str], dims: Dims, n_vocab: int | None) -> Any:
-    """The abstract `opt_state` with the factors that a checkpoint has, whose arrays have the paths `stored`: earlier
-    runs factored sides from 32 entries on, and go on with the factors that they began with."""
+    """The abstract `opt_state` with the factors that a checkpoint has, whose arrays have the paths `stored`:
+    earlier runs factored sides from 32 entries on, and go on with the factors that they began with."""
 
     def adapted(node: Any) -> Any:
         if not isinstance(node, AdafactorState):

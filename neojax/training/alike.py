@@ -1,4 +1,5 @@
-"""All hosts of a run are to train the same thing: what each of them has is compared with what process 0 has."""
+"""All hosts of a run are to train the same thing: what each of them has is compared with what process 0
+has."""
 
 import hashlib
 import json
@@ -17,8 +18,9 @@ from neojax.version import __version__
 
 
 def check_alike(meta: Mapping[str, Any], layout: Layout) -> None:
-    """Raises `NeojaxError`, on every process, where one has another configuration, tokenizer, data, mesh, code or version of
-    Python or JAX than process 0. meta: what a checkpoint of the run holds. A process alone is not compared."""
+    """Raises `NeojaxError`, on every process, where one has another configuration, tokenizer, data, mesh,
+    code or version of Python or JAX than process 0. meta: what a checkpoint of the run holds. A process alone
+    is not compared."""
     if jax.process_count() == 1:
         return
     mine = {
@@ -36,8 +38,8 @@ def check_alike(meta: Mapping[str, Any], layout: Layout) -> None:
         # As JSON, in which tuples are lists, for both.
         if differ := differences(json.loads(first), json.loads(text)):
             raise NeojaxError(
-                f"this host differs from process 0's in {', '.join(differ)}; start the same command, with the same "
-                "files and versions, on every host"
+                f"this host differs from process 0's in {', '.join(differ)}; start the same command, with "
+                "the same files and versions, on every host"
             )
 
     agreed(compare)

@@ -1,13 +1,14 @@
 """XLA's options for the training step: one table by platform, and what train.compiler_options adds.
 
-They go with the compilation, not into environment variables, where an option that a release no longer knows ends the
-process. Sources: the settings that MaxText and NVIDIA's JAX-Toolbox publish for their training runs. Those of the TPU
-let collectives run beside computation; those of the GPU do the same and merge small collectives.
+They go with the compilation, not into environment variables, where an option that a release no longer knows
+ends the process. Sources: the settings that MaxText and NVIDIA's JAX-Toolbox publish for their training runs.
+Those of the TPU let collectives run beside computation; those of the GPU do the same and merge small
+collectives.
 
-`train.deterministic` asks that the same program on the same numbers gives the same bits. CPUs and TPUs need nothing
-for that. On GPUs XLA then takes no kernel that adds in the order in which threads happen to finish, tells cuDNN to use the
-deterministic form of its attention's gradient, and chooses kernels without timing them, so that a program compiled
-again is the same program.
+`train.deterministic` asks that the same program on the same numbers gives the same bits. CPUs and TPUs need
+nothing for that. On GPUs XLA then takes no kernel that adds in the order in which threads happen to finish,
+tells cuDNN to use the deterministic form of its attention's gradient, and chooses kernels without timing
+them, so that a program compiled again is the same program.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,10 +54,11 @@ DETERMINISTIC: Mapping[str, Options] = {"gpu": {"xla_gpu_deterministic_ops": Tru
 
 
 def compiler_options(layout: Layout, own: Sequence[str] = (), deterministic: bool = False) -> Options:
-    """The options for the devices of `layout`, with the run's `own` (name=value) on top, and the `deterministic` ones.
+    """The options for the devices of `layout`, with the run's `own` (name=value) on top, and the
+    `deterministic` ones.
 
-    Those of the table that the installed compiler does not know are left out. Raises `NeojaxError` for one of `own`
-    that it does not know, or whose value it does not take, or that undoes `deterministic`.
+    Those of the table that the installed compiler does not know are left out. Raises `NeojaxError` for one of
+    `own` that it does not know, or whose value it does not take, or that undoes `deterministic`.
     """
     here = _device(layout)
     table = {**OPTIONS.get(here.platform, {}), **OPTIONS.get(here.device_kind, {})}
@@ -74,8 +76,8 @@ def compiler_options(layout: Layout, own: Sequence[str] = (), deterministic: boo
     for name, needed in required.items():
         if table.setdefault(name, needed) != needed:
             raise NeojaxError(
-                f"train.deterministic needs {name}={str(needed).lower()}, which train.compiler_options sets to "
-                f"{str(table[name]).lower()}; leave one of the two out"
+                f"train.deterministic needs {name}={str(needed).lower()}, which train.compiler_options sets "
+                f"to {str(table[name]).lower()}; leave one of the two out"
             )
     return table
 

@@ -1,8 +1,8 @@
 """Numbers gone bad: steps that were skipped, losses that jump, states that must not be saved.
 
-The step itself skips an update whose loss or gradient is not finite (`step.make_train_step`); here is what the run knows
-of it. All of it depends on the losses of the steps alone and is saved with a checkpoint, so that a resumed run says what
-one that was never stopped says.
+The step itself skips an update whose loss or gradient is not finite (`step.make_train_step`); here is what
+the run knows of it. All of it depends on the losses of the steps alone and is saved with a checkpoint, so
+that a resumed run says what one that was never stopped says.
 """
 
 import math
@@ -26,9 +26,9 @@ NORMAL = 1.4826  # median absolute deviation -> standard deviation, where the di
 class Health:
     """Follows the losses of a run, which stay on the device until `take` waits for them.
 
-    A loss is a spike where it is above the median of the last `WINDOW` losses by more than `DEVIATIONS` robust standard
-    deviations (`NORMAL` times their median absolute deviation) and by more than `SHARE` of that median. Skipped steps
-    have no loss.
+    A loss is a spike where it is above the median of the last `WINDOW` losses by more than `DEVIATIONS`
+    robust standard deviations (`NORMAL` times their median absolute deviation) and by more than `SHARE` of
+    that median. Skipped steps have no loss.
     """
 
     def __init__(self, train: TrainConfig, saved: Mapping[str, Any] | None = None):
@@ -46,8 +46,8 @@ class Health:
         self._pending.append((step, {name: values[name] for name in ("loss", "grad_norm")}))
 
     def take(self) -> list[str]:
-        """Waits for all steps that were added; gives a line to show for each that was skipped, up to one that made
-        `max_bad_steps` in a row."""
+        """Waits for all steps that were added; gives a line to show for each that was skipped, up to one that
+        made `max_bad_steps` in a row."""
         lines = []
         pending, self._pending = self._pending, []
         for step, values in jax.device_get(pending):
@@ -73,8 +73,8 @@ class Health:
         return self.in_a_row >= self.max_bad_steps
 
     def row(self) -> dict[str, Any]:
-        """What metrics.jsonl says: `skipped`, the number of steps so far, and since the last row, where there are any,
-        the steps `skipped_steps` and `loss_spikes`."""
+        """What metrics.jsonl says: `skipped`, the number of steps so far, and since the last row, where there
+        are any, the steps `skipped_steps` and `loss_spikes`."""
         marks, self._marks = self._marks, {}
         return {"skipped": self.skipped, **marks}
 
@@ -97,7 +97,8 @@ class Health:
 
 
 def not_finite(state: Any) -> list[str]:
-    """The arrays of `state` that hold infinities or NaN, by their paths. Reads the state once, on its devices."""
+    """The arrays of `state` that hold infinities or NaN, by their paths. Reads the state once, on its
+    devices."""
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(_are_finite(state)))
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, finite in leaves if not finite]
 

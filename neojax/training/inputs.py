@@ -1,4 +1,5 @@
-"""What a run trains and evaluates on: its sources, opened and checked, and the tokenizer that goes with them."""
+"""What a run trains and evaluates on: its sources, opened and checked, and the tokenizer that goes with
+them."""
 
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from neojax.storage.remote import is_on_no_machine, place
 
 
 def named_sources(sources: tuple[SourceConfig, ...]) -> dict[str, SourceConfig]:
-    """Validation stores by the name that metrics show: `validation`, or with several, its file or folder too."""
+    """Validation stores by the name that metrics show: `validation`, or with several, its file or folder
+    too."""
     if len(sources) == 1:
         return {"validation": sources[0]}
     names: dict[str, SourceConfig] = {}
@@ -23,7 +25,8 @@ def named_sources(sources: tuple[SourceConfig, ...]) -> dict[str, SourceConfig]:
 
 
 def check_paths(config: Config) -> None:
-    """Raises `NeojaxError`, one line, for paths that a config has from another machine and this one has not."""
+    """Raises `NeojaxError`, one line, for paths that a config has from another machine and this one has
+    not."""
     run_dir = config.train.run_dir
     causes, helps = [], []
     for key, sources in (("data.train", config.data.train), ("data.validation", config.data.validation)):
@@ -42,11 +45,12 @@ def check_paths(config: Config) -> None:
 
 
 def check_data(config: Config) -> tuple[list[TokenSource], list[TokenSource]]:
-    """Opens every source of `data`, checks that it holds tokens and its ids against the vocabulary. Returns those of
-    training and of validation."""
+    """Opens every source of `data`, checks that it holds tokens and its ids against the vocabulary. Returns
+    those of training and of validation."""
     if not config.data.train:
         raise NeojaxError(
-            "data.train is empty; name a token store, such as data.train=DIR, that `neojax prepare ... --out DIR` wrote"
+            "data.train is empty; name a token store, such as data.train=DIR, that `neojax prepare ... "
+            "--out DIR` wrote"
         )
     sources = [open_source(s.path, "train") for s in config.data.train]
     held_out = [open_source(s.path, "validation") for s in config.data.validation]
@@ -57,7 +61,8 @@ def check_data(config: Config) -> tuple[list[TokenSource], list[TokenSource]]:
 
 
 def read_tokenizer(config: Config, sources: list[TokenSource]) -> str | None:
-    """The text of data.tokenizer, or of the tokenizer.json beside the first training source, if there is one."""
+    """The text of data.tokenizer, or of the tokenizer.json beside the first training source, if there is
+    one."""
     path = place(config.data.tokenizer) if config.data.tokenizer else sources[0].folder / TOKENIZER
     if not path.is_file():
         if config.data.tokenizer:
@@ -66,13 +71,15 @@ def read_tokenizer(config: Config, sources: list[TokenSource]) -> str | None:
     size = tokenizers.n_ids(tokenizers.load(path))
     if size > config.model.n_vocab:
         raise NeojaxError(
-            f"{path} has {size} ids but model.n_vocab={config.model.n_vocab}; set model.n_vocab to at least {size}"
+            f"{path} has {size} ids but model.n_vocab={config.model.n_vocab}; set model.n_vocab to at least "
+            f"{size}"
         )
     return path.read_text(encoding="utf-8")
 
 
 def read_end_of_document(sources: list[TokenSource], tokenizer: str | None) -> int | None:
-    """The id that ends a document: as the first training source that knows it says, else the tokenizer's usual one."""
+    """The id that ends a document: as the first training source that knows it says, else the tokenizer's
+    usual one."""
     for source in sources:
         if (found := end_of_document_id(source)) is not None:
             return found

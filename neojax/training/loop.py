@@ -56,7 +56,8 @@ from neojax.training.watchdog import Watchdog
 
 
 def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
-    """The (abstract) model and the optimizer of `config`. Raises `NeojaxError` where the layout does not fit."""
+    """The (abstract) model and the optimizer of `config`. Raises `NeojaxError` where the layout does not
+    fit."""
     train = config.train
     check_remat(train.remat, layout.mesh)  # type: ignore[arg-type]
     compute = Compute(
@@ -77,7 +78,8 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
 
 
 def train(config: Config, stop: Stop | None = None) -> None:
-    """Runs (or resumes) the training run of `config` to its end, or until `stop` (default: one of its own) is asked.
+    """Runs (or resumes) the training run of `config` to its end, or until `stop` (default: one of its own) is
+    asked.
 
     Raises `NeojaxError` for what the user can mend.
     """
@@ -139,8 +141,9 @@ def train(config: Config, stop: Stop | None = None) -> None:
             sum(math.prod(p.shape) for p in part.values()) for part in (state.params, state.trained)
         )
         progress.note(
-            f"{parameters:,} parameters{f', {trained:,} of them trained,' if state.frozen else ''} on mesh {shape_text(layout.mesh.shape)} ({layout.mesh.devices.flat[0].device_kind}), "
-            f"compute in {model.compute.dtype}, run directory {folder}"
+            f"{parameters:,} parameters{f', {trained:,} of them trained,' if state.frozen else ''} on mesh "
+            f"{shape_text(layout.mesh.shape)} ({layout.mesh.devices.flat[0].device_kind}), compute in "
+            f"{model.compute.dtype}, run directory {folder}"
         )
         apart, dtype = config.data.isolate_documents, model.compute.dtype
         chosen = of_layers(config.train.attention_kernel, config.model, layout, dtype, apart)
@@ -222,7 +225,8 @@ class Run:
                     saves = last or stops or self.step % train.checkpoint_every == 0
                     if logs or evaluates or saves or self.step == first + 1:
                         self.check(checkpoints)  # waits for the step
-                        # A checkpoint in the middle of bad steps could push out the last one that is known to be good.
+                        # A checkpoint in the middle of bad steps could push out the last one that is known to
+                        # be good.
                         saves &= last or stops or not self.health.in_a_row
                         throughput.add((self.step - timed) * self.tokens_a_step)
                         timed = self.step
@@ -250,12 +254,13 @@ class Run:
             self.progress.note(f"finished {train.steps} steps; sample with: python sample.py {train.run_dir}")
 
     def save(self, checkpoints: Checkpoints, lock: Lock | BucketLock, spool: Spool) -> None:
-        """Starts to save the state, where the run directory is still this run's and all numbers are finite."""
+        """Starts to save the state, where the run directory is still this run's and all numbers are
+        finite."""
         on_first(lock.check)
         if bad := not_finite(self.state.saved()):
             raise NeojaxError(
-                f"{bad[0]} holds infinities or NaN after step {self.step}, which is not saved; {good(checkpoints)}: "
-                f"{CURE}, and run again"
+                f"{bad[0]} holds infinities or NaN after step {self.step}, which is not saved; "
+                f"{good(checkpoints)}: {CURE}, and run again"
             )
         meta = {**self.meta, "health": self.health.saved(), "unevaluated": self.unevaluated}
         self.written(self.write_anew)
@@ -264,13 +269,14 @@ class Run:
         self.written(lambda: checkpoints.save(self.step, self.state.saved(), meta))
 
     def write_anew(self) -> None:
-        """Makes a run directory again of one that was renamed or deleted meanwhile, so that what is saved can be used."""
+        """Makes a run directory again of one that was renamed or deleted meanwhile, so that what is saved can
+        be used."""
         folder = place(self.config.train.run_dir)
         if jax.process_index() or (folder / runs.CONFIG).exists():
             return
         self.progress.note(
-            f"WARNING: {folder} was renamed or deleted while it was being trained; it is made anew, and what is logged and "
-            "saved from now on lies there"
+            f"WARNING: {folder} was renamed or deleted while it was being trained; it is made anew, and "
+            "what is logged and saved from now on lies there"
         )
         runs.write(folder, self.config, self.meta["tokenizer"])
 
@@ -288,9 +294,11 @@ class Run:
         return self.together.reached(self.stop.asked)
 
     def next_of(self, batches: Iterator) -> Any:
-        """The next batch, None behind the last. Raises `Stopped` where the run is asked to stop before it comes.
+        """The next batch, None behind the last. Raises `Stopped` where the run is asked to stop before it
+        comes.
 
-        A process among others waits on: they may have begun the step already, and the state is whole only together.
+        A process among others waits on: they may have begun the step already, and the state is whole only
+        together.
         """
         if jax.process_count() == 1:
             return self.stop.waiting(next, batches, None)
@@ -318,7 +326,8 @@ class Run:
     ) -> dict[str, Any]:
         """What metrics.jsonl says of a step; also moves the progress bar.
 
-        Model FLOPs are told where all parameters are trained: what frozen ones save depends on where they are.
+        Model FLOPs are told where all parameters are trained: what frozen ones save depends on where they
+        are.
         """
         loss = float(values["loss"])
         self.progress.update(self.step, loss, rate)
@@ -341,7 +350,8 @@ class Run:
         return row
 
     def evaluate_into(self, row: dict[str, Any]) -> bool:
-        """Evaluates, and adds what comes of it to `row`; False, and nothing added, where the run is to stop meanwhile."""
+        """Evaluates, and adds what comes of it to `row`; False, and nothing added, where the run is to stop
+        meanwhile."""
         try:
             row.update(self.evaluation_row())
         except Stopped:
@@ -349,7 +359,8 @@ class Run:
         return True
 
     def make_up(self, metrics: MetricsWriter) -> bool:
-        """Evaluates where the run was stopped before, unless another resume has done so; False as for `evaluate_into`."""
+        """Evaluates where the run was stopped before, unless another resume has done so; False as for
+        `evaluate_into`."""
         names = [f"{name}_loss" for name in named_sources(self.config.data.validation)]
         row: dict[str, Any] = {}
         if names and not any(from_first([metrics.has(self.step, names)])):
@@ -360,8 +371,8 @@ class Run:
         return True
 
     def evaluation_row(self) -> dict[str, Any]:
-        """The loss on every validation store, and the perplexity where there is one. Raises `Stopped` where the run is to
-        stop meanwhile."""
+        """The loss on every validation store, and the perplexity where there is one. Raises `Stopped` where
+        the run is to stop meanwhile."""
         row: dict[str, Any] = {}
         for name, source in named_sources(self.config.data.validation).items():
             batches = validation_batches(

@@ -1,8 +1,9 @@
 """Sizes that cannot be: what a run needs at the least, against the memory of its devices and of this machine.
 
-Counted is what no compiler can save: parameters and optimizer state; the tokens of a batch; of the activations, one
-layer's input and MLP for a microbatch; on the host, the batches read ahead. What passes may still be too much; what
-would fit is never refused. Memory is all that the machine or container has, in use or not.
+Counted is what no compiler can save: parameters and optimizer state; the tokens of a batch; of the
+activations, one layer's input and MLP for a microbatch; on the host, the batches read ahead. What passes may
+still be too much; what would fit is never refused. Memory is all that the machine or container has, in use or
+not.
 """
 
 import math
@@ -42,7 +43,8 @@ SIZES = (
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes, of one device and of one process's host; None where a device does not tell, or shares the host's."""
+    """Bytes, of one device and of one process's host; None where a device does not tell, or shares the
+    host's."""
 
     device: int | None
     host: int | None
@@ -53,7 +55,8 @@ class Memory:
 
 
 def check_memory(config: Config, layout: Layout) -> None:
-    """Raises `NeojaxError`, which names the key to lower and what may fit, where `config` cannot fit on `layout`.
+    """Raises `NeojaxError`, which names the key to lower and what may fit, where `config` cannot fit on
+    `layout`.
 
     A mesh whose devices are not here is not asked.
     """
@@ -105,7 +108,8 @@ def available(layout: Layout) -> Memory:
 
 
 def _remedies(config: Config, layout: Layout, has: Memory) -> Iterator[tuple[float, str]]:
-    """For every key that alone can be lowered until the run fits: (how many times the usual it is, what to say)."""
+    """For every key that alone can be lowered until the run fits: (how many times the usual it is, what to
+    say)."""
     for key, least, usual in SIZES:
         value, step = value_at(config, key), _step(config, layout, key)
 

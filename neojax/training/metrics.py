@@ -29,8 +29,8 @@ PLAIN_SECONDS = 30.0  # between lines where there is no terminal
 class MetricsWriter:
     """Appends one JSON object per logged step to RUN/metrics.jsonl, and the numbers to RUN/tensorboard.
 
-    A resumed run says where it goes on, `resume_step`: lines of later steps, which a killed run logged after its last
-    checkpoint, are dropped, so that the file holds each step once. Only process 0 writes.
+    A resumed run says where it goes on, `resume_step`: lines of later steps, which a killed run logged after
+    its last checkpoint, are dropped, so that the file holds each step once. Only process 0 writes.
     """
 
     def __init__(self, run_dir: str | Path | Spool, tensorboard: bool = True, resume_step: int = 0):
@@ -53,11 +53,12 @@ class MetricsWriter:
             self._board = Board(self._path.parent / "tensorboard", resume_step + 1)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Logs `values` (numbers, arrays of one number, lists of numbers, None) at `step`, on disk when it returns.
+        """Logs `values` (numbers, arrays of one number, lists of numbers, None) at `step`, on disk when it
+        returns.
 
         Floats are written so that reading them gives the same double back; NaN and infinities as JSON's usual
-        extension (NaN, Infinity), which Python and pandas read. Raises `SaveError` where it cannot be written; the next
-        call tries again.
+        extension (NaN, Infinity), which Python and pandas read. Raises `SaveError` where it cannot be
+        written; the next call tries again.
         """
         if self._file is None:
             return
@@ -82,7 +83,8 @@ class MetricsWriter:
         )
 
     def amend(self, step: int, values: Mapping[str, float]) -> None:
-        """Adds `values` to the line of `step`, the last, where it is there; else logs them as `write` does."""
+        """Adds `values` to the line of `step`, the last, where it is there; else logs them as `write`
+        does."""
         if self._file is None:
             return
         try:
@@ -119,8 +121,8 @@ class MetricsWriter:
 
     def _unwritten(self, error: OSError) -> SaveError:
         return SaveError(
-            f"{self._path.parent}: the metrics could not be written: {error.strerror or error}; the same command goes on "
-            "from the last checkpoint once that is mended"
+            f"{self._path.parent}: the metrics could not be written: {error.strerror or error}; the same "
+            "command goes on from the last checkpoint once that is mended"
         )
 
     def close(self) -> None:
@@ -133,7 +135,8 @@ class MetricsWriter:
 def read_metrics(run_dir: str | Path, name: str = METRICS) -> list[dict[str, Any]]:
     """The lines of RUN/metrics.jsonl, or another file like it: objects with the `step` that they are of.
 
-    A last line that a killed run left unfinished is left out. Raises `NeojaxError` for any other that is none.
+    A last line that a killed run left unfinished is left out. Raises `NeojaxError` for any other that is
+    none.
     """
     path = place(run_dir) / name
     rows = []
@@ -182,7 +185,8 @@ class Throughput:
         self._tokens = 0
 
     def add(self, tokens: int) -> None:
-        """Call when a step's result is known (after waiting for the device), with the tokens it trained on."""
+        """Call when a step's result is known (after waiting for the device), with the tokens it trained
+        on."""
         if self._start is None:
             self._start = time.perf_counter()
         else:
@@ -229,7 +233,8 @@ class Stopwatch:
 
 
 class Progress:
-    """A progress bar for training with loss, tokens/s and time left; a line now and then where there is no terminal.
+    """A progress bar for training with loss, tokens/s and time left; a line now and then where there is no
+    terminal.
 
     A context manager; only process 0 shows anything. No output that cannot be written ends a run.
     """
@@ -263,7 +268,8 @@ class Progress:
             self._bar.stop()
 
     def update(self, step: int, loss: float, tokens_per_second: float | None = None) -> None:
-        """Shows that `step` steps are done, with the loss (nats per token) and the rate of the last of them."""
+        """Shows that `step` steps are done, with the loss (nats per token) and the rate of the last of
+        them."""
         if not self._shown:
             return
         status = f"loss {loss:.4f}"

@@ -17,10 +17,11 @@ from neojax.layout.mesh import Layout
 def mask_tokens(batch: Batch, key: jax.Array, train: TrainConfig, n_vocab: int, layout: Layout) -> Batch:
     """A batch of next-token prediction, [microbatches, batch, sequence], as one of masked tokens.
 
-    Each token is scored with probability `mlm_mask_prob`, unless its id is in `mlm_mask_ignore_ids` or it is padding. A
-    scored token stays as it is with probability `mlm_same_token_prob`, becomes any id with `mlm_random_token_prob`, and
-    otherwise becomes `mlm_mask_id`. `mlm_cls_token_id` takes the place of the first token of each row, or of each document
-    where they stand apart, and is not scored. The choice depends on `key` and the place in the batch, not on the mesh.
+    Each token is scored with probability `mlm_mask_prob`, unless its id is in `mlm_mask_ignore_ids` or it is
+    padding. A scored token stays as it is with probability `mlm_same_token_prob`, becomes any id with
+    `mlm_random_token_prob`, and otherwise becomes `mlm_mask_id`. `mlm_cls_token_id` takes the place of the
+    first token of each row, or of each document where they stand apart, and is not scored. The choice depends
+    on `key` and the place in the batch, not on the mesh.
     """
     tokens = jnp.asarray(batch.tokens)
     present = batch.targets >= 0 if batch.segments is None else batch.segments > 0

@@ -13,7 +13,8 @@ from neojax.training.state import init_state
 
 
 def opt_state(loaded: MeshTF) -> Any:
-    """The state with which the optimizer of its config goes on at its step; without moments they begin at zero."""
+    """The state with which the optimizer of its config goes on at its step; without moments they begin at
+    zero."""
     dims, n_vocab = loaded.model.dims(), loaded.model.config.n_vocab
     optimizer = make_optimizer(loaded.config.train, dims, n_vocab)
     state = init_state(loaded.model, optimizer).opt_state

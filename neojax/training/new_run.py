@@ -27,9 +27,9 @@ def write_run(
 ) -> None:
     """Writes `model`, with its tokenizer and end-of-document token, as the run directory `path` at `step`.
 
-    Its config is `config` with this model and run directory; optimizer state is `opt_state`, or that before the
-    first step. The directory appears when it is complete. Raises `NeojaxError` where `path` is in use, unless it is to
-    `replace` what is there.
+    Its config is `config` with this model and run directory; optimizer state is `opt_state`, or that before
+    the first step. The directory appears when it is complete. Raises `NeojaxError` where `path` is in use,
+    unless it is to `replace` what is there.
     """
     train = dataclasses.replace(config.train, run_dir=str(path))
     config = dataclasses.replace(config, model=model.config, train=train)

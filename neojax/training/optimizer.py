@@ -1,7 +1,7 @@
 """The optimizer: clipping, AdamW or Adafactor, and decoupled weight decay by dimension or name.
 
-Optimizer state is made from the parameters by `init`: on an Explicit mesh each moment is stored as its parameter is,
-a factored moment as its parameter is without the reduced dimension.
+Optimizer state is made from the parameters by `init`: on an Explicit mesh each moment is stored as its
+parameter is, a factored moment as its parameter is without the reduced dimension.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ Params = dict[str, Any]
 
 @dataclass(frozen=True)
 class Optimizer:
-    """An optax transformation after clipping by the global norm, of all parameters but those whose names are `frozen`.
+    """An optax transformation after clipping by the global norm, of all parameters but those whose names are
+    `frozen`.
 
     Call `init` and `update`, which know nothing of the frozen ones, under `jax.jit`.
     """
@@ -47,10 +48,10 @@ class Optimizer:
         count: jax.Array | float = 1.0,
         loss: jax.Array | float = 0.0,
     ) -> tuple[Params, Any, jax.Array]:
-        """One step with the gradients `grads` / `count`: (new parameters, new state, their float32 global norm before
-        clipping). The division is done on the way, without a pass over memory of its own. Where the norm or `loss` is not
-        finite, parameters and state come back as they were: by a branch, since a choice between old and new numbers has
-        XLA hold both."""
+        """One step with the gradients `grads` / `count`: (new parameters, new state, their float32 global
+        norm before clipping). The division is done on the way, without a pass over memory of its own. Where
+        the norm or `loss` is not finite, parameters and state come back as they were: by a branch, since a
+        choice between old and new numbers has XLA hold both."""
         norm = optax.tree.norm(grads) / count
         scale = (jnp.minimum(1.0, self.clip_norm / norm) if self.clip_norm else 1.0) / count
 
@@ -68,14 +69,14 @@ class Optimizer:
 
 
 def make_optimizer(train: TrainConfig, dims: Dims, n_vocab: int | None = None) -> Optimizer:
-    """The optimizer that `train` asks for, for a model's parameters with these dimension names, of which what is beyond
-    `n_vocab` along `vocab` is padding.
+    """The optimizer that `train` asks for, for a model's parameters with these dimension names, of which what
+    is beyond `n_vocab` along `vocab` is padding.
 
-    Weight decay is decoupled and multiplied by the scheduled learning rate (Loshchilov and Hutter 2019). Adafactor's
-    learning rate is relative to the RMS of each parameter, so its natural size is about 1e-2; its momentum is of the
-    updates before that rate and the decay.
-    Raises `NeojaxError` for an entry of `train.no_decay` or `train.frozen` that matches no parameter, and where all
-    are frozen.
+    Weight decay is decoupled and multiplied by the scheduled learning rate (Loshchilov and Hutter 2019).
+    Adafactor's learning rate is relative to the RMS of each parameter, so its natural size is about 1e-2; its
+    momentum is of the updates before that rate and the decay.
+    Raises `NeojaxError` for an entry of `train.no_decay` or `train.frozen` that matches no parameter, and
+    where all are frozen.
     """
     frozen = frozen_names(train.frozen, dims)
     decays = {name: decays for name, decays in decay_mask(train.no_decay, dims).items() if name not in frozen}
@@ -104,8 +105,9 @@ def taken(opt_state: Any) -> jax.Array:
 def scale_by_uncorrected_adam(
     b1: float, b2: float, eps: float, mu_dtype: str | None = None
 ) -> optax.GradientTransformation:
-    """Adam's direction m / (sqrt(v) + eps) without correcting the moments for their start at zero, as in gpt-neo
-    and BERT. Its state is that of `optax.scale_by_adam`, so that either can go on from the other's checkpoint."""
+    """Adam's direction m / (sqrt(v) + eps) without correcting the moments for their start at zero, as in
+    gpt-neo and BERT. Its state is that of `optax.scale_by_adam`, so that either can go on from the other's
+    checkpoint."""
 
     def update(grads, state, params=None):
         mu = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mu, grads)
@@ -118,7 +120,7 @@ def scale_by_uncorrected_adam(
 
 
 def decay_mask(no_decay: tuple[str, ...], dims: Dims) -> dict[str, bool]:
-    """Which parameters decay: those that no entry of `no_decay` matches. Raises `NeojaxError` for an entry that matches
-    nothing; but a model may have no vectors, which the default leaves out."""
+    """Which parameters decay: those that no entry of `no_decay` matches. Raises `NeojaxError` for an entry
+    that matches nothing; but a model may have no vectors, which the default leaves out."""
     kept = selected(no_decay, dims, "train.no_decay", may_miss=(VECTORS,))
     return {name: name not in kept for name in dims}

@@ -10,8 +10,8 @@ import jax
 class Profile:
     """Writes RUN/profile while the run is in `steps`, (first, last), both included; () for no trace.
 
-    Steps are numbered as in metrics.jsonl, the first is 1. A run that is resumed among them traces the rest of them,
-    one that is resumed behind them nothing. Every process writes a trace of its own devices.
+    Steps are numbered as in metrics.jsonl, the first is 1. A run that is resumed among them traces the rest
+    of them, one that is resumed behind them nothing. Every process writes a trace of its own devices.
     """
 
     def __init__(self, run_dir: str | Path, steps: tuple[int, ...]):
@@ -21,7 +21,8 @@ class Profile:
 
     @contextmanager
     def step(self, number: int) -> Iterator[None]:
-        """Everything that the host does for step `number`; starts the trace where that is the first to be traced."""
+        """Everything that the host does for step `number`; starts the trace where that is the first to be
+        traced."""
         if number not in self._steps:
             yield
             return

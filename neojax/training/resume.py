@@ -25,8 +25,8 @@ Note = Callable[[str], None]
 def may_begin(config: Config, note: Note) -> None:
     """Makes sure that a run without a checkpoint never had one, before anything of it is touched.
 
-    What a run that ended before its first checkpoint logged is kept beside the new metrics, as is everything with
-    `train.restart`. Raises `NeojaxError` where there were checkpoints. Every process calls it.
+    What a run that ended before its first checkpoint logged is kept beside the new metrics, as is everything
+    with `train.restart`. Raises `NeojaxError` where there were checkpoints. Every process calls it.
     """
     folder = place(config.train.run_dir)
     on_first(lambda: _may_begin(folder, config.train.restart, note))
@@ -53,9 +53,9 @@ def _may_begin(folder: Path, restart: bool, note: Note) -> None:
             found = f"metrics up to step {logged}"  # of an earlier version, which did not write NEWEST
         if found and not restart:
             raise NeojaxError(
-                f"{folder} has {found}, but its checkpoints/ is {'empty' if has_folder else 'gone'}: bring the "
-                "checkpoints back, or begin anew with another train.run_dir, or here with train.restart=true, which "
-                "keeps the old metrics"
+                f"{folder} has {found}, but its checkpoints/ is {'empty' if has_folder else 'gone'}: bring "
+                "the checkpoints back, or begin anew with another train.run_dir, or here with "
+                "train.restart=true, which keeps the old metrics"
             )
         kept = _keep_aside(folder) if found or logged else None
         runs.write_text(folder / NEWEST, json.dumps({"step": None}) + "\n")
@@ -71,8 +71,8 @@ def _may_begin(folder: Path, restart: bool, note: Note) -> None:
 
 
 def newest_saved(folder: Path) -> int | None:
-    """The step of the last checkpoint that was saved in a run directory, whether or not it is there still; None where
-    none was. Raises `ValueError` where what says so is damaged."""
+    """The step of the last checkpoint that was saved in a run directory, whether or not it is there still;
+    None where none was. Raises `ValueError` where what says so is damaged."""
     try:
         content = json.loads((folder / NEWEST).read_bytes())
     except FileNotFoundError:
@@ -113,11 +113,12 @@ def _keep_aside(folder: Path) -> str | None:
 def go_on(
     checkpoints: Checkpoints, config: Config, meta: dict[str, Any], like: State, note: Note
 ) -> tuple[int, State | None]:
-    """The step that the run has come to and its state, laid out as `like`; (0, None) where there is no checkpoint, and
-    no state where all steps are done and evaluated.
+    """The step that the run has come to and its state, laid out as `like`; (0, None) where there is no
+    checkpoint, and no state where all steps are done and evaluated.
 
-    `meta` is what this run is going to save; a tokenizer that is not beside the data any more is left in it as it was.
-    With `train.on_damage: previous` damaged checkpoints are set aside. Raises `NeojaxError` where the checkpoint does not fit `config`, or is damaged.
+    `meta` is what this run is going to save; a tokenizer that is not beside the data any more is left in it
+    as it was. With `train.on_damage: previous` damaged checkpoints are set aside. Raises `NeojaxError` where
+    the checkpoint does not fit `config`, or is damaged.
     """
     folder = place(config.train.run_dir)
     wanted = agreed(lambda: _newest_or_none(folder))
@@ -135,7 +136,8 @@ def go_on(
                 raise NeojaxError(f"{e}{hint}") from None
             aside = checkpoints.set_aside(step)
             note(
-                f"WARNING: checkpoint {step} is damaged ({e.fault}); it lies in {aside} now, and the run goes back"
+                f"WARNING: checkpoint {step} is damaged ({e.fault}); it lies in {aside} now, and the run "
+                "goes back"
             )
             wanted = None
             continue

@@ -17,8 +17,8 @@ def learning_rate(train: TrainConfig) -> optax.Schedule:
     - constant:        p
     - inverse_sqrt:    p * sqrt(max(w, 1) / max(t, w, 1))
 
-    With warmup_scales_decay (gpt-neo's schedule) the decay runs from step 0, u = min(1, t / d), and its value is
-    multiplied by t / w while t < w.
+    With warmup_scales_decay (gpt-neo's schedule) the decay runs from step 0, u = min(1, t / d), and its value
+    is multiplied by t / w while t < w.
     """
     peak, warmup = train.learning_rate, train.warmup_steps
     span = (train.decay_steps or train.steps) - (0 if train.warmup_scales_decay else warmup)

@@ -15,10 +15,10 @@ def selected(
 ) -> frozenset[str]:
     """The names of the parameters, of those whose dimension names are `dims`, that any of `entries` matches.
 
-    An entry is "ndim<2" (below two dimensions, where the stacked `layers` do not count, and `heads` and `head_dim`,
-    which split one, count as one: a bias of queries is a vector), the name of a dimension, or a shell-style pattern
-    of parameter names. Raises `NeojaxError`, which names `key`, for an entry that matches nothing and is not one of
-    `may_miss`.
+    An entry is "ndim<2" (below two dimensions, where the stacked `layers` do not count, and `heads` and
+    `head_dim`, which split one, count as one: a bias of queries is a vector), the name of a dimension, or a
+    shell-style pattern of parameter names. Raises `NeojaxError`, which names `key`, for an entry that matches
+    nothing and is not one of `may_miss`.
     """
     names: set[str] = set()
     for entry in entries:
@@ -31,12 +31,13 @@ def selected(
 
 
 def frozen_names(frozen: Collection[str], dims: Dims) -> frozenset[str]:
-    """The parameters that `train.frozen` leaves as they are. Raises `NeojaxError` where that is all of them."""
+    """The parameters that `train.frozen` leaves as they are. Raises `NeojaxError` where that is all of
+    them."""
     names = selected(frozen, dims, "train.frozen")
     if names and names == dims.keys():
         raise NeojaxError(
-            f"train.frozen: {', '.join(frozen)} match all {len(dims)} parameters, and nothing is left to train; "
-            "leave some out"
+            f"train.frozen: {', '.join(frozen)} match all {len(dims)} parameters, and nothing is left to "
+            "train; leave some out"
         )
     return names
 

@@ -1,10 +1,12 @@
-"""A run that is asked to stop, by SIGTERM, Ctrl-C or the end of its terminal (SIGHUP): it saves first, within a time; a second signal ends it at once.
+"""A run that is asked to stop, by SIGTERM, Ctrl-C or the end of its terminal (SIGHUP): it saves first, within
+a time; a second signal ends it at once.
 
-The first signal only leaves word; the loop looks for it where the state is whole: between steps, between the batches
-of an evaluation, and while it waits for input. Python runs a signal's handler on the main thread between two of its
-own instructions, and that thread may be in the compiler or in a dead file system for as long as those like. So the
-word also goes through a pipe, which the interpreter's handler in C writes to, to a thread that can end the process.
-Ending it does no harm at any moment: checkpoints and all else that a run writes appear whole, by a rename.
+The first signal only leaves word; the loop looks for it where the state is whole: between steps, between the
+batches of an evaluation, and while it waits for input. Python runs a signal's handler on the main thread
+between two of its own instructions, and that thread may be in the compiler or in a dead file system for as
+long as those like. So the word also goes through a pipe, which the interpreter's handler in C writes to, to a
+thread that can end the process. Ending it does no harm at any moment: checkpoints and all else that a run
+writes appear whole, by a rename.
 """
 
 import contextlib
@@ -33,10 +35,10 @@ class _GivenUp(BaseException):
 class Stop:
     """Whether the run has been asked to stop; catches the signals inside `with`, on the main thread.
 
-    `ends_process`: the process is this run's own, as on the command line. Then a signal before the first step ends it
-    at once, for there is nothing to save; a second signal does, and `grace_seconds` after the first, whatever the main
-    thread is doing. The exit status is then 128 plus the signal's number. Otherwise a signal before the first step, and
-    a second one, raise `KeyboardInterrupt`.
+    `ends_process`: the process is this run's own, as on the command line. Then a signal before the first step
+    ends it at once, for there is nothing to save; a second signal does, and `grace_seconds` after the first,
+    whatever the main thread is doing. The exit status is then 128 plus the signal's number. Otherwise a
+    signal before the first step, and a second one, raise `KeyboardInterrupt`.
     """
 
     def __init__(self, ends_process: bool = False):
@@ -56,11 +58,13 @@ class Stop:
         self._grace = grace_seconds
 
     def before_end(self, call: Callable[[], object]) -> None:
-        """Has `call` called, in a thread of its own that is waited for a second, when a signal ends the process."""
+        """Has `call` called, in a thread of its own that is waited for a second, when a signal ends the
+        process."""
         self._last_calls.append(call)
 
     def waiting(self, call: Callable[..., T], *args: Any) -> T:
-        """`call(*args)`, which only waits for something: given up when the run is asked to stop. Raises `Stopped` then."""
+        """`call(*args)`, which only waits for something: given up when the run is asked to stop. Raises
+        `Stopped` then."""
         try:
             try:
                 self._waits = True
@@ -91,7 +95,8 @@ class Stop:
         if not self._caught:
             return
         if self._ends_process and self.asked:
-            # The watcher stays, for a thread that reads what never comes would hold up the end of the process.
+            # The watcher stays, for a thread that reads what never comes would hold up the end of the
+            # process.
             self._done = 0 if kind is None else 2
             if kind is None and (self._gave_up or _is_alone()):
                 sys.stdout.flush()
@@ -115,7 +120,8 @@ class Stop:
             raise _GivenUp
 
     def _watch(self) -> None:
-        """Reads the numbers of arriving signals until the pipe is closed; ends the process when it is time."""
+        """Reads the numbers of arriving signals until the pipe is closed; ends the process when it is
+        time."""
         first, deadline = 0, None
         while True:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -153,7 +159,8 @@ class Stop:
 
 
 def _is_alone() -> bool:
-    """Whether no other process waits for this one to take its leave, as JAX does at the end of the interpreter."""
+    """Whether no other process waits for this one to take its leave, as JAX does at the end of the
+    interpreter."""
     jax = sys.modules.get("jax")
     return jax is None or not jax.distributed.is_initialized()
 

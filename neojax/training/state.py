@@ -1,4 +1,5 @@
-"""The state of training: parameters that are trained, parameters that are frozen, and the optimizer's state."""
+"""The state of training: parameters that are trained, parameters that are frozen, and the optimizer's
+state."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -14,8 +15,8 @@ Params = dict[str, Any]
 class State(NamedTuple):
     """A pytree of arrays. Parameters are float32 by name, in their stored layout.
 
-    A step differentiates, clips and updates `trained` alone, and `opt_state` mirrors nothing else; `frozen` is used
-    as it is, and comes back in the same memory where the state is donated.
+    A step differentiates, clips and updates `trained` alone, and `opt_state` mirrors nothing else; `frozen`
+    is used as it is, and comes back in the same memory where the state is donated.
     """
 
     trained: Params

@@ -26,12 +26,12 @@ def make_train_step(
 ) -> Callable[[State, Batch, Any], tuple[State, dict[str, jax.Array]]]:
     """The jitted step (state, batch, step) -> (state, metrics); the state is donated.
 
-    Its batch is [microbatches, batch, sequence]. Gradients of what is trained are summed over microbatches and divided by
-    the number of scored tokens in all of them, so the step equals that of the whole batch. Where the loss or the
-    gradients' norm is not finite, the state comes back as it was, the place in the schedule included. `step` (int32
-    scalar, 0 for the first) seeds dropout and masks. Metrics, float32 scalars: loss (nats per token), grad_norm (before
-    clipping), learning_rate, and the mean of whatever else the model reports. Raises `NeojaxError` for
-    train.compiler_options that the compiler does not take.
+    Its batch is [microbatches, batch, sequence]. Gradients of what is trained are summed over microbatches
+    and divided by the number of scored tokens in all of them, so the step equals that of the whole batch.
+    Where the loss or the gradients' norm is not finite, the state comes back as it was, the place in the
+    schedule included. `step` (int32 scalar, 0 for the first) seeds dropout and masks. Metrics, float32
+    scalars: loss (nats per token), grad_norm (before clipping), learning_rate, and the mean of whatever else
+    the model reports. Raises `NeojaxError` for train.compiler_options that the compiler does not take.
     """
     rate = learning_rate(train)
     drops = any((model.config.embedding.dropout, model.config.attention.dropout, model.config.dropout))
@@ -94,9 +94,11 @@ def make_train_step(
 def make_eval_step(
     model: Transformer, train: TrainConfig | None = None
 ) -> Callable[[Mapping[str, jax.Array], Batch], Any]:
-    """The jitted function (params, batch) -> (sum of nats, scored tokens) over a batch of [1, batch, sequence].
+    """The jitted function (params, batch) -> (sum of nats, scored tokens) over a batch of [1, batch,
+    sequence].
 
-    `train` says which loss, and whether it is of masked tokens; these are at the same places at every evaluation.
+    `train` says which loss, and whether it is of masked tokens; these are at the same places at every
+    evaluation.
     """
     train = train or TrainConfig()
 
@@ -115,8 +117,8 @@ def make_eval_step(
 def evaluate(
     eval_step: Callable, params: Mapping[str, jax.Array], batches: Iterator[Batch], share: Share
 ) -> tuple[float, float]:
-    """Mean nats per token over `batches`, and the number of tokens scored, or the sum of their weights. Raises
-    `NeojaxError` if there are none."""
+    """Mean nats per token over `batches`, and the number of tokens scored, or the sum of their weights.
+    Raises `NeojaxError` if there are none."""
     nats, tokens = 0.0, 0.0
     for batch in batches:
         nll, scored = eval_step(params, share.place(batch))

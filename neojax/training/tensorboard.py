@@ -1,5 +1,5 @@
-"""TensorBoard's event files, written where they are logged: tensorboardX's own writer dies in its thread when the disk is
-full, with a traceback, and then holds the run up for ever."""
+"""TensorBoard's event files, written where they are logged: tensorboardX's own writer dies in its thread when
+the disk is full, with a traceback, and then holds the run up for ever."""
 
 import contextlib
 import time

@@ -1,10 +1,10 @@
 """Where the processes of a run stop: when one of them is asked to, all stop behind the same step.
 
-They agree as JAX's own preemption service does (which would take SIGTERM from `signals.Stop`), through the key-value
-store of the coordination service, so that a step costs no communication. The loops of all processes pass the same
-points, one after another. One that is asked leaves word; a thread in each process, which looks for the word once a
-second, then holds its loop at the next point and tells how many points it has passed; the run stops at the first
-point that none has.
+They agree as JAX's own preemption service does (which would take SIGTERM from `signals.Stop`), through the
+key-value store of the coordination service, so that a step costs no communication. The loops of all processes
+pass the same points, one after another. One that is asked leaves word; a thread in each process, which looks
+for the word once a second, then holds its loop at the next point and tells how many points it has passed; the
+run stops at the first point that none has.
 """
 
 import itertools
@@ -46,8 +46,8 @@ class Together:
             self._ended.set()
 
     def reached(self, asked: bool) -> bool:
-        """Whether the run stops at this point; `asked`: whether this process was asked to. All processes call this equally
-        often and get the same answers. Raises `NeojaxError` where they could not agree."""
+        """Whether the run stops at this point; `asked`: whether this process was asked to. All processes call
+        this equally often and get the same answers. Raises `NeojaxError` where they could not agree."""
         if self._alone:
             return asked
         if asked and not self._told:
@@ -56,8 +56,8 @@ class Together:
         with self._lock:
             if self._error:
                 raise NeojaxError(
-                    f"the processes could not agree on a step to stop at: {self._error}; the same command goes on from the "
-                    "last whole checkpoint"
+                    f"the processes could not agree on a step to stop at: {self._error}; the same command "
+                    "goes on from the last whole checkpoint"
                 )
             self._passed += 1
             return self._at is not None and self._passed >= self._at

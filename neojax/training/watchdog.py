@@ -1,9 +1,9 @@
 """A step that never ends: its process says where it hangs and ends, so that a scheduler starts the run anew.
 
-One process that is alive and stuck holds up all others in a collective for ever; nothing else ends them. What counts is
-a step, from the wait for its batch to the end of its computation, which goes on when Python is at later steps already:
-a thread waits for the steps' results, another looks at the clock. The first step of a run, which is compiled, and what
-happens between steps (evaluations, checkpoints) take as long as they take.
+One process that is alive and stuck holds up all others in a collective for ever; nothing else ends them. What
+counts is a step, from the wait for its batch to the end of its computation, which goes on when Python is at
+later steps already: a thread waits for the steps' results, another looks at the clock. The first step of a
+run, which is compiled, and what happens between steps (evaluations, checkpoints) take as long as they take.
 """
 
 import faulthandler
@@ -31,9 +31,11 @@ WRITE_SECONDS = 10.0  # for the log, on a file system that may hang too
 
 
 class Watchdog:
-    """Ends the process, with status `peers.RETRY`, when a step takes longer than `seconds`; a context manager.
+    """Ends the process, with status `peers.RETRY`, when a step takes longer than `seconds`; a context
+    manager.
 
-    seconds: None for `FACTOR` times the median of the last 64 steps, at least `LEAST_SECONDS`; 0 for no watchdog.
+    seconds: None for `FACTOR` times the median of the last 64 steps, at least `LEAST_SECONDS`; 0 for no
+    watchdog.
     """
 
     def __init__(self, run_dir: str | Path | Spool, seconds: float | None = None):
@@ -60,8 +62,8 @@ class Watchdog:
 
     @contextmanager
     def step(self, number: int) -> Iterator[Callable[[jax.Array], None]]:
-        """One step's wait for input and its dispatch; gives the function to hand its result to, a small array. A step
-        without a result was not run."""
+        """One step's wait for input and its dispatch; gives the function to hand its result to, a small
+        array. A step without a result was not run."""
         results: list[jax.Array] = []
         with self._lock:
             self._open.append((number, time.monotonic()))
@@ -110,14 +112,15 @@ class Watchdog:
 
     def _end(self, number: int, spent: float) -> NoReturn:
         line = (
-            f"step {number} has not ended after {spent:.0f} s (train.stall_seconds), on process {jax.process_index()} of "
-            f"{jax.process_count()}, {socket.gethostname()}"
+            f"step {number} has not ended after {spent:.0f} s (train.stall_seconds), on process "
+            f"{jax.process_index()} of {jax.process_count()}, {socket.gethostname()}"
         )
         writer = threading.Thread(target=self._write, args=(line,), daemon=True)
         writer.start()
         writer.join(WRITE_SECONDS)
         end(
-            f"{line}; where each thread is stands in {self._spool.named(self.log)}; the same command goes on from the last whole checkpoint",
+            f"{line}; where each thread is stands in {self._spool.named(self.log)}; the same command goes "
+            "on from the last whole checkpoint",
             RETRY,
         )
 

@@ -1,4 +1,5 @@
-"""`neojax convert` between Hugging Face and run directories: nothing is lost on the way, nothing is half written."""
+"""`neojax convert` between Hugging Face and run directories: nothing is lost on the way, nothing is half
+written."""
 
 import json
 from argparse import Namespace

@@ -124,7 +124,8 @@ def test_verify_reads_every_checkpoint_of_a_run(tmp_path, capsys):
     assert "checkpoint 5: whole" in out and "checkpoint 15: whole, 1 files, 7 bytes; sizes alone" in out
     assert "checkpoint 10: DAMAGED: params/data is not what was written" in out
     assert err == (
-        f"error: 1 of 3 checkpoints of {tmp_path} are damaged: 10; restore them from a copy; the last whole one is 15\n"
+        f"error: 1 of 3 checkpoints of {tmp_path} are damaged: 10; restore them from a copy; the last whole "
+        "one is 15\n"
     )
     assert main(["inspect", str(tmp_path / "nothing"), "--verify"]) == 2
     assert "has no checkpoints to verify" in capsys.readouterr().err

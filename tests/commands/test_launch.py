@@ -28,7 +28,8 @@ def launch(*command: str, processes: int = 2, devices: int = 4, **options) -> su
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """A run with everything whose randomness could depend on who computes it: dropout, microbatches, a shuffle."""
+    """A run with everything whose randomness could depend on who computes it: dropout, microbatches, a
+    shuffle."""
     from helpers import write_data
 
     folder = tmp_path_factory.mktemp("launch")
@@ -88,7 +89,7 @@ def test_a_host_with_other_settings_is_named(config, tmp_path):
             env=environment | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
         )
         for environment, own in zip(
-            environments(2, on_cpu=True), [["mesh.cpu_devices=4"], ["mesh.cpu_devices=4", "train.learning_rate=0.5"]]
+            environments(2, on_cpu=True), [["mesh.cpu_devices=4"], ["mesh.cpu_devices=4", "train.learning_rate=0.5"]]  # noqa: E501
         )
     ]  # fmt: skip
     for process in started:

@@ -1,7 +1,7 @@
 """Configurations of earlier formats are read as what they meant; those of later ones are refused.
 
-data/format-1*.yml were written by the last version before the model's keys stood in groups: every flat key with a value
-that is not its default, the config of a converted GPT-2, and both of what only one of could be.
+data/format-1*.yml were written by the last version before the model's keys stood in groups: every flat key
+with a value that is not its default, the config of a converted GPT-2, and both of what only one of could be.
 """
 
 from pathlib import Path

@@ -9,10 +9,10 @@ from neojax.errors import NeojaxError
 
 # A value of each flat key that is not its default, and what it is read as where that is another.
 VALUES = {
-    "n_head": 6, "attention_types": ["local"], "window_size": 7, "attention_bias": True, "scale_attention": True,
+    "n_head": 6, "attention_types": ["local"], "window_size": 7, "attention_bias": True, "scale_attention": True,  # noqa: E501
     "num_mem_kv": 3, "attn_dropout": 0.2, "n_inner": 100, "activation_function": "relu", "mlp_glu": True,
     "macaron": True, "layer_norm_epsilon": 1e-3, "tie_word_embeddings": False, "embed_dropout": 0.1,
-    "res_dropout": 0.3, "initializer_range": 0.02, "scale_by_depth": True, "scale_by_in": True, "init_from": "hf",
+    "res_dropout": 0.3, "initializer_range": 0.02, "scale_by_depth": True, "scale_by_in": True, "init_from": "hf",  # noqa: E501
     "scalenorm": True, "rezero": True, "axial_pos_emb": [64, 32], "rotary_emb": True,
 }  # fmt: skip
 READ = {

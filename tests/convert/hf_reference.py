@@ -1,4 +1,5 @@
-"""Models of transformers with random weights, to compare with. Import after `pytest.importorskip("transformers")`."""
+"""Models of transformers with random weights, to compare with. Import after
+`pytest.importorskip("transformers")`."""
 
 import numpy as np
 import torch

@@ -1,4 +1,5 @@
-"""Configs as gpt-neo's repository had them at one time or another, made up anew at sizes that tests can afford."""
+"""Configs as gpt-neo's repository had them at one time or another, made up anew at sizes that tests can
+afford."""
 
 SIZES = {"n_head": 2, "n_embd": 16, "n_vocab": 48, "n_ctx": 8, "n_layer": 2}
 DROPOUT = {"embed_dropout": 0.1, "attn_dropout": 0.1, "res_dropout": 0.1}

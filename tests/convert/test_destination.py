@@ -1,4 +1,5 @@
-"""What `neojax convert` writes to: nothing of anybody's is overwritten, nothing is half written or left behind."""
+"""What `neojax convert` writes to: nothing of anybody's is overwritten, nothing is half written or left
+behind."""
 
 import json
 import os

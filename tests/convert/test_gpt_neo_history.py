@@ -1,4 +1,5 @@
-"""Old gpt-neo configs: read, or refused by the name of what is in the way; nothing is written that is not taken."""
+"""Old gpt-neo configs: read, or refused by the name of what is in the way; nothing is written that is not
+taken."""
 
 import json
 

@@ -1,4 +1,5 @@
-"""Hugging Face directories: the weights come and go bit for bit, within bounded memory, and bad files are named."""
+"""Hugging Face directories: the weights come and go bit for bit, within bounded memory, and bad files are
+named."""
 
 import json
 import os
@@ -284,9 +285,11 @@ class TestTorchFiles:
     @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="needs Linux")
     @pytest.mark.parametrize("kind", ["float32", "bfloat16"])
     def test_reading_holds_no_more_than_the_largest_tensor(self, kind, tmp_path):
-        """PyTorch's memory is out of sight of tracemalloc; mapped pages of the file are not anonymous memory."""
+        """PyTorch's memory is out of sight of tracemalloc; mapped pages of the file are not anonymous
+        memory."""
         torch = pytest.importorskip("torch")
-        # In one storage of 40 MiB: smaller ones malloc keeps when they are freed, and would use again unnoticed.
+        # In one storage of 40 MiB: smaller ones malloc keeps when they are freed, and would use again
+        # unnoticed.
         whole = torch.ones(80 if kind == "bfloat16" else 40, 512, 512, dtype=getattr(torch, kind))
         torch.save({str(i): part for i, part in enumerate(whole)}, tmp_path / "pytorch_model.bin")
         del whole

@@ -1,4 +1,5 @@
-"""config.json of GPT-Neo and GPT-2: every key is carried over, older and newer files are read, the rest is named."""
+"""config.json of GPT-Neo and GPT-2: every key is carried over, older and newer files are read, the rest is
+named."""
 
 import json
 import math
@@ -165,11 +166,11 @@ def test_published_sizes_have_the_published_number_of_parameters(layers, width, 
 
 # A value of each option that is not its default; what only makes initial weights is left out.
 OTHER = {
-    "n_layer": 6, "n_embd": 64, "n_ctx": 17, "n_vocab": 99, "causal": False, "share_parameters": True, "dropout": 0.1,
+    "n_layer": 6, "n_embd": 64, "n_ctx": 17, "n_vocab": 99, "causal": False, "share_parameters": True, "dropout": 0.1,  # noqa: E501
     "attention.heads": 2, "attention.types": ("local",), "attention.window": 3, "attention.bias": True,
     "attention.scale": True, "attention.memory_slots": 2, "attention.dropout": 0.1,
     "mlp.width": 20, "mlp.activation": "relu", "mlp.gated": True, "mlp.macaron": True,
-    "norm.kind": "rezero", "norm.order": "post", "norm.epsilon": 1e-3, "positions.kind": "rotary", "positions.axial": (4, 6),
+    "norm.kind": "rezero", "norm.order": "post", "norm.epsilon": 1e-3, "positions.kind": "rotary", "positions.axial": (4, 6),  # noqa: E501
     "positions.rotary_dims": 4, "positions.base": 500.0,
     "embedding.tied": False, "embedding.dropout": 0.1,
 }  # fmt: skip

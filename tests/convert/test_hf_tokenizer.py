@@ -1,4 +1,5 @@
-"""GPT-2's tokenizer from either of its forms gives the published ids, here and in transformers after an export."""
+"""GPT-2's tokenizer from either of its forms gives the published ids, here and in transformers after an
+export."""
 
 import json
 import shutil

@@ -165,7 +165,7 @@ def test_on_a_mesh_every_tensor_is_the_same_and_padding_is_zero(tmp_path, weight
 def test_training_goes_on_with_the_moments_and_the_step(tmp_path):
     data = str(write_data(tmp_path / "data", n_vocab=CONFIG.n_vocab))
     settings = TrainConfig(
-        run_dir=str(tmp_path / "whole"), steps=6, batch_size=8, warmup_steps=2, log_every=1, checkpoint_every=3,
+        run_dir=str(tmp_path / "whole"), steps=6, batch_size=8, warmup_steps=2, log_every=1, checkpoint_every=3,  # noqa: E501
         learning_rate=0.01, tensorboard=False,
     )  # fmt: skip
     config = Config(model=CONFIG, data=DataConfig(train=(SourceConfig(data),)), train=settings)
@@ -275,7 +275,8 @@ def test_nothing_is_written_of_a_damaged_checkpoint(tmp_path, weights, config_fi
 
 
 def original_variables(config, params):
-    """The parameters of any model under gpt-neo's names: gpt2/h0/..., or gpt2//... where layers share them."""
+    """The parameters of any model under gpt-neo's names: gpt2/h0/..., or gpt2//... where layers share
+    them."""
     values = {name: np.asarray(p, np.float32) for name, p in params.items()}
     found, d = {}, config.n_embd
     whole = {"wte": "wte", "wpe": "wpe", "wpe.row": "axial_wpe_1", "wpe.column": "axial_wpe_2"}
@@ -351,7 +352,8 @@ def test_every_option_is_read_from_its_original_variables(tmp_path, name):
 
 @pytest.mark.parametrize("beta1", [None, 0.9])
 def test_adafactor_goes_on_with_all_slots_it_had(tmp_path, weights, beta1, monkeypatch):
-    """The second moment of every element stays what it was, and so does the momentum, by the learning rate."""
+    """The second moment of every element stays what it was, and so does the momentum, by the learning
+    rate."""
     monkeypatch.setattr("neojax.training.adafactor.MIN_FACTORED", 32)
     sizes = {k: getattr(CONFIG, k) for k in ("n_embd", "n_vocab", "n_ctx", "n_layer")}
     sizes["n_head"] = CONFIG.attention.heads

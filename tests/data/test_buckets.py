@@ -75,7 +75,8 @@ def test_what_lies_beside_the_tokens_is_found(local, remote):
 
 
 def test_a_copied_store_is_not_read_through_again(local, remote, monkeypatch):
-    """Its index was made of another file of the same bytes; one that belongs to no store of these bytes is not believed."""
+    """Its index was made of another file of the same bytes; one that belongs to no store of these bytes is
+    not believed."""
     monkeypatch.setattr(TokenStore, "chunks", lambda self: pytest.fail("all tokens were read"))
     assert TokenStore(f"{remote}/train").extremes == TokenStore(local / "train").extremes
     monkeypatch.undo()

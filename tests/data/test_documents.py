@@ -1,4 +1,5 @@
-"""Documents that stand apart: which document a position belongs to, where positions restart, what is not scored."""
+"""Documents that stand apart: which document a position belongs to, where positions restart, what is not
+scored."""
 
 import itertools
 

@@ -1,4 +1,5 @@
-"""Which files inputs mean: every one that can be reached, once, and a word about every one that cannot be read."""
+"""Which files inputs mean: every one that can be reached, once, and a word about every one that cannot be
+read."""
 
 import os
 import subprocess

@@ -14,10 +14,10 @@ N_CTX = 64
 
 def run(tmp_path, sources, name, steps):
     settings = {
-        "model": {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_ctx": N_CTX, "n_vocab": 5000, "window_size": 16},
+        "model": {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_ctx": N_CTX, "n_vocab": 5000, "window_size": 16},  # noqa: E501
         "data": {"train": sources},
         "train": {
-            "run_dir": str(tmp_path / name), "steps": steps, "batch_size": 8, "learning_rate": 0.02, "log_every": 1,
+            "run_dir": str(tmp_path / name), "steps": steps, "batch_size": 8, "learning_rate": 0.02, "log_every": 1,  # noqa: E501
             "warmup_steps": 5, "schedule": "constant", "tensorboard": False,
         },
     }  # fmt: skip

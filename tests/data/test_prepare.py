@@ -117,7 +117,7 @@ def test_a_long_text_in_pieces_gives_the_same_tokens(shared_data):
 
 def test_bad_records_are_counted_with_their_reasons_and_the_rest_is_kept(tmp_path, byte_tokenizer):
     (tmp_path / "a.jsonl").write_bytes(
-        b'{"text": "good"}\nnot json\n{"other": 1}\n{"text": 5}\n{"text": ""}\n[1]\n{"text": "\\ud800x"}\n\xff\n'
+        b'{"text": "good"}\nnot json\n{"other": 1}\n{"text": 5}\n{"text": ""}\n[1]\n{"text": "\\ud800x"}\n\xff\n'  # noqa: E501
     )
     (tmp_path / "b.txt").write_bytes(b"caf\xe9")
     (tmp_path / "c.txt").write_bytes(b"")

@@ -90,8 +90,8 @@ def test_sequences_out_of_order_and_documents_of_several_are_read_in_document_or
     [([3, 2, 0, 2, 1], [0, 12, 20, 20, 28], True), ([3, 2, 2, 0, 1], [8, 20, 0, 0, 28], False)],
 )
 def test_documents_that_begin_within_a_span_are_found(tmp_path, monkeypatch, sizes, pointers, is_in_order):
-    """Of several sequences, of one, of an empty one, and of none; without the index being read where sequences lie in
-    order."""
+    """Of several sequences, of one, of an empty one, and of none; without the index being read where
+    sequences lie in order."""
     (tmp_path / "s.bin").write_bytes(np.arange(8, dtype="<i4").tobytes())
     write_index(tmp_path / "s.idx", sizes, pointers, [0, 2, 2, 3, 4, 5])
     starts = TokenStore(tmp_path / "s").starts.tolist()

@@ -1,4 +1,5 @@
-"""Scores are the log-softmax of the logits, in float64, whatever the batch, the mesh and the chunks; long texts by windows."""
+"""Scores are the log-softmax of the logits, in float64, whatever the batch, the mesh and the chunks; long
+texts by windows."""
 
 from pathlib import Path
 
@@ -38,7 +39,8 @@ def model():
 
 
 def expected(model, context, tokens):
-    """(log-probabilities, whether each is the argmax) of `tokens` after `context`, by the definition in float64."""
+    """(log-probabilities, whether each is the argmax) of `tokens` after `context`, by the definition in
+    float64."""
     n_ctx, whole = model.config.n_ctx, [*context, *tokens]
     padded = np.zeros((1, n_ctx), np.int32)
     padded[0, : len(whole) - 1] = whole[:-1]

@@ -1,4 +1,5 @@
-"""The local and blocked kernels equal the definition, values and gradients, and see exactly the keys they should."""
+"""The local and blocked kernels equal the definition, values and gradients, and see exactly the keys they
+should."""
 
 from functools import partial
 

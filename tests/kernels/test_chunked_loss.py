@@ -1,4 +1,5 @@
-"""The loss over several chunks of tokens, as every real vocabulary takes it, is the definition's on every layout."""
+"""The loss over several chunks of tokens, as every real vocabulary takes it, is the definition's on every
+layout."""
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,8 @@ def test_values_and_gradients_over_several_chunks_are_those_of_the_definition(
 
 
 def test_chunks_of_bfloat16_differ_from_the_definition_by_its_rounding(monkeypatch):
-    """Values are float32's; a gradient is rounded as its operands are, however many chunks it is the sum of."""
+    """Values are float32's; a gradient is rounded as its operands are, however many chunks it is the sum
+    of."""
     monkeypatch.setattr(chunked_loss, "CHUNK_BYTES", 1)
     values, grads, _ = measured(cross_entropy, LAYOUTS["vocabulary"], operands(jnp.bfloat16), 0.0)
     exact = [x.astype(jnp.float32) for x in operands(jnp.bfloat16)[:2]]

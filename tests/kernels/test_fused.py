@@ -1,4 +1,5 @@
-"""The platforms' own kernels equal the reference: values and gradients. Splash runs interpreted where there is no TPU."""
+"""The platforms' own kernels equal the reference: values and gradients. Splash runs interpreted where there
+is no TPU."""
 
 import re
 from functools import partial
@@ -21,7 +22,8 @@ ONE = layout_of("data:1")
 SPLASH = partial(splash.attention, interpret=True)
 CUDNN = partial(cudnn.attention, implementation="xla")
 
-# sequence, head_dim, window, padding of each row: windows and sequences that do and do not divide blocks of 128
+# sequence, head_dim, window, padding of each row: windows and sequences that do and do not divide blocks of
+# 128
 CASES = [
     (256, 64, None, None),
     (200, 80, 100, [0, 30]),
@@ -33,7 +35,8 @@ CASES = [
 def operands(length, head_dim, batch=1, heads=1, dtype=jnp.float32):
     """Operands whose scores are of ordinary size for even queries, and overflow float16 for odd ones.
 
-    A huge query multiplies what is left of rounding in its gradient: less is pulled there, nothing in half precision.
+    A huge query multiplies what is left of rounding in its gradient: less is pulled there, nothing in half
+    precision.
     """
     odd = (jnp.arange(length) % 2 == 1)[None, :, None, None]
     q, k, v, pull = (
@@ -124,7 +127,8 @@ def test_the_own_kernel_of_an_accelerator_equals_the_reference(length, head_dim,
 @pytest.mark.slow
 @pytest.mark.parametrize("isolated", [False, True])
 def test_the_training_step_compiles_for_a_tpu_with_splash(isolated):
-    """Forward and backward kernels of both layers, once each: the backward pass of remat runs no second forward."""
+    """Forward and backward kernels of both layers, once each: the backward pass of remat runs no second
+    forward."""
     pytest.importorskip("libtpu")
     from neojax.config import MeshConfig
     from neojax.data.batch import Batch

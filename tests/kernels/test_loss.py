@@ -92,7 +92,8 @@ def test_a_target_counts_as_often_as_its_weight_says(loss, z_loss):
     ids=["one device", "vocabulary", "sequence and embd"],
 )
 def test_memory_does_not_grow_with_vocabulary_times_sequence(layout):
-    """Doubling both adds to the temporaries what doubling each alone adds; with whole logits it adds their size."""
+    """Doubling both adds to the temporaries what doubling each alone adds; with whole logits it adds their
+    size."""
 
     def temporaries(loss, vocab, length):
         def total(hidden, table, targets):

@@ -45,7 +45,8 @@ def operands(length=LENGTH, heads=4, head_dim=4):
 
 
 def program(kernel, layout=ONE):
-    """(q, k, v, pull, segments) -> what `kernel` gives on `layout`, and the gradients of its product with `pull`."""
+    """(q, k, v, pull, segments) -> what `kernel` gives on `layout`, and the gradients of its product with
+    `pull`."""
 
     def total(q, k, v, pull, segments):
         out = kernel(q, k, v, segments=segments)
@@ -64,7 +65,8 @@ def program(kernel, layout=ONE):
 
 
 def gives_each_what_it_gives_alone(kernel, alone=None, layout=ONE, sizes=SIZES, tolerance=1e-5):
-    """In values and gradients; `alone` (default: `kernel`) works on rows of one document each, which begins them."""
+    """In values and gradients; `alone` (default: `kernel`) works on rows of one document each, which begins
+    them."""
     arrays, places = operands(sum(sizes[0])), list(documents(sizes))
     together = program(kernel, layout)(*arrays, segments_of(sizes))
     rows = [np.zeros((len(places), *x.shape[1:]), x.dtype) for x in arrays]

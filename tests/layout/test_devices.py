@@ -1,4 +1,5 @@
-"""The order of devices in a mesh that spans slices: the network is crossed along the axes that dcn_shape names alone."""
+"""The order of devices in a mesh that spans slices: the network is crossed along the axes that dcn_shape
+names alone."""
 
 import dataclasses
 
@@ -40,7 +41,8 @@ def chips(slices: int) -> list[Chip]:
     ],
 )
 def test_devices_of_a_slice_stay_together(shape, dcn):
-    """Inside a block of the sizes that are left all chips are of one slice, every block is another, none is lost."""
+    """Inside a block of the sizes that are left all chips are of one slice, every block is another, none is
+    lost."""
     devices = chips(int(np.prod(list(dcn.values()))))
     mesh = arranged(shape, dcn, devices)
     assert mesh.shape == tuple(shape.values())

@@ -1,4 +1,5 @@
-"""The grammar of meshes and layouts, and the strict resolver: each mistake is one line that says what to do."""
+"""The grammar of meshes and layouts, and the strict resolver: each mistake is one line that says what to
+do."""
 
 import jax
 import pytest

@@ -36,7 +36,8 @@ def test_einsum_gathers_parameters_and_lays_out_the_result(jit):
 
 
 def test_names_that_travel_together_are_one_dimension_of_the_product():
-    """[batch, sequence] and [heads, head_dim] are joined, but not where the mesh splits the second of them."""
+    """[batch, sequence] and [heads, head_dim] are joined, but not where the mesh splits the second of
+    them."""
     x, w = jnp.zeros((4, 6, 8)), jnp.zeros((8, 2, 3))
     equation = "batch sequence embd, embd heads head_dim -> batch sequence heads head_dim"
     ranks = {}

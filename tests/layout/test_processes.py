@@ -34,7 +34,7 @@ def slurm(tasks: int, tasks_a_node: str, local: int, gpus: str = "") -> dict[str
         ({"distributed": True}, {}, {}),
         ({}, JAX, NAMED),
         ({"coordinator": "host:1234", "num_processes": 4, "process_id": 3}, {}, NAMED),
-        ({"coordinator": "host:1234", "num_processes": 4, "process_id": 3}, {**JAX, "JAX_PROCESS_ID": "0"}, NAMED),
+        ({"coordinator": "host:1234", "num_processes": 4, "process_id": 3}, {**JAX, "JAX_PROCESS_ID": "0"}, NAMED),  # noqa: E501
         # One task a node takes all its GPUs, one task a GPU its own, also where Slurm shows it no other.
         ({}, slurm(2, "1(x2)", 0, "0,1,2,3"), {"local_device_ids": [0, 1, 2, 3]}),
         ({}, slurm(8, "4(x2)", 2, "0,1,2,3"), {"local_device_ids": [2]}),
@@ -45,7 +45,7 @@ def slurm(tasks: int, tasks_a_node: str, local: int, gpus: str = "") -> dict[str
         (
             {},
             {
-                "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+                "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_RANK": "1",  # noqa: E501
                 "CUDA_VISIBLE_DEVICES": "0,1",
             },
             {"local_device_ids": [1]},

@@ -1,6 +1,8 @@
-"""Slices joined by a network: in the training step as the TPU's compiler leaves it, only the axis of `mesh.dcn_shape` crosses.
+"""Slices joined by a network: in the training step as the TPU's compiler leaves it, only the axis of
+`mesh.dcn_shape` crosses.
 
-A program for several slices is one slice's, run on each; what crosses is a pair of send and receive that the host carries.
+A program for several slices is one slice's, run on each; what crosses is a pair of send and receive that the
+host carries.
 """
 
 import math
@@ -54,8 +56,8 @@ PARTS = (
 
 
 def crossing(shape, dcn_shape, layout, param_layout):
-    """Bytes of all parameters; bytes that one chip sends to the other slice in a step, by what they are for; the largest
-    number of a chip in the groups of all other collectives."""
+    """Bytes of all parameters; bytes that one chip sends to the other slice in a step, by what they are for;
+    the largest number of a chip in the groups of all other collectives."""
     mesh = MeshConfig(shape, layout, param_layout, dcn_shape=dcn_shape)
     lay = make_layout(mesh, tpu_devices("2xv5e:2x2"))
     model = Transformer(CONFIG, lay, Compute(dtype=jnp.bfloat16, attention_kernel="xla"))
@@ -88,7 +90,8 @@ def quick():
 
 @pytest.mark.parametrize("name", COPIES)
 def test_nothing_but_sums_of_gradients_crosses_slices(name, quick):
-    """Each chip sends its share of the gradients, those of every parameter once, and some norms and losses."""
+    """Each chip sends its share of the gradients, those of every parameter once, and some norms and
+    losses."""
     whole, sent, last = crossing(*COPIES[name])
     assert set(sent) == {"ALL_REDUCE"}
     assert whole / CHIPS <= sent["ALL_REDUCE"] < 1.1 * whole / CHIPS

@@ -1,4 +1,5 @@
-"""Meshes on TPU slices that are not here, with the devices that libtpu describes: every shipped configuration on each."""
+"""Meshes on TPU slices that are not here, with the devices that libtpu describes: every shipped configuration
+on each."""
 
 import warnings
 from dataclasses import replace

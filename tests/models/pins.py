@@ -1,8 +1,10 @@
-"""Numbers of every feature of the model, in `pins.json`: initial weights, losses and gradients. Run by hand to keep them:
+"""Numbers of every feature of the model, in `pins.json`: initial weights, losses and gradients. Run by hand
+to keep them:
 
 python tests/models/pins.py COMMIT
 
-They are those of an earlier version, and are not to be made again by a later one that means to compute the same.
+They are those of an earlier version, and are not to be made again by a later one that means to compute the
+same.
 """
 
 import json
@@ -31,7 +33,7 @@ DROPOUT = {"embed_dropout": 0.1, "attn_dropout": 0.1, "res_dropout": 0.1}
 CONFIGS: dict[str, dict[str, Any]] = {
     "gpt-neo": {"n_layer": 4},
     "gpt2": {
-        "attention_types": ["global"], "attention_bias": True, "scale_attention": True, "initializer_range": 0.02,
+        "attention_types": ["global"], "attention_bias": True, "scale_attention": True, "initializer_range": 0.02,  # noqa: E501
         "scale_by_depth": True,
     },
     "rotary": {"attention_types": [[["global"], 1], [["local"], 1]], "rotary_emb": True, "scale_by_in": True},
@@ -43,7 +45,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "shared, memory": {"share_parameters": True, "num_mem_kv": 3, "attention_types": ["global"]},
     "not causal": {"causal": False, "n_layer": 3, "attention_types": ["global", "local", "linear"]},
     "together": {
-        "n_layer": 4, "attention_types": ["local", "none"], "axial_pos_emb": [4, 4], "rezero": True, "macaron": True,
+        "n_layer": 4, "attention_types": ["local", "none"], "axial_pos_emb": [4, 4], "rezero": True, "macaron": True,  # noqa: E501
         "share_parameters": True, "tie_word_embeddings": False, "activation_function": "psoftplus",
     },
 }  # fmt: skip
@@ -74,8 +76,8 @@ def loss_and_gradients(model: Any, params: Mapping[str, Any], tokens: np.ndarray
 
 
 def noisy(params: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """`params` with noise that depends on their names alone, so that no scale is 1 and no gate or bias 0. `sizes` are
-    their shapes without padding, which stays zero."""
+    """`params` with noise that depends on their names alone, so that no scale is 1 and no gate or bias 0.
+    `sizes` are their shapes without padding, which stays zero."""
     changed = {}
     for name, value in params.items():
         noise = np.random.default_rng(zlib.crc32(name.encode())).normal(size=sizes[name]) * 0.2
@@ -86,8 +88,8 @@ def noisy(params: Mapping[str, Any], sizes: Mapping[str, tuple[int, ...]]) -> di
 
 
 def of_arrays(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Of every array its shape, the checksum of its bytes, and three numbers that any change of it would change: its
-    norm and two sums over it with fixed random weights."""
+    """Of every array its shape, the checksum of its bytes, and three numbers that any change of it would
+    change: its norm and two sums over it with fixed random weights."""
     found = {}
     for name, value in sorted(arrays.items()):
         exact = np.asarray(value)

@@ -1,4 +1,5 @@
-"""gpt-neo's options of the model: each against an independent numpy model, on every kind of layout, and decoded."""
+"""gpt-neo's options of the model: each against an independent numpy model, on every kind of layout, and
+decoded."""
 
 from functools import cache
 

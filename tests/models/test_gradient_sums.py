@@ -1,4 +1,5 @@
-"""Gradients of bfloat16 compute: sums over tokens are float32, and one key says what type travels between devices."""
+"""Gradients of bfloat16 compute: sums over tokens are float32, and one key says what type travels between
+devices."""
 
 from types import SimpleNamespace
 

@@ -90,7 +90,8 @@ def test_the_loss_of_a_document_in_a_window_is_that_of_the_document_alone(kind, 
     ids=[*MODELS, "not causal", "not causal, window"],
 )
 def test_the_loss_of_a_document_has_no_slope_in_the_embeddings_of_another(config):
-    """Each document has ids of its own, and the logits a table of their own, so that an id's embedding is its tokens'."""
+    """Each document has ids of its own, and the logits a table of their own, so that an id's embedding is its
+    tokens'."""
     config = dataclasses.replace(config, embedding=dataclasses.replace(config.embedding, tied=False))
     model = noisy(config)
     tokens = np.arange(24, dtype=np.int32)[None] + 10

@@ -80,7 +80,8 @@ def test_same_everywhere(name, one_device):
     grads_1 = true_rows(grads_1)
     for param, g in true_rows(grads).items():
         np.testing.assert_allclose(g, grads_1[param], atol=1e-5 * np.abs(grads_1[param]).max(), err_msg=param)
-        # The random bits are the same; code compiled for parts of another size may round the last bit otherwise.
+        # The random bits are the same; code compiled for parts of another size may round the last bit
+        # otherwise.
         np.testing.assert_allclose(first[param], first_1[param], rtol=1e-6, atol=1e-7, err_msg=param)
         assert grads[param].sharding.spec == model.stored()[param].sharding.spec, param
     assert (logits[..., N_VOCAB:] == -np.inf).all()
@@ -89,7 +90,8 @@ def test_same_everywhere(name, one_device):
 
 @pytest.mark.parametrize("name", [None, "fsdp and model", "gpt-neo XL", "sequence"])
 def test_bfloat16_computes_on_float32_parameters(name, one_device):
-    """Loss and gradients of bfloat16 are float32's but for the rounding of activations, on one device and on many."""
+    """Loss and gradients of bfloat16 are float32's but for the rounding of activations, on one device and on
+    many."""
     _, _, _, loss_1, grads_1, logits_1 = one_device
     _, params, _, loss, grads, logits = measured(*(LAYOUTS[name] if name else ("data:1", "", "")), "bfloat16")
     assert {p.dtype.name for p in (*params.values(), *grads.values())} == {"float32"}

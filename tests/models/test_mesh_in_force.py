@@ -1,4 +1,5 @@
-"""A model is used as it is whatever mesh is in force, and its logits are an array that ordinary JAX code takes."""
+"""A model is used as it is whatever mesh is in force, and its logits are an array that ordinary JAX code
+takes."""
 
 import contextlib
 
@@ -44,7 +45,7 @@ def uses(logits):
     rows = jnp.arange(2)
     found = [
         *jax.lax.top_k(logits, 3), logits[0, -1], logits[rows, jnp.array([1, 2])], logits[:, -1].argmax(-1),
-        jax.nn.log_softmax(logits), jnp.take_along_axis(logits, TOKENS[..., None], -1), logits.reshape(16, -1),
+        jax.nn.log_softmax(logits), jnp.take_along_axis(logits, TOKENS[..., None], -1), logits.reshape(16, -1),  # noqa: E501
         logits + jnp.ones(logits.shape), jax.grad(lambda x: jax.nn.logsumexp(x, -1).sum())(logits),
     ]  # fmt: skip
     return [np.asarray(array) for array in found]

@@ -1,4 +1,5 @@
-"""Initial weights, losses and gradients of every feature are those that an earlier version computed (`pins.py`)."""
+"""Initial weights, losses and gradients of every feature are those that an earlier version computed
+(`pins.py`)."""
 
 import json
 

@@ -98,7 +98,8 @@ def test_forward_pass_is_gpt_neo():
 
 
 def test_parameters_of_the_published_shapes():
-    """Three matrices without and one with bias in attention, two with bias in the MLP; an output tied to wte."""
+    """Three matrices without and one with bias in attention, two with bias in the MLP; an output tied to
+    wte."""
     dims = Transformer(CONFIG).dims()
     per_block = {n.split(".", 2)[2] for n in dims if n.startswith("blocks.0")}
     assert per_block == {
@@ -173,7 +174,8 @@ def test_remat_saves_less():
 
 
 def test_offload_moves_to_the_host_what_names_keeps():
-    """Every product of the two layers of a group goes there in the forward pass and comes back in the other."""
+    """Every product of the two layers of a group goes there in the forward pass and comes back in the
+    other."""
 
     def moves(remat):
         model = Transformer(CONFIG, compute=Compute(remat=remat))
@@ -360,7 +362,8 @@ def test_ids_beyond_the_vocabulary_are_refused(kind, token):
 
 
 def test_left_padding_shifts_positions():
-    """A row that begins later gives the logits of the same tokens without padding, whatever the padding is."""
+    """A row that begins later gives the logits of the same tokens without padding, whatever the padding
+    is."""
     from neojax.models.context import Context
 
     model = Transformer(CONFIG).bind(weights())

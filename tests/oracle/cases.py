@@ -1,5 +1,5 @@
-"""The models on which ours and the original are compared: configs, weights, optimizer slots and batches, all made anew
-from their names by numpy, so that only what the original computes of them has to be kept."""
+"""The models on which ours and the original are compared: configs, weights, optimizer slots and batches, all
+made anew from their names by numpy, so that only what the original computes of them has to be kept."""
 
 import json
 import zlib
@@ -48,8 +48,8 @@ RESUMED = {
     | ADAFACTOR
     | {"weight_decay": None, "gradient_clipping": 0.5},
 }
-# Logits in bfloat16 and in float32, of the same weights, which bfloat16 holds. (The angles of rotary positions, which
-# gpt-neo rounded too, are another story.)
+# Logits in bfloat16 and in float32, of the same weights, which bfloat16 holds. (The angles of rotary
+# positions, which gpt-neo rounded too, are another story.)
 ROUNDED = {"bfloat16": {"attention_types": [[["global", "local"], 1]], "n_embd": 64} | ADAFACTOR}
 STEPS, START = 6, 30
 
@@ -92,8 +92,8 @@ def rounded_weights(config: dict) -> dict[str, np.ndarray]:
 
 
 def slots(config: dict, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Adafactor's slots for these variables, as if there had been steps before: mean squares of gradients of the
-    size that they have, factored where both axes have 128 entries, and a momentum."""
+    """Adafactor's slots for these variables, as if there had been steps before: mean squares of gradients of
+    the size that they have, factored where both axes have 128 entries, and a momentum."""
     found = {}
     for name, value in values.items():
         size = np.float32(1e-5)

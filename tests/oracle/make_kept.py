@@ -1,4 +1,5 @@
-"""Writes `original.npz`: what the original computes for the models of `cases.py`. Run by hand, with the extra `oracle`:
+"""Writes `original.npz`: what the original computes for the models of `cases.py`. Run by hand, with the extra
+`oracle`:
 
 python tests/oracle/make_kept.py
 """

@@ -1,7 +1,9 @@
-"""gpt-neo's model and its training step, put together from Mesh-TensorFlow's operations and run by TensorFlow.
+"""gpt-neo's model and its training step, put together from Mesh-TensorFlow's operations and run by
+TensorFlow.
 
-An oracle: what layers, attention, losses and optimizer compute is the library's own; which of them follow each other, and
-what the variables are called, is gpt-neo's. One device, no dropout, no experts. Needs the extra `oracle`.
+An oracle: what layers, attention, losses and optimizer compute is the library's own; which of them follow
+each other, and what the variables are called, is gpt-neo's. One device, no dropout, no experts. Needs the
+extra `oracle`.
 """
 
 import importlib
@@ -20,8 +22,9 @@ from tensorflow.python.framework import ops, tensor_conversion_registry
 
 
 def _import_mesh_tensorflow():
-    """Mesh-TensorFlow 0.1.18, which gpt-neo asked for, on today's TensorFlow: two names that it looks up are gone or have moved, and the package
-    of its attention imports readers of data sets that nothing here needs."""
+    """Mesh-TensorFlow 0.1.18, which gpt-neo asked for, on today's TensorFlow: two names that it looks up are
+    gone or have moved, and the package of its attention imports readers of data sets that nothing here
+    needs."""
     tf.estimator = types.SimpleNamespace(CheckpointSaverListener=object, SessionRunHook=object)
     ops.register_tensor_conversion_function = tensor_conversion_registry.register_tensor_conversion_function
     mtf = importlib.import_module("mesh_tensorflow")
@@ -40,8 +43,8 @@ tf.logging.set_verbosity(tf.logging.ERROR)
 class Original:
     """The model of `config` (keys of gpt-neo's JSON), at batches of `batch` sequences of `n_ctx` tokens.
 
-    `values` are those of its variables, and of the optimizer's slots where they do not begin at zero, by name; `step` is
-    that of the next step.
+    `values` are those of its variables, and of the optimizer's slots where they do not begin at zero, by
+    name; `step` is that of the next step.
     """
 
     def __init__(self, config: Mapping, batch: int, values: Mapping[str, np.ndarray], step: int = 0):
@@ -239,8 +242,8 @@ class Original:
         return mtf.einsum([q, context, 1.0 / weights], v.shape)
 
     def _rotary(self) -> tuple[mtf.Tensor, mtf.Tensor]:
-        """Cosines and sines of the angles, computed as gpt-neo did in the type of checkpoints; the key `exact_angles`,
-        which gpt-neo had not, computes them in float32."""
+        """Cosines and sines of the angles, computed as gpt-neo did in the type of checkpoints; the key
+        `exact_angles`, which gpt-neo had not, computes them in float32."""
         kept = tf.float32 if self.config.get("exact_angles") else self.dtype.master_dtype
         size = self.dim["features_per_head"].size
         half = mtf.Dimension("half", size // 2)

@@ -1,4 +1,5 @@
-"""gpt-neo's checkpoints converted, against what Mesh-TensorFlow computed of the same weights (`make_kept.py`)."""
+"""gpt-neo's checkpoints converted, against what Mesh-TensorFlow computed of the same weights
+(`make_kept.py`)."""
 
 import cases
 import jax

@@ -1,5 +1,6 @@
-"""Checkpoints that TensorFlow's own Saver wrote of models that Mesh-TensorFlow trained, converted: the same values,
-gradients and next steps. Runs where the extra `oracle` is installed; elsewhere `test_kept.py` compares with what it gave.
+"""Checkpoints that TensorFlow's own Saver wrote of models that Mesh-TensorFlow trained, converted: the same
+values, gradients and next steps. Runs where the extra `oracle` is installed; elsewhere `test_kept.py`
+compares with what it gave.
 """
 
 from importlib.util import find_spec

@@ -127,7 +127,8 @@ def test_parameters_alone_do_not_need_the_optimizer_state(run):
 
 
 def test_a_save_under_way_is_not_touched_by_donation(tmp_path):
-    """With 24 MB, which are not yet written when five steps have gone over them; JAX and Orbax may copy, or wait."""
+    """With 24 MB, which are not yet written when five steps have gone over them; JAX and Orbax may copy, or
+    wait."""
     state = make_on(8, seed=3, vocab=1 << 17)
     expected = jax.tree.map(np.array, state)
     double = jax.jit(lambda s: jax.tree.map(lambda x: x * 2, s), donate_argnums=0)
@@ -411,7 +412,8 @@ def test_checkpoints_from_before_checksums_still_open_and_their_damage_is_one_li
     like = abstract(make_on(8, seed=20))
     with Checkpoints(run) as checkpoints:
         assert_same(checkpoints.restore(20, like), make_on(8, seed=20))
-        # What Orbax and TensorStore meet in them by themselves: many kinds of error, some from threads of theirs.
+        # What Orbax and TensorStore meet in them by themselves: many kinds of error, some from threads of
+        # theirs.
         rng = np.random.default_rng(0)
         lines = set()
         for file in (f for f in folder.rglob("*") if f.is_file() and f.parent != folder):

@@ -1,4 +1,5 @@
-"""Two processes that share a run: each sums what it wrote, each verifies a share, and what one finds both know."""
+"""Two processes that share a run: each sums what it wrote, each verifies a share, and what one finds both
+know."""
 
 import json
 import os

@@ -1,9 +1,11 @@
-"""Made `runs.tar.xz`, four small runs and their data, and `expected.npz`, what `read.py` finds in them. Run by hand:
+"""Made `runs.tar.xz`, four small runs and their data, and `expected.npz`, what `read.py` finds in them. Run
+by hand:
 
 PYTHONPATH=CHECKOUT python tests/runs_of_before/make.py COMMIT
 
-What lies here is kept as the version of `made.json` wrote it, and is not to be made again by a later one: it shows
-that run directories and checkpoints of before can be read, and that their runs go on with the same losses.
+What lies here is kept as the version of `made.json` wrote it, and is not to be made again by a later one: it
+shows that run directories and checkpoints of before can be read, and that their runs go on with the same
+losses.
 """
 
 import json
@@ -22,7 +24,7 @@ CHARACTERS = sorted({chr(code) for code in range(97, 123)} | set(TEXT) | set("01
 SIZES = {"n_layer": 4, "n_embd": 8, "n_head": 2, "n_inner": 16, "n_ctx": 16, "n_vocab": 61, "window_size": 5}
 DROPOUT = {"embed_dropout": 0.1, "attn_dropout": 0.1, "res_dropout": 0.1}
 TRAIN = {
-    "batch_size": 8, "steps": 4, "checkpoint_every": 4, "log_every": 1, "learning_rate": 1e-2, "warmup_steps": 2,
+    "batch_size": 8, "steps": 4, "checkpoint_every": 4, "log_every": 1, "learning_rate": 1e-2, "warmup_steps": 2,  # noqa: E501
     "decay_steps": 8, "seed": 3, "tensorboard": False, "eval_batches": 1, "keep": 9,
 }  # fmt: skip
 FSDP = {"cpu_devices": 2, "shape": "data:2", "layout": "batch:data", "param_layout": "embd:data"}

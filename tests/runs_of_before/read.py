@@ -1,8 +1,10 @@
-"""What the runs of this folder give: losses of a resumed run, logits, scores and greedy texts. Run in a copy of it:
+"""What the runs of this folder give: losses of a resumed run, logits, scores and greedy texts. Run in a copy
+of it:
 
 python read.py OUT.npz
 
-Only the command line and the public functions of neojax are used, so that any version of it can be read with this.
+Only the command line and the public functions of neojax are used, so that any version of it can be read with
+this.
 """
 
 import json
@@ -46,7 +48,8 @@ def texts(path: str) -> dict[str, np.ndarray]:
 
 
 def resumed(run: str) -> dict[str, np.ndarray]:
-    """Trains `run` to step 8; every number of its metrics that does not measure time. What it began from is gone."""
+    """Trains `run` to step 8; every number of its metrics that does not measure time. What it began from is
+    gone."""
     if status := main(["train", f"{run}/config.yml", "train.steps=8", "model.init_from="]):
         raise SystemExit(status)
     rows = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]

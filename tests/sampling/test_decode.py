@@ -1,4 +1,5 @@
-"""Decoding with a cache is the whole forward pass: logits at every position, and the greedy text on every mesh."""
+"""Decoding with a cache is the whole forward pass: logits at every position, and the greedy text on every
+mesh."""
 
 import jax
 import numpy as np
@@ -103,8 +104,8 @@ def test_cached_logits_are_those_of_the_whole_pass_past_the_window_with_padding(
     logits, caches = prefill(put(prompts, "batch", "sequence"))
     for row, length in enumerate(lengths):
         np.testing.assert_allclose(logits[row, first - length :], whole[row, :length], atol=2e-4, rtol=2e-4)
-    # Until the shortest has filled the context, so that the ring of 24 turns too; whatever a row past its end reads,
-    # the others must not notice.
+    # Until the shortest has filled the context, so that the ring of 24 turns too; whatever a row past its end
+    # reads, the others must not notice.
     for i in range(24 - min(lengths)):
         column = np.array([[tokens[row, min(length + i, 23)]] for row, length in enumerate(lengths)])
         logits, caches = step(put(column, "batch", "sequence"), jnp.int32(first + i), caches)

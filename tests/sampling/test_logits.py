@@ -1,4 +1,5 @@
-"""Every filter equals its definition in numpy; the order is Hugging Face's; what is filtered is never drawn."""
+"""Every filter equals its definition in numpy; the order is Hugging Face's; what is filtered is never
+drawn."""
 
 import jax
 import jax.numpy as jnp

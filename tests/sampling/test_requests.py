@@ -1,4 +1,5 @@
-"""Prompts and settings of every form that is plain are taken; what is of another type is one line, before anything runs."""
+"""Prompts and settings of every form that is plain are taken; what is of another type is one line, before
+anything runs."""
 
 import jax
 import jax.numpy as jnp

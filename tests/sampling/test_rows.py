@@ -1,4 +1,5 @@
-"""What a row becomes depends on its prompt and settings alone: not on when it joined a batch, nor on its neighbours."""
+"""What a row becomes depends on its prompt and settings alone: not on when it joined a batch, nor on its
+neighbours."""
 
 from dataclasses import replace
 

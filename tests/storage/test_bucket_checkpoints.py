@@ -191,7 +191,7 @@ with jax.set_mesh(mesh), Checkpoints(run, keep=2) as checkpoints:
         for shard in array.addressable_shards:
             np.testing.assert_array_equal(np.asarray(shard.data), values[name][shard.index])
     print(checkpoints.steps())
-"""
+"""  # noqa: E501
 
 
 def hosts(gcs, script, *arguments):

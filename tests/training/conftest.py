@@ -26,7 +26,7 @@ def settings(data):
         },
         "data": {"train": str(data), "validation": str(data)},
         "train": {
-            "batch_size": 8, "microbatch": 4, "steps": 20, "learning_rate": 1e-2, "warmup_steps": 5, "log_every": 1,
+            "batch_size": 8, "microbatch": 4, "steps": 20, "learning_rate": 1e-2, "warmup_steps": 5, "log_every": 1,  # noqa: E501
             # Independent of the number of steps, so that runs of other lengths compile to the same program.
             "schedule": "constant",
             "checkpoint_every": 5, "eval_every": 10, "eval_batches": 2, "tensorboard": False,

@@ -16,7 +16,8 @@ ONE = layout_of("data:1")
 
 
 def test_the_compiler_here_knows_every_option_of_the_gpu_in_one_of_its_spellings():
-    """GPU options are part of the same settings on every platform, so that a CPU's compiler checks their names."""
+    """GPU options are part of the same settings on every platform, so that a CPU's compiler checks their
+    names."""
     if jax.default_backend() != "cpu":
         pytest.skip("this checks the options of another platform")
     table = OPTIONS["gpu"] | compiler.DETERMINISTIC["gpu"]
@@ -78,7 +79,8 @@ def test_deterministic_adds_nothing_where_the_devices_need_nothing():
 
 @pytest.mark.parametrize("part", ["training", "evaluation"])
 def test_deterministic_holds_for_all_that_computes_or_is_refused(part, monkeypatch):
-    """As on a GPU: every program whose numbers a run shows asks for it, and a compiler that lacks it is an error."""
+    """As on a GPU: every program whose numbers a run shows asks for it, and a compiler that lacks it is an
+    error."""
     model = Transformer(tiny(), ONE)
 
     def make(train):

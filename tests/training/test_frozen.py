@@ -1,4 +1,5 @@
-"""What is frozen stays bit for bit what it was and costs no optimizer state; what is trained does not notice."""
+"""What is frozen stays bit for bit what it was and costs no optimizer state; what is trained does not
+notice."""
 
 import dataclasses
 from pathlib import Path
@@ -143,7 +144,8 @@ def test_weight_decay_may_leave_out_what_is_frozen_anyway():
 
 @pytest.fixture(scope="module")
 def tuned(settings, whole_run, tmp_path_factory):
-    """A run from the weights of another, with a part of them frozen: its settings by folder and steps, and its folder."""
+    """A run from the weights of another, with a part of them frozen: its settings by folder and steps, and
+    its folder."""
 
     def tuning(run, steps=4, *more):
         every = ("train.checkpoint_every=2", "train.eval_every=2", "train.frozen=[vocab, blocks.1.*]")

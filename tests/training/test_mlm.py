@@ -1,4 +1,5 @@
-"""Masked tokens: what is scored, what is shown, and that the mesh has no say in it; and gpt-neo's training recipe."""
+"""Masked tokens: what is scored, what is shown, and that the mesh has no say in it; and gpt-neo's training
+recipe."""
 
 import dataclasses
 import math

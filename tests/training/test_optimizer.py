@@ -78,7 +78,8 @@ def test_adamw_is_the_published_rule():
 
 @pytest.mark.parametrize("corrected", [True, False])
 def test_a_bfloat16_moment_is_the_float32_one_rounded(corrected):
-    """Kept in bfloat16, computed with in float32: steps differ by the rounding of the moment, the second not at all."""
+    """Kept in bfloat16, computed with in float32: steps differ by the rounding of the moment, the second not
+    at all."""
     train = dataclasses.replace(TRAIN, bias_correction=corrected, weight_decay=0.0, clip_norm=0.0)
     start = jax.tree.map(jnp.asarray, arrays(0))
     exact, exact_state, _ = steps(make_optimizer(train, DIMS), start)
@@ -211,7 +212,7 @@ def test_adafactor_is_mesh_tensorflows_on_its_variables(decay, momentum, epsilon
     grads = [{n: rng.normal(size=p.shape).astype("f4") for n, p in start.items()} for _ in range(4)]
     train = dataclasses.replace(
         TRAIN, optimizer="adafactor", schedule="constant", warmup_steps=0, weight_decay=0.0, clip_norm=0.0,
-        adafactor_decay=decay, adafactor_momentum=momentum, adafactor_epsilon1=epsilon1, adafactor_epsilon2=epsilon2,
+        adafactor_decay=decay, adafactor_momentum=momentum, adafactor_epsilon1=epsilon1, adafactor_epsilon2=epsilon2,  # noqa: E501
     )  # fmt: skip
     optimizer = make_optimizer(train, MATRICES)
     params = jax.tree.map(jnp.asarray, start)
@@ -235,7 +236,8 @@ def test_adafactor_is_mesh_tensorflows_on_its_variables(decay, momentum, epsilon
 
 
 def mesh_tf_adafactor(x, grads, decay, beta1, epsilon1, epsilon2):
-    """`AdafactorOptimizer.apply_grad` of Mesh-TensorFlow's optimize.py in numpy, at a learning rate of 0.01."""
+    """`AdafactorOptimizer.apply_grad` of Mesh-TensorFlow's optimize.py in numpy, at a learning rate of
+    0.01."""
     vr = vc = v = m = 0.0
     for step, g in enumerate(grads):
         rate = 1 - (step + 1) ** -0.8 if decay is None else decay

@@ -67,8 +67,8 @@ def test_other_data_under_the_same_path_is_said(again):
     said = go()
     for split in ("train", "validation"):
         assert (
-            f"data.{split}: {folder}/data holds other data than before (40 documents, 4,000 tokens then; 50 documents, "
-            "5,000 tokens now)"
+            f"data.{split}: {folder}/data holds other data than before (40 documents, 4,000 tokens then; 50 "
+            "documents, 5,000 tokens now)"
         ) in said
     assert said.count("documents may be seen twice or not at all") == 1
 

@@ -76,7 +76,8 @@ def test_of_two_starts_at_once_one_trains_and_one_says_who(settings, tmp_path):
         assert (
             out[loser][1]
             == (
-                f"error: {run} is being trained by process {both[1 - loser].pid} on {os.uname().nodename} since "
+                f"error: {run} is being trained by process {both[1 - loser].pid} on {os.uname().nodename} "
+                "since "
             )
             + out[loser][1].split("since ")[1]
         )

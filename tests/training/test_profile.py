@@ -9,7 +9,8 @@ SMALL = ("model.n_layer=1", "model.attention_types=[global]", "data.validation="
 
 
 def traced(folder):
-    """The numbers of the steps in every trace under `folder`, oldest first, and the names of its host events."""
+    """The numbers of the steps in every trace under `folder`, oldest first, and the names of its host
+    events."""
     steps, names = [], set()
     for file in sorted(folder.rglob("*.xplane.pb")):
         found = []
@@ -23,7 +24,8 @@ def traced(folder):
 
 
 def test_the_steps_asked_for_are_traced_on_either_side_of_a_stop(settings, tmp_path):
-    """Stopped after 3 of [2, 4]: one trace of 2 and 3, another of 4; a run that is past them traces nothing."""
+    """Stopped after 3 of [2, 4]: one trace of 2 and 3, another of 4; a run that is past them traces
+    nothing."""
     asked = (*SMALL, "train.profile_steps=[2, 4]", "train.log_every=4")
     for steps in (3, 5, 6):
         train(settings(tmp_path, *asked, f"train.steps={steps}"))

@@ -20,7 +20,8 @@ from neojax.training import loop
 from neojax.training.loop import train
 from neojax.training.metrics import read_metrics
 
-# A process that trains config.yml and is killed, as if by the machine, while it does `moment` for the n-th time.
+# A process that trains config.yml and is killed, as if by the machine, while it does `moment` for the n-th
+# time.
 KILLED = """
 import os, signal, sys
 import neojax.training.loop as loop
@@ -81,8 +82,12 @@ def test_sigkill_while_saving_and_while_training(settings, whole_run, tmp_path):
 
 
 def test_the_promise_holds_with_the_compilers_optimisations(settings, tmp_path):
-    """All other tests compile without them. Two processes, each of which compiles for itself, as a user's do."""
-    code = "import sys; from neojax.cli import main; sys.exit(any([main(['train', file]) for file in sys.argv[1:]]))"
+    """All other tests compile without them. Two processes, each of which compiles for itself, as a user's
+    do."""
+    code = (
+        "import sys; from neojax.cli import main; sys.exit(any([main(['train', file]) for file in "
+        "sys.argv[1:]]))"
+    )
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_FLAGS", "JAX_COMPILATION"))}
     precisions = ("float32", "bfloat16")
     one = ("model.n_layer=1", "model.attention_types=[local]", "data.validation=")

@@ -1,4 +1,5 @@
-"""Run directories that an earlier version wrote are read, and their runs go on, as that version did (`runs_of_before/`)."""
+"""Run directories that an earlier version wrote are read, and their runs go on, as that version did
+(`runs_of_before/`)."""
 
 import json
 import os
@@ -53,8 +54,9 @@ def test_all_that_was_recorded_is_compared(expected, found):
 
 @pytest.mark.parametrize("run", FOUND)
 def test_a_run_of_before_gives_what_it_gave(run, expected, found):
-    """Training, bit for bit with the same JAX on a like processor; elsewhere up to rounding, which training magnifies.
-    What a loaded model gives, up to rounding: that version multiplied by queries, keys and values one by one."""
+    """Training, bit for bit with the same JAX on a like processor; elsewhere up to rounding, which training
+    magnifies. What a loaded model gives, up to rounding: that version multiplied by queries, keys and values
+    one by one."""
     for key in (key for key in expected if key.startswith(f"{run}/")):
         was, now = expected[key], found[key]
         assert was.dtype == now.dtype and was.shape == now.shape, key

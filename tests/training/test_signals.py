@@ -1,4 +1,5 @@
-"""SIGTERM and Ctrl-C: saving comes first, evaluation never, and the process ends in time whatever it is doing."""
+"""SIGTERM and Ctrl-C: saving comes first, evaluation never, and the process ends in time whatever it is
+doing."""
 
 import os
 import signal
@@ -154,7 +155,8 @@ lock.take()
 
 
 def test_waiting_is_given_up_at_any_instruction():
-    """The signal falls somewhere into `waiting`, also where it begins and ends: Stopped, or what came just before."""
+    """The signal falls somewhere into `waiting`, also where it begins and ends: Stopped, or what came just
+    before."""
     come = given_up = 0
     for microseconds in range(0, 400, 2):
         with Stop() as stop:
@@ -280,7 +282,8 @@ def test_while_a_save_is_in_progress(settings, tmp_path, monkeypatch, capsys):
     stopped_at(tmp_path, 5, capsys)  # no further step is begun
 
 
-# A run of the command line that says on standard output when `moment` has come to pass, which then does not end.
+# A run of the command line that says on standard output when `moment` has come to pass, which then does not
+# end.
 COMMAND = """
 import sys, threading, time
 import neojax.config

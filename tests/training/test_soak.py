@@ -13,7 +13,8 @@ from neojax.training.loop import train
 from neojax.training.metrics import read_metrics
 
 STEPS = 1000
-# Bytes of resident memory in 400 steps and 8 saves: 3 to 6 MB, less and less, are the allocator's; 30 kB a step are not.
+# Bytes of resident memory in 400 steps and 8 saves: 3 to 6 MB, less and less, are the allocator's; 30 kB a
+# step are not.
 LEAK = 12 << 20
 
 
@@ -30,7 +31,8 @@ HELD: dict[str, Callable[[], int]] = {
     "threads": lambda: entries("/proc/self/task"),
     "files": lambda: entries("/proc/self/fd"),
     "arrays": lambda: len(jax.live_arrays()),
-    # Of TensorStore's some 50 lists stay behind after every save: it makes them of JSON and keeps a reference.
+    # Of TensorStore's some 50 lists stay behind after every save: it makes them of JSON and keeps a
+    # reference.
     "objects": lambda: sum(type(found) is not list for found in gc.get_objects()),
 }
 
@@ -62,8 +64,8 @@ def test_a_long_run_holds_and_leaves_no_more_than_a_short_one(settings, tmp_path
     train(
         settings(
             tmp_path,
-            "model.n_layer=1", "model.attention_types=[global]", "model.n_embd=8", "model.n_head=1", "model.n_ctx=8",
-            "mesh.shape=data:1", "mesh.layout=", "mesh.param_layout=", "mesh.cpu_devices=1", "train.microbatch=0",
+            "model.n_layer=1", "model.attention_types=[global]", "model.n_embd=8", "model.n_head=1", "model.n_ctx=8",  # noqa: E501
+            "mesh.shape=data:1", "mesh.layout=", "mesh.param_layout=", "mesh.cpu_devices=1", "train.microbatch=0",  # noqa: E501
             f"train.steps={STEPS}", "train.log_every=5", "train.eval_every=50", "train.checkpoint_every=50",
             "train.keep=2", "train.tensorboard=true",
         )
@@ -88,5 +90,7 @@ def test_a_long_run_holds_and_leaves_no_more_than_a_short_one(settings, tmp_path
         )
         if name in ("metrics.jsonl bytes", "tensorboard bytes"):  # what the run tells
             assert after < 2 * before, name
-        else:  # Orbax puts an array into more files or fewer, as its threads happen to meet; a checkpoint more is half
+        # Orbax puts an array into more files or fewer, as its threads happen to meet; a checkpoint more is
+        # half
+        else:
             assert after <= 1.3 * before + 100, name

@@ -1,4 +1,5 @@
-"""What cannot be written is one line; the last good checkpoint stays whole, and the same command goes on from it."""
+"""What cannot be written is one line; the last good checkpoint stays whole, and the same command goes on from
+it."""
 
 import errno
 import os
@@ -124,18 +125,19 @@ with Checkpoints(sys.argv[1], keep=3) as checkpoints:
     checkpoints.wait()
     checkpoints.restore(4, jax.eval_shape(lambda: state))
     print(checkpoints.steps())
-"""
+"""  # noqa: E501
 
 
 def test_a_save_that_fails_in_the_background_is_one_line_and_leaves_nothing(tmp_path):
-    """Whether it is waited for or comes to light at the next; a limit on sizes of files stands for a quota."""
+    """Whether it is waited for or comes to light at the next; a limit on sizes of files stands for a
+    quota."""
     done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     first, second, steps = done.stdout.splitlines()
     for line in (first, second):
         assert line == (
-            f"checkpoint {tmp_path}/checkpoints/2 could not be saved: File too large; the last whole one is step 1, from "
-            "which the same command goes on once that is mended"
+            f"checkpoint {tmp_path}/checkpoints/2 could not be saved: File too large; the last whole one is "
+            "step 1, from which the same command goes on once that is mended"
         )
     assert steps == "[1, 4]"
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "4"]

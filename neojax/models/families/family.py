@@ -24,18 +24,19 @@ def _nothing(*_: Any) -> dict[str, Any]:
 class HuggingFace:
     """A family as transformers has it.
 
-    `keys`: key of config.json -> (key of ours within `model`, transformers' default, which stands where a file has not
-    the key). `aliases`: other names that transformers takes for these. `read(raw, source)` gives those keys of ours that
-    no single key of the file holds, and raises `NeojaxError` for a file whose keys disagree; `write(config)` the keys of
-    the file that hold them.
-    `tensors`: role of a parameter (its name, within a block where it is of one) -> (tensor, its axes). An axis is a
-    dimension, several joined by `*` from the slowest to the fastest, or among these `i/n`, part i of n: queries in a
-    tensor of queries, keys and values are "embd 0/3*heads*head_dim" where the three lie side by side, and
-    "embd heads*0/3*head_dim" where every head has its own three together.
-    Tensors of block N begin with `prefix` and `block` with N in it, others with `prefix`, but for the `output` table, which may
-    be called one of `other_outputs` too. `written`: the keys of ours that `write` covers.
-    `attention`: the attention types that it has. `telltale`: a key of config.json that it alone of all families has, by
-    which a file that does not name its family is recognised. `buffers`: names, without prefix, of what transformers once saved beside the weights.
+    `keys`: key of config.json -> (key of ours within `model`, transformers' default, which stands where a
+    file has not the key). `aliases`: other names that transformers takes for these. `read(raw, source)` gives
+    those keys of ours that no single key of the file holds, and raises `NeojaxError` for a file whose keys
+    disagree; `write(config)` the keys of the file that hold them.
+    `tensors`: role of a parameter (its name, within a block where it is of one) -> (tensor, its axes). An
+    axis is a dimension, several joined by `*` from the slowest to the fastest, or among these `i/n`, part i
+    of n: queries in a tensor of queries, keys and values are "embd 0/3*heads*head_dim" where the three lie
+    side by side, and "embd heads*0/3*head_dim" where every head has its own three together.
+    Tensors of block N begin with `prefix` and `block` with N in it, others with `prefix`, but for the
+    `output` table, which may be called one of `other_outputs` too. `written`: the keys of ours that `write`
+    covers. `attention`: the attention types that it has. `telltale`: a key of config.json that it alone of
+    all families has, by which a file that does not name its family is recognised. `buffers`: names, without
+    prefix, of what transformers once saved beside the weights.
     """
 
     model_type: str
@@ -57,7 +58,8 @@ class HuggingFace:
 
 @dataclass(frozen=True)
 class Family:
-    """A family: how its models are built, and its names at Hugging Face, None where transformers has no such family."""
+    """A family: how its models are built, and its names at Hugging Face, None where transformers has no such
+    family."""
 
     build: Build
     hugging_face: HuggingFace | None = None

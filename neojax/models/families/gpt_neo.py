@@ -1,7 +1,7 @@
 """GPT-Neo: learned positions, groups of global and local pre-norm blocks, output tied to the embedding.
 
-It has the options of gpt-neo's configurations too, which transformers has not. Facts: gpt-neo's `models/gpt2/gpt2.py`;
-`GPTNeoConfig` and `GPTNeoForCausalLM` of transformers.
+It has the options of gpt-neo's configurations too, which transformers has not. Facts: gpt-neo's
+`models/gpt2/gpt2.py`; `GPTNeoConfig` and `GPTNeoForCausalLM` of transformers.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,5 @@
-"""GPT-NeoX and Pythia: biased and scaled global attention beside the MLP, rotary positions, an output table of its own.
+"""GPT-NeoX and Pythia: biased and scaled global attention beside the MLP, rotary positions, an output table
+of its own.
 
 Facts: `GPTNeoXConfig` and `GPTNeoXForCausalLM` of transformers; EleutherAI's gpt-neox.
 """
@@ -46,10 +47,12 @@ def read(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    """The keys of transformers 5, and those that transformers 4 reads. Raises `NeojaxError` for what has none."""
+    """The keys of transformers 5, and those that transformers 4 reads. Raises `NeojaxError` for what has
+    none."""
     if config.norm.order not in ORDERS.values():
         raise NeojaxError(
-            f"model.norm.order={config.norm.order} cannot be exported: transformers' gpt_neox has no such option"
+            f"model.norm.order={config.norm.order} cannot be exported: transformers' gpt_neox has no such "
+            "option"
         )
     if config.embedding.dropout != config.dropout:
         raise NeojaxError(

@@ -1,6 +1,6 @@
-"""Writes the checkpoint in `mesh_tf/` with TensorFlow itself (2.21), as gpt-neo's Saver did: two data files, weights
-in float32 and bfloat16, Adam's slots, a padded vocabulary. Run in an environment with tensorflow-cpu; the values
-are those of `values`, which the test makes again.
+"""Writes the checkpoint in `mesh_tf/` with TensorFlow itself (2.21), as gpt-neo's Saver did: two data files,
+weights in float32 and bfloat16, Adam's slots, a padded vocabulary. Run in an environment with tensorflow-cpu;
+the values are those of `values`, which the test makes again.
 """
 
 from pathlib import Path

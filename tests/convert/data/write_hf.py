@@ -1,6 +1,7 @@
 """Writes `hf/`: tiny models as transformers saves them, with the logits and the greedy text it computes.
 
-Tests compare with them where PyTorch is not installed. Run with transformers: python tests/convert/data/write_hf.py
+Tests compare with them where PyTorch is not installed. Run with transformers: python
+tests/convert/data/write_hf.py
 """
 
 import sys
