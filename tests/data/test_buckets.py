@@ -62,7 +62,9 @@ def test_batches_are_those_of_the_same_files_here(local, remote, name):
 
 
 def test_an_evaluation_reads_the_same(local, remote):
-    here, there = (list(validation_batches(SourceConfig(str(p)), N_CTX, 8)) for p in (local, remote))
+    here, there = (
+        list(validation_batches(DataConfig(), SourceConfig(str(p)), N_CTX, 8)) for p in (local, remote)
+    )
     for a, b in zip(here, there, strict=True):
         np.testing.assert_array_equal(a.targets, b.targets)
 
