@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,12 +58,8 @@ def load(
     compute = Compute(dtype=compute_type(dtype, layout))
     with layout.in_force():
         if run is None:
-            config = hf.read_config(path)
-            layout, compute = inference_layout(layout), inference_compute(compute)
-            dims = Transformer(config, layout, compute).dims()
-            return hf.load(
-                path, layout, compute, lambda name, value: narrow(value, dims[name], compute.dtype, weights)
-            )
+            kept = partial(narrow, dtype=compute.dtype, weights=weights)
+            return hf.load(path, inference_layout(layout), inference_compute(compute), kept)
         model, params = restore(run, layout, compute)
         return accompanied(converted(model, params, weights), run)
 

@@ -44,7 +44,7 @@ def load(
     path: str | Path,
     layout: Layout | None = None,
     compute: Compute | None = None,
-    narrow: Callable[[str, jax.Array], Any] = lambda name, value: value,
+    narrow: Callable[[jax.Array, tuple[str, ...]], Any] = lambda value, dims: value,
 ) -> Transformer:
     """The model in the Hugging Face directory `path`, weights float32 in the stored layout of `layout`.
 

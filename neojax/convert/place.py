@@ -22,13 +22,13 @@ Index = tuple[slice, ...]
 def place(
     model: Transformer,
     read: Callable[[Piece, Index], np.ndarray],
-    narrow: Callable[[str, jax.Array], Any] = lambda name, value: value,
+    narrow: Callable[[jax.Array, tuple[str, ...]], Any] = lambda value, dims: value,
 ) -> Transformer:
     """`model` with the weights that `read` gives, float32, in the stored layout; padding of the vocabulary is
     zero.
 
     `read(piece, index)` returns the part `index` (slices with bounds, within `piece.shape`) of a piece. What
-    is kept of a parameter is what `narrow(name, value)` makes of it.
+    is kept of a parameter is what `narrow(value, its dimensions)` makes of it.
     """
     stored, dims = model.stored(), model.dims()
     params: dict[str, Any] = {}
@@ -52,7 +52,7 @@ def place(
             # Transfers run in the background: without waiting, the pieces in flight would add up to the
             # model.
             jax.block_until_ready(value)
-        params[name] = jax.block_until_ready(narrow(name, value))
+        params[name] = jax.block_until_ready(narrow(value, dims[name]))
     return model.bind(params)
 
 
