@@ -47,12 +47,7 @@ class Lock:
         self._path = self.folder / NAME
         self._fd: int | None = None
         self._made = False
-        self._me = {
-            "process": os.getpid(),
-            "host": socket.gethostname(),
-            "since": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %z"),
-            "machine": _machine(),
-        }
+        self._me = {**this_process(), "machine": _machine()}
 
     def __enter__(self) -> "Lock":
         self.take()
@@ -150,9 +145,7 @@ class Lock:
             time.sleep(0.5)
             owner = _owner(fd)
         who = "another process" if owner is None else owner_text(owner)
-        return NeojaxError(
-            f"{self.folder} is being {self._doing} by {who}; wait for it, stop it, or name another folder"
-        )
+        return taken(self.folder, self._doing, who)
 
     def _is_there(self, fd: int) -> bool:
         try:
@@ -217,6 +210,20 @@ def _owner(fd: int) -> dict[str, Any] | None:
     except ValueError:
         return {}
     return owner if isinstance(owner, dict) else {}
+
+
+def this_process() -> dict[str, Any]:
+    """What a lock says of its owner."""
+    return {
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+
+
+def taken(folder: str | Path, doing: str, who: str) -> NeojaxError:
+    """The error for a lock that somebody has."""
+    return NeojaxError(f"{folder} is being {doing} by {who}; wait for it, stop it, or name another folder")
 
 
 def owner_text(owner: dict[str, Any]) -> str:

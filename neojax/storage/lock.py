@@ -8,17 +8,14 @@ PATIENCE, and removes one that stays as it was. Two that do so at once know afte
 
 import contextlib
 import json
-import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
 from neojax.errors import NeojaxError
-from neojax.lock import BEAT, NAME, PATIENCE, SETTLE, owner_text, say
+from neojax.lock import BEAT, NAME, PATIENCE, SETTLE, owner_text, say, taken, this_process
 from neojax.storage.remote import BucketPath
 
 
@@ -28,12 +25,7 @@ class BucketLock:
     def __init__(self, folder: str, doing: str = "written", say: Callable[[str], None] = say):
         self.folder, self._doing, self._say = folder, doing, say
         self._path = BucketPath(folder) / NAME
-        self._mine = {
-            "process": os.getpid(),
-            "host": socket.gethostname(),
-            "since": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S %z"),
-            "token": secrets.token_hex(8),
-        }
+        self._mine = {**this_process(), "token": secrets.token_hex(8)}
         self._beats = 0
         self._ended: threading.Event | None = None
 
@@ -105,10 +97,7 @@ class BucketLock:
         return True
 
     def _taken(self, owner: dict[str, Any]) -> NeojaxError:
-        return NeojaxError(
-            f"{self.folder} is being {self._doing} by {owner_text(owner)}; wait for it, stop it, or name "
-            "another folder"
-        )
+        return taken(self.folder, self._doing, owner_text(owner))
 
     def _owner(self) -> dict[str, Any] | None:
         """What the lock says of its owner; None where there is none, {} where it cannot be understood."""
