@@ -3,7 +3,6 @@ for S3."""
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+
+from neojax.commands.launch import free_port
 
 # What makes gcsfs, Orbax and TensorStore talk to a server of this machine.
 GCS = {
@@ -20,12 +21,6 @@ GCS = {
 }
 S3 = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 BUCKET = "bucket"
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 class FakeGcs:
@@ -39,7 +34,7 @@ class FakeGcs:
         pytest.importorskip("gcsfs", reason="extra buckets is not installed")
         (binary,) = (Path(package.__file__).parent / "vendor").rglob("fake-gcs-server-linux-*")
         binary.chmod(0o755)
-        self.url = f"http://127.0.0.1:{(port := _free_port())}"
+        self.url = f"http://127.0.0.1:{(port := free_port())}"
         self.environment = {**GCS, "STORAGE_EMULATOR_HOST": self.url, "TENSORSTORE_GCS_HTTP_URL": self.url}
         self.log = log
         options = ["-scheme", "http", "-host", "127.0.0.1", "-port", str(port), "-backend", "memory"]
@@ -78,7 +73,7 @@ class FakeS3:
     def __init__(self):
         pytest.importorskip("moto.server", reason="extra buckets is not installed")
         pytest.importorskip("s3fs", reason="extra buckets is not installed")
-        self.url = f"http://127.0.0.1:{(port := _free_port())}"
+        self.url = f"http://127.0.0.1:{(port := free_port())}"
         self.environment = {**S3, "AWS_ENDPOINT_URL": self.url}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "moto.server", "-p", str(port)], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL  # noqa: E501

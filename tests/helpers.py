@@ -2,10 +2,16 @@
 
 import json
 import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
+from neojax.commands.launch import free_port
 from neojax.config import MeshConfig, ModelConfig, from_dict, to_dict
 from neojax.layout.mesh import Layout, make_layout
 from neojax.layout.names import parse_shape
@@ -83,3 +89,25 @@ def write_data(folder, n_tokens: int = 4000, n_vocab: int = N_VOCAB):
             writer.add(np.cumsum(noise + 5) % n_vocab, np.full(n_tokens // 100, 100, np.int32))
     (folder / "prepared.json").write_text("{}")
     return folder
+
+
+def run_hosts(
+    program: str, count: int, *args: object, timeout: float, environment: Mapping[str, str] | None = None
+) -> list[Any]:
+    """Runs `program` in `count` processes at once, each given its number, the same free port and `args`;
+    what each says in the last line of its output, which is JSON. `environment` is added to this one."""
+    arguments = [str(free_port()), *map(str, args)]
+    own = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    hosts = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(index), *arguments],
+            env={**own, **(environment or {})},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(count)
+    ]
+    results = [host.communicate(timeout=timeout) for host in hosts]
+    assert [host.returncode for host in hosts] == [0] * count, results
+    return [json.loads(out.splitlines()[-1]) for out, _ in results]

@@ -2,10 +2,8 @@
 know."""
 
 import json
-import os
-import socket
-import subprocess
-import sys
+
+from helpers import run_hosts
 
 from neojax.runs import integrity
 
@@ -61,20 +59,7 @@ print(json.dumps(said))
 
 
 def test_two_processes_sum_verify_and_agree(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    hosts = [
-        subprocess.Popen(
-            [sys.executable, "-c", HOST, str(index), port, str(tmp_path)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for index in (0, 1)
-    ]  # fmt: skip
-    results = [host.communicate(timeout=240) for host in hosts]
-    assert [host.returncode for host in hosts] == [0, 0], results
-    first, second = (json.loads(out.splitlines()[-1]) for out, _ in results)
+    first, second = run_hosts(HOST, 2, tmp_path, timeout=240)
     assert first["steps"] == second["steps"] == [2, 3]
     assert first["mine"] == [0, 1, 2, 3] and second["mine"] == [4, 5, 6, 7]
     assert second["summed"] and all("process_1" in path for path in second["summed"])

@@ -1,14 +1,11 @@
 """A checkpoint on another mesh, over another number of processes: each reads its own part, once."""
 
-import json
 import os
-import socket
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
+from helpers import run_hosts
 from jax.sharding import NamedSharding, PartitionSpec
 
 from neojax.runs.checkpoint import Checkpoints
@@ -59,20 +56,7 @@ def test_four_processes_read_a_quarter_each_of_what_one_wrote_and_one_reads_what
     w, m = (rng.normal(size=SHAPE).astype(np.float32) for _ in "wm")
     with Checkpoints(tmp_path, keep=2) as checkpoints:  # from one device: each array is one shard
         checkpoints.save(1, {"params": {"w": jax.numpy.array(w)}, "opt_state": {"m": jax.numpy.array(m)}}, {})
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", HOST, str(i), port, str(tmp_path)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for i in range(4)
-    ]  # fmt: skip
-    results = [process.communicate(timeout=600) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, results
-    said = [json.loads(out.splitlines()[-1]) for out, _ in results]
+    said = run_hosts(HOST, 4, tmp_path, timeout=600)
     for i, one in enumerate(said):
         assert one["sum"] == pytest.approx(w[1024 * i : 1024 * (i + 1)].sum(dtype=np.float64), rel=1e-6)
         assert one["read"] < 1.1 * (w.nbytes + m.nbytes) / 4 + 100_000

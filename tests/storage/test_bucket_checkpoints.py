@@ -1,16 +1,13 @@
 """Checkpoints in a bucket, on a server that speaks Google Cloud Storage's protocol."""
 
 import json
-import os
 import re
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import run_hosts
 
 from neojax.commands.inspect import verify
 from neojax.errors import NeojaxError
@@ -194,27 +191,9 @@ with jax.set_mesh(mesh), Checkpoints(run, keep=2) as checkpoints:
 """  # noqa: E501
 
 
-def hosts(gcs, script, *arguments):
-    """Runs a script as two processes, and gives what each printed."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | gcs.environment
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(index), port, *arguments],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )
-        for index in (0, 1)
-    ]  # fmt: skip
-    results = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], results
-    return [out.splitlines()[-1] for out, _ in results]
-
-
 def test_each_process_writes_its_own_shards_and_replicas_are_written_once(gcs):
-    first, second = hosts(gcs, HOST, "gs://bucket/two")
-    assert first == second == "[2, 3]"
+    first, second = run_hosts(HOST, 2, "gs://bucket/two", timeout=240, environment=gcs.environment)
+    assert first == second == [2, 3]
     sizes = {
         name: info["size"]
         for name, info in gcs.fs.find("bucket/two/checkpoints/3/params", detail=True).items()
