@@ -4,16 +4,14 @@ and resumed.
     python benchmarks/rehearsal.py [layouts kills times checkpoints] [--kills 20] [--rounds 3]
 
 layouts      every layout of meshconfigs/README.md with `neojax launch --processes 4 --cpu-devices 2`, against
-one process
-             with 8 devices: the largest difference of losses and parameters after 50 steps, with dropout and
-             microbatches, and once with masked tokens
+             one process with 8 devices: the largest difference of losses and parameters after 50 steps, with
+             dropout and microbatches, and once with masked tokens
 kills        SIGKILL of one of two processes, a third of them at moments drawn from the time to the first
-step, the rest
-             behind a step, each going on from the one before: how long the other takes to end, and whether
-             losses, as first logged and as resumed, are bit for bit those of a run that was let alone
+             step, the rest behind a step, each going on from the one before: how long the other takes to end,
+             and whether losses, as first logged and as resumed, are bit for bit those of a run let alone
 times        launch to first step for 1, 2 and 4 processes with 8 devices among them, and SIGTERM to a
-finished checkpoint checkpoints  a run that goes from 4 processes to one and back, against one that stays with
-4
+             finished checkpoint
+checkpoints  a run that goes from 4 processes to one and back, against one that stays with 4
 
 Text is a sequence of ids made here; its learnable part is a step of 5, 6 or 7 from one id to the next.
 """

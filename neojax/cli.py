@@ -111,7 +111,7 @@ def guarded(run: Callable[[], None]) -> int:
         sys.stdout.flush()
     except NeojaxError as e:
         complain(f"error: {e}")
-        return 2
+        return e.status
     except KeyboardInterrupt:
         complain("interrupted")
         return 130

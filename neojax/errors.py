@@ -7,8 +7,16 @@ from collections.abc import Iterable
 class NeojaxError(Exception):
     """Bad input: one line that names the thing, what was expected and what to do.
 
-    The command line prints it as ``error: ...`` and exits with status 2; Python callers catch it.
+    The command line prints it as ``error: ...`` and exits with its `status`; Python callers catch it.
     """
+
+    status = 2
+
+
+class PeerError(NeojaxError):
+    """Other processes of this job are missing; the same command on all hosts may find them."""
+
+    status = 75  # EX_TEMPFAIL of sysexits.h, by which a scheduler may start a run anew
 
 
 class SaveError(NeojaxError):

@@ -21,10 +21,10 @@ def run(args: Namespace) -> None:
     with Stop(ends_process=True) as stop:
         # JAX takes seconds to import, in which a signal finds its handler.
         from neojax.convert import configs
+        from neojax.layout.hosts import told_before_joining
         from neojax.layout.peers import ends_without_peers
         from neojax.training.loop import train
 
-        settings = configs.load(args.config, args.overrides)
-        with ends_without_peers():
-            train(settings, stop)
+        with ends_without_peers(), told_before_joining(args.overrides):
+            train(configs.load(args.config, args.overrides), stop)
     drop_untaken()  # the run is whole without it

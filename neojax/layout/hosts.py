@@ -1,7 +1,8 @@
 """What the processes of a run do such that all of them know how it went on each."""
 
+import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -10,8 +11,12 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from neojax.errors import NeojaxError
+from neojax import config as configuration
+from neojax.config import MeshConfig
+from neojax.errors import NeojaxError, PeerError
+from neojax.layout.processes import find, join
 from neojax.lock import Lock
+from neojax.output import complain
 from neojax.storage.lock import BucketLock
 from neojax.storage.remote import is_remote
 
@@ -47,6 +52,44 @@ def on_first(action: Callable[[], object]) -> None:
     """Process 0 calls `action`, and the `NeojaxError` that it raises there is raised by every process, see
     `agreed`."""
     agreed(lambda: action() if jax.process_index() == 0 else None)
+
+
+@contextmanager
+def told_before_joining(overrides: Iterable[str]) -> Iterator[None]:
+    """Inside, the `NeojaxError` of a process that has not joined the others yet, as of a configuration that
+    its host lacks, is raised by all of them at their first `agreed`; they would wait for it as long as hosts
+    may start apart.
+
+    What names the processes is read from the environment and from `overrides`, section.key=value.
+    """
+    try:
+        yield
+    except PeerError:
+        raise
+    except NeojaxError as e:
+        own = e
+        mesh = None if jax.distributed.is_initialized() else _mesh(overrides)
+        if mesh is None or mesh.distributed is False or find(mesh, os.environ) is None:
+            raise
+        complain(f"error: {e}")  # the others may take their time
+
+        def failed() -> None:
+            raise own
+
+        try:
+            join(mesh)
+            agreed(failed)
+        except NeojaxError:
+            raise SystemExit(2) from None
+
+
+def _mesh(overrides: Iterable[str]) -> MeshConfig | None:
+    """The keys of `mesh` among `overrides`; None where they make none."""
+    try:
+        keys = [override for override in overrides if override.startswith("mesh.")]
+        return configuration.from_dict({}, keys).mesh
+    except NeojaxError:
+        return None
 
 
 def from_first(numbers: Sequence[int]) -> list[int]:

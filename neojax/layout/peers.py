@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 
 import jax
 
-from neojax.errors import NeojaxError
+from neojax.errors import NeojaxError, PeerError
 
-RETRY = 75  # EX_TEMPFAIL of sysexits.h: start the same command again
+RETRY = PeerError.status  # start the same command again
 HEARTBEAT_SECONDS = 30  # without a sign from a process it counts as dead, and the others end
 GONE = re.compile(r"Gloo|[Ss]ocket closed|[Cc]onnection (reset|refused|closed)|coordination service")
 _handlers: list[Any] = []  # C functions that have to outlive every use
@@ -56,7 +56,7 @@ def ends_without_peers() -> Iterator[None]:
     try:
         yield
     except Exception as e:
-        if jax.process_count() == 1 or isinstance(e, NeojaxError | OSError):
+        if isinstance(e, NeojaxError | OSError) or jax.process_count() == 1:
             raise
         if GONE.search(str(e)):
             lost()
@@ -84,6 +84,21 @@ def told_of_peers() -> Iterator[None]:
         yield
     finally:
         _jax.get_distributed_runtime_client = made
+
+
+def cause(error: Exception) -> str:
+    """What a failed `jax.distributed.initialize` says, as a clause: nothing where it had no form in Python,
+    see above."""
+    return "" if "bad_cast" in str(error) else f": {' '.join(str(error).split())}"
+
+
+def forget_peers() -> None:
+    """Drops what a failed `jax.distributed.initialize` leaves, which at the end of the process would say in a
+    traceback that it failed."""
+    with contextlib.suppress(ImportError, AttributeError):
+        from jax._src.distributed import global_state
+
+        global_state.client = global_state.service = None
 
 
 def _on_uncaught(handler: Callable[[], Any]) -> None:

@@ -15,16 +15,16 @@ from typing import Any
 import jax
 
 from neojax.config import MeshConfig
-from neojax.errors import NeojaxError
+from neojax.errors import NeojaxError, PeerError
 from neojax.layout.devices import fake_cpu_devices
-from neojax.layout.peers import HEARTBEAT_SECONDS, told_of_peers
+from neojax.layout.peers import HEARTBEAT_SECONDS, cause, forget_peers, told_of_peers
 
 NAMES = {
     "coordinator_address": ("coordinator", "JAX_COORDINATOR_ADDRESS"),
     "num_processes": ("num_processes", "JAX_NUM_PROCESSES"),
     "process_id": ("process_id", "JAX_PROCESS_ID"),
 }
-JOIN_SECONDS = 300
+JOIN_SECONDS = 300  # hosts of a pod may start apart; one that fails before it joins tells the others
 
 
 def join(mesh: MeshConfig) -> None:
@@ -52,10 +52,15 @@ def join(mesh: MeshConfig) -> None:
     except (ValueError, RuntimeError) as e:
         if mesh.distributed is None and not found and "should be defined" in str(e):
             return  # a TPU machine by itself, with nobody to ask
+        forget_peers()
+        if not isinstance(e, ValueError):  # found, but not there
+            raise PeerError(
+                f"mesh.distributed: the other processes did not come within {JOIN_SECONDS} s, or do not "
+                f"answer{cause(e)}; start the same command on all hosts"
+            ) from None
         raise NeojaxError(
-            f"mesh.distributed: cannot join the other processes: {' '.join(str(e).split())}; outside TPU "
-            "pods, Slurm and Open MPI give every process mesh.coordinator=HOST:PORT mesh.num_processes=N "
-            "mesh.process_id=I"
+            f"mesh.distributed: cannot find the other processes{cause(e)}; outside TPU pods, Slurm and Open "
+            "MPI give every process mesh.coordinator=HOST:PORT mesh.num_processes=N mesh.process_id=I"
         ) from None
 
 

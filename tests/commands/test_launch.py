@@ -81,6 +81,37 @@ def test_what_one_process_cannot_do_ends_all_with_its_line(config, tmp_path):
     assert len(lines) == 2 and lines[0] == lines[1] and "absent" in lines[0] and "process 0 of 2" in lines[0]
 
 
+def test_a_configuration_that_one_host_lacks_ends_all_with_its_line(config, tmp_path):
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "neojax", "train", str(path), f"train.run_dir={tmp_path}/run", "mesh.cpu_devices=4"],  # noqa: E501
+            env=environment | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+        )
+        for environment, path in zip(environments(2, on_cpu=True), [config, tmp_path / "absent.yml"])
+    ]  # fmt: skip
+    told, own = (
+        [line for line in process.communicate(timeout=60)[1].splitlines() if "error: " in line]
+        for process in started
+    )
+    assert [process.returncode for process in started] == [2, 2]
+    assert len(told) == len(own) == 1 and "absent.yml" in own[0]
+    assert told[0].startswith(f"{own[0]} (process 1 of 2, ")
+
+
+def test_processes_that_do_not_come_are_waited_for_and_the_status_asks_for_a_new_start(config, tmp_path):
+    program = (
+        "import sys; from neojax.layout import processes; processes.JOIN_SECONDS = 2; "
+        "from neojax.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "train", str(config), f"train.run_dir={tmp_path}/run", "mesh.cpu_devices=4"],  # noqa: E501
+        env=environments(2, on_cpu=True)[1] | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 75 and "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "did not come within 2 s" in line
+
+
 def test_a_host_with_other_settings_is_named(config, tmp_path):
     """As a host with an old copy of the configuration has them."""
     started = [
