@@ -70,6 +70,7 @@ class AttentionConfig:
     )
     window: int = key(256, "keys a local layer sees, the token itself included", least=1)
     bias: bool = key(False, "give queries, keys and values a bias, as GPT-2 does")
+    out_bias: bool = key(True, "give the output a bias")
     scale: bool = key(False, "divide attention scores by sqrt(head_dim), as GPT-2 does")
     memory_slots: int = key(0, "learned keys and values that every global layer also sees", least=0)
     dropout: float = key(
@@ -142,6 +143,19 @@ class InitConfig:
     )
     scale_by_depth: bool = key(False, "initialise the MLP's output projection smaller by sqrt(n_layer)")
     scale_by_in: bool = key(False, "initialise MLP weights smaller by sqrt of their inputs")
+    method: str = key(
+        "normal",
+        "standard deviation of all matrices and tables but those of `output`; normal: as std says; small: "
+        "sqrt(2 / (5 n_embd)), as GPT-NeoX's small_init",
+        choices=("normal", "small"),
+    )
+    output: str = key(
+        "same",
+        "standard deviation of the matrices that write into the residual stream, the last ones of attention "
+        "and MLP; same: as the others; scaled: std / sqrt(2 n_layer), as GPT-NeoX's scaled_normal; wang: "
+        "2 / (n_layer sqrt(n_embd)), its wang_init",
+        choices=("same", "scaled", "wang"),
+    )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ UNSUPPORTED = ("scale_attn_by_inverse_layer_idx", "add_cross_attention", "quanti
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new", "swish": "silu"}
 SHARED_ACTIVATIONS = ("gelu_new", "gelu", "relu", "silu", "sigmoid", "tanh", "mish")
 # Keys that matter only to initial weights.
-INITIAL = ("init.std", "init.scale_by_depth", "init.scale_by_in")
+INITIAL = ("init.std", "init.scale_by_depth", "init.scale_by_in", "init.method", "init.output")
 
 
 def is_hf_dir(path: str | Path) -> bool:

@@ -48,7 +48,7 @@ class Attention(nnx.Module):
         self.key_bias = Param("heads head_dim", Constant(0.0), sizes) if biased else None
         self.value_bias = Param("heads head_dim", Constant(0.0), sizes) if biased else None
         self.out = Param("heads head_dim embd", Normal((settings.heads * head_dim) ** -0.5), sizes)
-        self.out_bias = Param("embd", Constant(0.0), sizes)
+        self.out_bias = Param("embd", Constant(0.0), sizes) if settings.out_bias else None
         # All-attention's persistent vectors, https://arxiv.org/abs/1907.01470, beside the tokens' keys and
         # values.
         memory = settings.memory_slots and "global" in kinds
@@ -78,7 +78,7 @@ class Attention(nnx.Module):
             dropout = Dropout(rate, dropout_key) if rate and dropout_key is not None else None
             y, kept = self.attend(q, k, v, kind, context, cache, dropout)
         y = einsum("batch sequence heads head_dim, heads head_dim embd -> batch sequence embd", y, self.out)
-        return named.biased(y, self.out_bias, "embd"), kept
+        return y if self.out_bias is None else named.biased(y, self.out_bias, "embd"), kept
 
     def project(self, x: jax.Array) -> list[jax.Array]:
         """x [batch, sequence, embd] -> queries, keys and values [batch, sequence, heads, head_dim]."""

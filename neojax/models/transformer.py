@@ -16,10 +16,11 @@ from neojax.data.batch import Batch
 from neojax.errors import NeojaxError, suggest
 from neojax.layout import named
 from neojax.layout.mesh import Layout, single_device
-from neojax.layout.named import Normal, Param
+from neojax.layout.named import Param
 from neojax.models.compute import Compute
 from neojax.models.context import Context
 from neojax.models.families import family
+from neojax.models.initial import initial
 from neojax.models.losses import Losses, Sums
 from neojax.models.stack import Caches
 
@@ -95,16 +96,14 @@ class Transformer(nnx.Module):
 
     def init(self, seed: int = 0) -> "Transformer":
         """The model with initial weights in float32, in the stored layout; the same for every mesh."""
-        specs, std = self.stored(), self.config.init.std
+        specs = self.stored()
 
         @partial(jax.jit, out_shardings={name: spec.sharding for name, spec in specs.items()})
         def make(key: jax.Array) -> dict[str, jax.Array]:
             values = {}
             for name, param in self.named_params():
                 own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-                draw = param.init
-                if std is not None and isinstance(draw, Normal):
-                    draw = Normal(std)
+                draw = initial(self.config, param.dims, param.init)
                 value = draw(own, specs[name].shape, specs[name].sharding)
                 if param.dims[:1] == ("vocab",):
                     # Rows that only pad the vocabulary are zero. Random bits depend on an element's place in

@@ -121,6 +121,13 @@ def test_gpt_neox_rotates_what_files_of_either_kind_say(keys, dims, base, tmp_pa
     assert read(tmp_path, {**NEOX, "use_parallel_residual": False}).norm.order == "pre"
 
 
+def test_gpt_neox_has_biases_in_all_of_attention_or_in_none(tmp_path):
+    model = read(tmp_path, {**NEOX, "attention_bias": False})
+    assert (model.attention.bias, model.attention.out_bias) == (False, False)
+    assert to_json(model, None)["attention_bias"] is False
+    assert not any("bias" in name for name in Transformer(model).params() if "attn" in name)
+
+
 def test_gpt_neox_rotates_as_many_features_after_export_as_before(tmp_path):
     """transformers makes them of a fraction of the head, cut off: int(head_dim * partial_rotary_factor)."""
     for width in range(2, 200, 2):
@@ -138,7 +145,7 @@ def test_gpt_neox_rotates_as_many_features_after_export_as_before(tmp_path):
         ({"rope_parameters": [1]}, r"rope_parameters=\[1\]: expected keys and values"),
         ({"rotary_pct": "half"}, "rotary positions .*expected numbers"),
         ({"rotary_pct": 0.3}, "rotary_dims=7: expected an even number"),
-        ({"attention_bias": False}, "attention_bias=false is not supported"),
+        ({"attention_bias": "no"}, "attention_bias='no': expected true or false"),
         ({"use_parallel_residual": 1}, "use_parallel_residual=1: expected true or false"),
         ({"hidden_act": "geglu"}, "'geglu' is not one that neojax has"),
     ],
@@ -168,13 +175,14 @@ def test_published_sizes_have_the_published_number_of_parameters(layers, width, 
 OTHER = {
     "n_layer": 6, "n_embd": 64, "n_ctx": 17, "n_vocab": 99, "causal": False, "share_parameters": True, "dropout": 0.1,  # noqa: E501
     "attention.heads": 2, "attention.types": ("local",), "attention.window": 3, "attention.bias": True,
-    "attention.scale": True, "attention.memory_slots": 2, "attention.dropout": 0.1,
+    "attention.out_bias": True, "attention.scale": True, "attention.memory_slots": 2,
+    "attention.dropout": 0.1,
     "mlp.width": 20, "mlp.activation": "relu", "mlp.gated": True, "mlp.macaron": True,
     "norm.kind": "rezero", "norm.order": "post", "norm.epsilon": 1e-3, "positions.kind": "rotary", "positions.axial": (4, 6),  # noqa: E501
     "positions.rotary_dims": 4, "positions.base": 500.0,
     "embedding.tied": False, "embedding.dropout": 0.1,
 }  # fmt: skip
-INITIAL = {"init.scale_by_depth", "init.scale_by_in", "init.std"}
+INITIAL = {"init.scale_by_depth", "init.scale_by_in", "init.std", "init.method", "init.output"}
 
 
 def test_every_option_is_known_here():

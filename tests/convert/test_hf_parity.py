@@ -41,6 +41,7 @@ CASES = {
         layer_norm_eps=1e-3,
         rope_parameters={"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0},
     ),
+    "neox, no biases in attention": lambda: gpt_neox(attention_bias=False, num_hidden_layers=2),
     "neox, tied": lambda: gpt_neox(hidden_size=48, tie_word_embeddings=True),
 }
 

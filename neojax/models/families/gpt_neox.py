@@ -16,14 +16,15 @@ from neojax.models.families.gpt_neo import build
 
 ROTARY_SHARE = 0.25  # of a head, where a file does not say; transformers' default
 ORDERS = {True: "parallel", False: "pre"}  # use_parallel_residual -> order of norm and branch
+FLAGS = ("use_parallel_residual", "attention_bias")
 
 
 def read(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The order of the block, and rotary positions in the keys of transformers 5 or before."""
-    if raw.get("attention_bias", True) is not True:
-        raise NeojaxError(f"{source}: attention_bias=false is not supported; only a model with biases is")
-    if not isinstance(parallel := raw.get("use_parallel_residual", True), bool):
-        raise NeojaxError(f"{source}: use_parallel_residual={parallel!r}: expected true or false")
+    parallel, biased = (raw.get(key, True) for key in FLAGS)
+    for key, value in zip(FLAGS, (parallel, biased)):
+        if not isinstance(value, bool):
+            raise NeojaxError(f"{source}: {key}={value!r}: expected true or false")
     rope = {"partial_rotary_factor": raw.get("rotary_pct"), "rope_theta": raw.get("rotary_emb_base")}
     for key in ("rope_scaling", "rope_parameters"):
         if (given := raw.get(key)) is not None and not isinstance(given, Mapping):
@@ -40,6 +41,8 @@ def read(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
         raise NeojaxError(f"{source}: rotary positions {rope}: expected numbers") from None
     return {
         "norm.order": ORDERS[parallel],
+        "attention.bias": biased,
+        "attention.out_bias": biased,
         "positions.rotary_dims": int(width * share),
         "positions.base": base,
         "embedding.dropout": raw.get("hidden_dropout", 0.0),
@@ -59,6 +62,12 @@ def write(config: ModelConfig) -> dict[str, Any]:
             f"model.embedding.dropout={config.embedding.dropout} cannot be exported beside model.dropout="
             f"{config.dropout}: transformers' gpt_neox has one rate for both"
         )
+    if config.attention.bias != config.attention.out_bias:
+        raise NeojaxError(
+            f"model.attention.bias={config.attention.bias} cannot be exported beside "
+            f"model.attention.out_bias={config.attention.out_bias}: transformers' gpt_neox has biases in "
+            "both or in neither"
+        )
     width, base = config.head_dim, config.positions.base
     dims = config.positions.rotary_dims or width
     share = dims / width
@@ -71,7 +80,7 @@ def write(config: ModelConfig) -> dict[str, Any]:
         "rope_parameters": rope,
         "rotary_pct": share,
         "rotary_emb_base": base,
-        "attention_bias": True,
+        "attention_bias": config.attention.bias,
     }
 
 
@@ -95,7 +104,14 @@ FAMILY = Family(
         },
         read=read,
         write=write,
-        written=("norm.order", "positions.rotary_dims", "positions.base", "embedding.dropout"),
+        written=(
+            "norm.order",
+            "positions.rotary_dims",
+            "positions.base",
+            "embedding.dropout",
+            "attention.bias",
+            "attention.out_bias",
+        ),
         telltale="use_parallel_residual",
         prefix="gpt_neox.",
         block="layers.{}.",
