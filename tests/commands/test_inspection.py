@@ -12,6 +12,7 @@ from neojax.cli import main
 from neojax.commands.inspect import print_model
 from neojax.config import Config, MeshConfig, TrainConfig
 from neojax.errors import NeojaxError
+from neojax.layout.mesh import abstract_layout
 from neojax.runs import integrity
 
 CONFIGS = Path(__file__).resolve().parents[2] / "meshconfigs"
@@ -48,6 +49,36 @@ def test_published_parameter_counts(name, capsys):
 def test_every_shipped_config_loads_and_can_be_laid_out(path, capsys):
     print_model(laid_out(path))
     assert len(rows_of(capsys.readouterr().out)) >= 16
+
+
+PYTHIA = {
+    "pythia/14M": 14_067_712,
+    "pythia/70M": 70_426_624,
+    "pythia/160M": 162_322_944,
+    "pythia/410M": 405_334_016,
+    "pythia/1B": 1_011_781_632,
+    "pythia/1.4B": 1_414_647_808,
+    "pythia/2.8B": 2_775_208_960,
+    "pythia/6.9B": 6_857_302_016,
+    "pythia/12B": 11_846_072_320,
+    "neox/20B": 20_554_567_680,
+}
+
+
+def test_pythia_and_neox_have_the_published_number_of_parameters_and_fit_the_slice_they_name(capsys):
+    """Facts: the README of Pythia, and GPT-NeoX's."""
+    found = [path.relative_to(CONFIGS) for path in CONFIGS.glob("*/*.yml")]
+    assert {str(path.with_suffix("")) for path in found} == PYTHIA.keys()
+    for name, count in PYTHIA.items():
+        path = CONFIGS / f"{name}.yml"
+        rows, columns = re.search(r"^# slice: v5e:(\d+)x(\d+)$", path.read_text(), re.MULTILINE).groups()
+        chips = int(rows) * int(columns)
+        config = configuration.load(path, [f"mesh.shape=data:{chips}"])
+        print_model(config, abstract_layout(config.mesh))  # raises where the layout does not divide
+        assert f"{count:,} parameters" in capsys.readouterr().out
+        train = config.train
+        assert f": {count:,} parameters" in path.read_text()
+        assert train.batch_size % chips == (train.microbatch or train.batch_size) % chips == 0
 
 
 def test_a_hugging_face_directory_is_shown_without_its_weights(tmp_path, capsys):
