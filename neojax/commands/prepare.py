@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
 
 from neojax.data.prepare import TRAINING_TEXT, VALIDATION, prepare
+from neojax.data.tokenizer import KINDS
 from neojax.files import ending_cleanly
 
 
@@ -18,13 +19,27 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json")
+    which.add_argument(
+        "--tokenizer",
+        metavar="FILE",
+        help="a tokenizer.json, BERT's vocab.txt, ALBERT's spiece.model, or a folder with one",
+    )
     which.add_argument(
         "--train-tokenizer",
         type=int,
         metavar="VOCAB_SIZE",
-        help="train a byte-level BPE of that many ids on the training documents (their first "
+        help="train a tokenizer of that many ids on the training documents (their first "
         f"{TRAINING_TEXT >> 30} GiB)",
+    )
+    parser.add_argument(
+        "--tokenizer-kind",
+        choices=KINDS,
+        help="what to train: bpe, byte-level as GPT-2's (default); wordpiece, BERT's; unigram, ALBERT's",
+    )
+    parser.add_argument(
+        "--cased",
+        action="store_true",
+        help="train a wordpiece or unigram tokenizer that keeps upper case and accents",
     )
     parser.add_argument(
         "--validation",
@@ -62,6 +77,8 @@ def run(args: Namespace) -> None:
 _OPTIONS: Iterable[str] = (
     "tokenizer",
     "train_tokenizer",
+    "tokenizer_kind",
+    "cased",
     "validation",
     "workers",
     "text_key",

@@ -1,4 +1,5 @@
-"""The tokenizer of a Hugging Face directory: tokenizer.json, or the two files of GPT-2's byte-level BPE."""
+"""The tokenizer of a Hugging Face directory: tokenizer.json, the two files of GPT-2's byte-level BPE, or the
+one file of BERT's or ALBERT's."""
 
 import json
 from pathlib import Path
@@ -6,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from neojax.convert.hf_config import CONFIG, read_json
 from neojax.data import tokenizer as tokenizers
+from neojax.data.special_tokens import SpecialTokens
 from neojax.errors import NeojaxError
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ def read_tokenizer(path: str | Path) -> "Tokenizer | None":
     for vocab, merges in PAIRS:
         if (path / vocab).is_file() and (path / merges).is_file():
             return byte_level(path / vocab, path / merges)
-    return None
+    file = tokenizers.file_in(path)
+    return None if file is None else tokenizers.load(file)
 
 
 def byte_level(vocab: Path, merges: Path) -> "Tokenizer":
@@ -72,4 +75,11 @@ def write_tokenizer(tokenizer: "Tokenizer", folder: Path, n_ctx: int, eos_token_
     token = None if eos_token_id is None else tokenizer.id_to_token(eos_token_id)
     if token is not None:
         settings |= dict.fromkeys(("bos_token", "eos_token", "unk_token"), token)
+    special = SpecialTokens.of(tokenizer)
+    roles = {"pad": special.pad, "unk": special.unk, "cls": special.cls, "sep": special.sep}
+    if token is not None:
+        roles["bos"] = special.cls
+    for role, id in {**roles, "mask": special.mask}.items():
+        if id is not None:
+            settings[f"{role}_token"] = tokenizer.id_to_token(id)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

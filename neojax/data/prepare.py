@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -92,6 +92,8 @@ def prepare(
     *,
     tokenizer: str | Path | None = None,
     train_tokenizer: int | None = None,
+    tokenizer_kind: str | None = None,
+    cased: bool = False,
     validation: float = VALIDATION,
     workers: int | None = None,
     text_key: str = "text",
@@ -101,17 +103,23 @@ def prepare(
 ) -> Counts:
     """Encodes all documents of `inputs` (files, folders, globs) into the folder `out`.
 
-    Give either `tokenizer`, a tokenizer.json, or `train_tokenizer`, the vocabulary size of a byte-level BPE
-    to train on the training documents. Documents keep the order of the inputs; each ends with the
-    end-of-document token (`eod`, or the tokenizer's usual one); a share `validation` of them, chosen by a
-    hash of their text, is held out. Inputs that are TFRecords of token ids come last: each of their examples
-    is a document, and is kept as it is. Nothing of the result depends on `workers`, the number of encoding
-    processes (default: one for each core). Raises `NeojaxError`; a finished `out` is only replaced with
-    `force`.
+    Give either `tokenizer`, a file that `neojax.data.tokenizer.load` takes, or `train_tokenizer`, the
+    vocabulary size of one to train on the training documents: of `tokenizer_kind`, which is bpe where it is
+    not given, `cased` or not (see `neojax.data.tokenizer.train`). Documents keep the order of the inputs;
+    each ends with the end-of-document token (`eod`, or the tokenizer's usual one); a share `validation` of
+    them, chosen by a hash of their text, is held out. Inputs that are TFRecords of token ids come last: each
+    of their examples is a document, and is kept as it is. Nothing of the result depends on `workers`, the
+    number of encoding processes (default: one for each core). Raises `NeojaxError`; a finished `out` is only
+    replaced with `force`.
     """
 
     if (tokenizer is None) == (train_tokenizer is None):
         raise NeojaxError("give either --tokenizer tokenizer.json or --train-tokenizer VOCAB_SIZE")
+    kind = tokenizer_kind or "bpe"
+    if train_tokenizer is None and (tokenizer_kind is not None or cased):
+        raise NeojaxError("--tokenizer-kind and --cased are for a tokenizer that --train-tokenizer N trains")
+    if cased and kind == "bpe":
+        raise NeojaxError("--cased is for --tokenizer-kind wordpiece and unigram; bpe always keeps case")
     if not 0 <= validation < 1:
         raise NeojaxError(f"--validation {validation}: expected a share of the documents, from 0 to below 1")
     if workers is not None and workers < 1:
@@ -134,7 +142,8 @@ def prepare(
         for skip in skipped:
             counts.skip(skip)
         run = _Run(files, out / "unfinished", validation, text_key, workers or _cores(), progress, counts)
-        _fill(out, run.folder, lambda: run.write(tokenizer, train_tokenizer, eod, [str(i) for i in inputs]))
+        made = Tokenizing(tokenizer, train_tokenizer, kind, cased, eod)
+        _fill(out, run.folder, lambda: run.write(made, [str(i) for i in inputs]))
     return counts
 
 
@@ -164,6 +173,26 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Tokenizing(NamedTuple):
+    """The tokenizer of a preparation: read from `path`, or trained; and the token that ends a document."""
+
+    path: str | Path | None
+    n_vocab: int | None
+    kind: str
+    cased: bool
+    end: str | None
+
+
+@dataclass
+class _Again:
+    """What `iterate` gives, as often as it is iterated over."""
+
+    iterate: Callable[[], Iterator[str]]
+
+    def __iter__(self) -> Iterator[str]:
+        return self.iterate()
+
+
 @dataclass
 class _Run:
     """One preparation: its files are read once for a new tokenizer, and once for the tokens."""
@@ -176,16 +205,15 @@ class _Run:
     progress: bool
     counts: Counts
 
-    def write(
-        self, tokenizer_path: str | Path | None, n_vocab: int | None, eod: str | None, inputs: list[str]
-    ) -> None:
+    def write(self, made: Tokenizing, inputs: list[str]) -> None:
 
-        if n_vocab is not None:
-            tokenizer = tokenizers_.train(self._training_texts(), n_vocab)
+        if made.n_vocab is not None:
+            texts = _Again(self._training_texts)
+            tokenizer = tokenizers_.train(texts, made.n_vocab, made.kind, made.cased)
         else:
-            assert tokenizer_path is not None
-            tokenizer = tokenizers_.load(tokenizer_path)
-        end, end_id = tokenizers_.end_of_document(tokenizer, eod)
+            assert made.path is not None
+            tokenizer = tokenizers_.load(made.path)
+        end, end_id = tokenizers_.end_of_document(tokenizer, made.end)
         n_ids = tokenizers_.n_ids(tokenizer)
         sources = [tfrecord.TFRecords(f, [f]) for f in self.files if tfrecord.is_tfrecord(f)]
         for source in sources:
@@ -215,7 +243,7 @@ class _Run:
             "files": len(self.files),
             "validation_fraction": self.validation,
             "tokenizer": {
-                "source": "trained" if tokenizer_path is None else str(tokenizer_path),
+                "source": "trained" if made.path is None else str(made.path),
                 "n_vocab": n_ids,
                 "end_of_document": end,
                 "end_of_document_id": end_id,

@@ -1,4 +1,8 @@
-"""The tokenizer of prepared text: read from a `tokenizer.json` or trained, and its end-of-document token."""
+"""The tokenizer of prepared text: read from a file or trained, and its end-of-document token.
+
+Byte-level BPE is GPT-2's kind; WordPiece is BERT's (`wordpiece`), unigrams are ALBERT's (`unigram`). Whatever
+a tokenizer was read from, it is a `tokenizers.Tokenizer`, and is kept as a `tokenizer.json`.
+"""
 
 import json
 import re
@@ -6,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neojax.data import text_rules, unigram, wordpiece
+from neojax.data.text_rules import TextRules
 from neojax.errors import NeojaxError, suggest
 from neojax.storage.remote import place
 
@@ -14,20 +20,40 @@ if TYPE_CHECKING:
 
 END_OF_DOCUMENT = "<|endoftext|>"
 _OTHER_ENDS = ("</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|eos|>", "[SEP]")
-_LEAST = 257  # every byte, and end of document
+FILES = ("tokenizer.json", "vocab.txt", "spiece.model")
+KINDS = ("bpe", "wordpiece", "unigram")
+# ids: every byte, and end of document; else special tokens and some characters
+_LEAST = {"bpe": 257, "wordpiece": 32, "unigram": 32}
 _PIECE = 1 << 22  # characters; what encoding holds in memory is a hundred times as many bytes
+
+# Normalizers that look at a character and the marks on it, and know nothing of blanks.
+_OF_CHARACTERS = ("BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "StripAccents", "Lowercase", "Precompiled")
 
 # Before the blanks between words: GPT-2's pattern always ends a word there, and blanks go with what follows.
 _BREAK = re.compile(r"(?<=\S)(?=[ \n])")
 
 
 def load(path: str | Path) -> "Tokenizer":
-    """Reads a `tokenizer.json`; truncation and padding that it asks for are switched off. Raises
-    `NeojaxError`."""
+    """Reads a `tokenizer.json`, a `vocab.txt` of WordPiece or a `spiece.model` of ALBERT, or the folder that
+    holds one of them; a tokenizer_config.json beside the latter two says how they treat text. Truncation and
+    padding that it asks for are switched off. Raises `NeojaxError`."""
     path = place(path)
+    if path.is_dir():
+        if not (found := file_in(path)):
+            raise NeojaxError(f"tokenizer {path} is a folder without {', '.join(FILES)}; name a tokenizer")
+        path = found
     if not path.is_file():
         raise NeojaxError(f"tokenizer {path} does not exist; expected a tokenizer.json")
+    if path.suffix == ".txt":
+        return wordpiece.read(path, text_rules.beside(path))
+    if path.suffix == ".model":
+        return unigram.read(path, text_rules.beside(path))
     return parse(path.read_bytes().decode("utf-8", errors="replace"), f"tokenizer {path}")
+
+
+def file_in(folder: Path) -> Path | None:
+    """The file of the tokenizer in `folder`; None where there is none."""
+    return next((folder / name for name in FILES if (folder / name).is_file()), None)
 
 
 def parse(text: str, source: str) -> "Tokenizer":
@@ -43,15 +69,41 @@ def parse(text: str, source: str) -> "Tokenizer":
     return tokenizer
 
 
-def train(texts: Iterable[str], n_vocab: int) -> "Tokenizer":
-    """Trains a byte-level BPE as GPT-2's, of at most `n_vocab` ids; `<|endoftext|>` is id 0. The same texts
-    give the same tokenizer. Raises `NeojaxError`."""
+def train(texts: Iterable[str], n_vocab: int, kind: str = "bpe", cased: bool = False) -> "Tokenizer":
+    """Trains a tokenizer of at most `n_vocab` ids on `texts`; the same texts give the same tokenizer.
+
+    kind: bpe, a byte-level BPE as GPT-2's, in which `<|endoftext|>` is id 0; wordpiece, BERT's; unigram,
+    ALBERT's. The latter two begin with special tokens for rows of segments, take away upper case and accents
+    unless they are `cased`, and read `texts`, which may then be no iterator, twice. Raises `NeojaxError`.
+    """
+    if kind not in KINDS:
+        raise NeojaxError(f"there is no tokenizer of kind {kind!r}{suggest(kind, KINDS)}")
+    if n_vocab < _LEAST[kind]:
+        what = "all bytes and end of document" if kind == "bpe" else "special tokens and some characters"
+        raise NeojaxError(f"vocabulary size {n_vocab}: expected at least {_LEAST[kind]}, {what}")
+    pieces = _Pieces(texts)
+    rules = TextRules(lower_case=not cased)
+    match kind:
+        case "wordpiece":
+            return wordpiece.train(pieces, n_vocab, rules)
+        case "unigram":
+            return unigram.train(pieces, n_vocab, rules)
+    return _train_bpe(pieces, n_vocab)
+
+
+class _Pieces:
+    """Long texts in pieces, as often as they are iterated over."""
+
+    def __init__(self, texts: Iterable[str]):
+        self._texts = texts
+
+    def __iter__(self) -> Iterator[str]:
+        return (piece for text in self._texts for piece in split(text))
+
+
+def _train_bpe(pieces: Iterable[str], n_vocab: int) -> "Tokenizer":
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    if n_vocab < _LEAST:
-        raise NeojaxError(
-            f"vocabulary size {n_vocab}: expected at least {_LEAST}, all bytes and end of document"
-        )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -61,7 +113,7 @@ def train(texts: Iterable[str], n_vocab: int) -> "Tokenizer":
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((piece for text in texts for piece in split(text)), trainer)
+    tokenizer.train_from_iterator(pieces, trainer)
     return tokenizer
 
 
@@ -92,18 +144,33 @@ def usual_end(tokenizer: "Tokenizer") -> int | None:
 
 
 def is_splittable(tokenizer: "Tokenizer") -> bool:
-    """Whether a text cut by `split` gives the same tokens: true of byte-level BPE over GPT-2's words, unless
-    it adds tokens that take in the blanks beside them."""
+    """Whether a text cut by `split` gives the same tokens: true of byte-level BPE over GPT-2's words, and of
+    what takes words apart at blanks, unless it adds tokens that take in the blanks beside them."""
     spec = json.loads(tokenizer.to_str())
-    steps = spec["pre_tokenizer"] or {}
-    words = steps.get("type") == "ByteLevel" and steps["use_regex"] and not steps["add_prefix_space"]
     blanks = any(
         token["lstrip"]
         or token["rstrip"]
         or (len(token["content"].split()) and re.search(r"\s", token["content"]))
         for token in spec["added_tokens"]
     )
-    return words and not blanks and spec["normalizer"] in (None, {"type": "NFC"})
+    steps = spec["pre_tokenizer"] or {}
+    steps = steps["pretokenizers"] if steps.get("type") == "Sequence" else [steps]
+    first = steps[0] if steps else {}
+    if first.get("type") == "ByteLevel":
+        words = len(steps) == 1 and first["use_regex"] and not first["add_prefix_space"]
+        return words and not blanks and spec["normalizer"] in (None, {"type": "NFC"})
+    normalizer = spec["normalizer"] or {"type": "Sequence", "normalizers": []}
+    normal = normalizer["normalizers"] if normalizer["type"] == "Sequence" else [normalizer]
+    within_words = all(step["type"] in _OF_CHARACTERS or _joins_blanks(step) for step in normal)
+    return first.get("type") in ("WhitespaceSplit", "BertPreTokenizer") and within_words and not blanks
+
+
+def _joins_blanks(step: dict) -> bool:
+    """Whether a step of a normalizer takes away nothing but blanks beside blanks, or characters."""
+    blank = step.get("pattern") == {"Regex": " {2,}"} and step.get("content") == " "
+    return step["type"] == "Replace" and (
+        blank or not re.search(r"\s", str(step["pattern"].get("String", " ")))
+    )
 
 
 def split(text: str, size: int = _PIECE) -> Iterator[str]:

@@ -8,7 +8,9 @@ import pytest
 from helpers import tiny
 
 from neojax.convert import hf
-from neojax.convert.hf_tokenizer import read_eos_token_id, read_tokenizer
+from neojax.convert.hf_tokenizer import read_eos_token_id, read_tokenizer, write_tokenizer
+from neojax.data import tokenizer as tokenizers
+from neojax.data.special_tokens import SpecialTokens
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
 
@@ -97,3 +99,20 @@ def test_the_end_token_is_that_of_generation_then_of_the_model(generation, confi
     if generation is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(generation))
     assert read_eos_token_id(tmp_path) == expected
+
+
+@pytest.mark.parametrize("kind", ["bert", "albert"])
+def test_transformers_loads_an_exported_encoder_tokenizer_with_its_roles(kind, shared_data, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    file = {"bert": "bert-uncased.vocab.txt", "albert": "albert-30k-clean.spiece.model"}[kind]
+    ours = tokenizers.load(shared_data / "tokenizers" / file)
+    write_tokenizer(ours, tmp_path, 128, None)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    row = theirs("Paris is the [MASK] of France.", "Yes, naïve.", return_token_type_ids=True)
+    own = ours.encode("Paris is the [MASK] of France.", "Yes, naïve.")
+    assert (row["input_ids"], row["token_type_ids"]) == (own.ids, own.type_ids)
+    special = SpecialTokens.of(ours)
+    assert (theirs.cls_token_id, theirs.sep_token_id, theirs.mask_token_id) == (
+        special.cls, special.sep, special.mask
+    )  # fmt: skip
+    assert (theirs.pad_token_id, theirs.unk_token_id) == (special.pad, special.unk)

@@ -229,6 +229,8 @@ def test_errors_are_one_line_and_leave_no_folder(tmp_path, byte_tokenizer):
         ({"tokenizer": tmp_path / "none.json"}, "none.json does not exist"),
         ({"tokenizer": tmp_path / "bad.json"}, "bad.json is not a tokenizer"),
         ({"tokenizer": None, "train_tokenizer": 100}, "at least 257"),
+        ({"tokenizer_kind": "unigram"}, "for a tokenizer that --train-tokenizer"),
+        ({"tokenizer": None, "train_tokenizer": 300, "cased": True}, "bpe always keeps case"),
         ({"eod": "<|end|>"}, "<|end|>"),
         ({"validation": 1.0}, "--validation"),
         ({"workers": 0}, "--workers"),
