@@ -109,7 +109,12 @@ class TrainConfig:
         "named here is used or refused",
         choices=("auto", "xla", "splash", "cudnn"),
     )
-    optimizer: str = key("adamw", "update rule", choices=("adamw", "adafactor"))
+    optimizer: str = key(
+        "adamw",
+        "update rule; lamb: AdamW's, each parameter's step being as long as the parameter times the learning "
+        "rate, for large batches",
+        choices=("adamw", "adafactor", "lamb"),
+    )
     learning_rate: float = key(6e-4, "peak learning rate", least=0)
     warmup_steps: int = key(100, "steps of linear warmup from zero", least=0)
     schedule: str = key(
@@ -135,13 +140,15 @@ class TrainConfig:
         "parameters that keep their values, told as in no_decay (vocab, blocks.1.*); all others are "
         "trained. Frozen ones have no gradient, no moments and no weight decay",
     )
-    beta1: float = key(0.9, "decay of AdamW's first moment", least=0, below=1)
-    beta2: float = key(0.95, "decay of AdamW's second moment", least=0, below=1)
-    epsilon: float = key(1e-8, "added to AdamW's denominator", above=0)
+    beta1: float = key(0.9, "decay of AdamW's and LAMB's first moment", least=0, below=1)
+    beta2: float = key(0.95, "decay of AdamW's and LAMB's second moment", least=0, below=1)
+    epsilon: float = key(1e-8, "added to AdamW's and LAMB's denominator", above=0)
     moment_dtype: str = key(
-        "float32", "type in which AdamW keeps its first moment", choices=("float32", "bfloat16")
+        "float32", "type in which AdamW and LAMB keep their first moment", choices=("float32", "bfloat16")
     )
-    bias_correction: bool = key(True, "correct AdamW's moments for their start at zero; gpt-neo did not")
+    bias_correction: bool = key(
+        True, "correct AdamW's and LAMB's moments for their start at zero; gpt-neo, BERT and ALBERT did not"
+    )
     adafactor_decay: float | None = key(
         None,
         "decay of Adafactor's second moments; null: the paper's 1 - step^-0.8. gpt-neo gave it weight_decay",

@@ -8,7 +8,6 @@ over, and `heads` and `head_dim` are reduced over together: the update is that o
 vocabulary count nowhere, so that the update is the same on every mesh.
 """
 
-import math
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -16,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from neojax.training.true_shape import TrueShape
+
 DECAY_EXPONENT = 0.8
 CLIP_RMS = 1.0
 MIN_FACTORED = 128  # Mesh-TensorFlow's; a matrix with a shorter side keeps whole second moments
 
-Axes = tuple[int, ...]
 Dims = Mapping[str, tuple[str, ...]]
 
 
@@ -59,7 +59,7 @@ def scale_by_adafactor(
         kept = 1 - (state.step + 1.0) ** -DECAY_EXPONENT if decay is None else decay
         updates, v, row, col = {}, {}, {}, {}
         for name, g in grads.items():
-            shape = _TrueShape(dims[name], g.shape, n_vocab)
+            shape = TrueShape(dims[name], g.shape, n_vocab)
             square = jnp.square(g) + epsilon
             if name in state.v:
                 v[name] = kept * state.v[name] + (1 - kept) * square
@@ -89,8 +89,8 @@ def state_of(
     `squares`; `factored` are factored however short their sides."""
     v, row, col = {}, {}, {}
     for name, square in squares.items():
-        shape = _TrueShape(dims[name], square.shape, n_vocab)
-        if name in factored or shape.is_long():
+        shape = TrueShape(dims[name], square.shape, n_vocab)
+        if name in factored or shape.is_long(MIN_FACTORED):
             a, b = shape.sides()
             row[name], col[name] = shape.mean(square, b), shape.mean(square, a)
         else:
@@ -112,53 +112,3 @@ def as_stored(opt_state: Any, stored: Collection[str], dims: Dims, n_vocab: int 
         return node._replace(v=v, row=node.row | own.row, col=node.col | own.col)
 
     return jax.tree.map(adapted, opt_state, is_leaf=lambda node: isinstance(node, AdafactorState))
-
-
-class _TrueShape:
-    """The sides of a parameter without the padding of its vocabulary, and means over the entries within."""
-
-    def __init__(self, dims: tuple[str, ...], shape: tuple[int, ...], n_vocab: int | None):
-        self.dims = dims
-        self.vocab = dims.index("vocab") if "vocab" in dims else None
-        self.true: jax.Array | None = (
-            None  # which entries are no padding, where some are; of the parameter's rank
-        )
-        self.shape = list(shape)
-        if self.vocab is not None and n_vocab is not None and n_vocab < shape[self.vocab]:
-            index = jnp.arange(shape[self.vocab])
-            self.true = jnp.expand_dims(index < n_vocab, [i for i in range(len(shape)) if i != self.vocab])
-            self.shape[self.vocab] = n_vocab
-
-    def sides(self) -> tuple[Axes, Axes]:
-        """The axes of the second longest side and of the longest, for a parameter of at least two."""
-        a, b = self._by_length()[-2:]
-        return a, b
-
-    def is_long(self) -> bool:
-        """Whether both of these have `MIN_FACTORED` entries, and there are two."""
-        sides = self._by_length()
-        return len(sides) > 1 and self._length(sides[-2]) >= MIN_FACTORED
-
-    def mean(self, x: jax.Array, axes: Axes, keepdims: bool = False) -> jax.Array:
-        """The mean of `x`, of the parameter's rank, over `axes`."""
-        return jnp.mean(x, axes, keepdims=keepdims, where=self.true if self.vocab in axes else None)
-
-    def without_padding(self, x: jax.Array) -> jax.Array:
-        return x if self.true is None else jnp.where(self.true, x, 0.0)
-
-    def rms(self, x: jax.Array) -> jax.Array:
-        axes = tuple(i for i, d in enumerate(self.dims) if d != "layers")
-        return jnp.sqrt(self.mean(jnp.square(x), axes, keepdims=True))
-
-    def _by_length(self) -> list[Axes]:
-        # Memory keys and values are variables whose heads are an axis of their own.
-        joined = "memory_slots" not in self.dims
-        sides: dict[str, Axes] = {}
-        for axis, dim in enumerate(self.dims):
-            if dim != "layers":
-                side = "heads" if dim == "head_dim" and joined else dim
-                sides[side] = (*sides.get(side, ()), axis)
-        return sorted(sides.values(), key=self._length)
-
-    def _length(self, side: Axes) -> int:
-        return math.prod(self.shape[axis] for axis in side)

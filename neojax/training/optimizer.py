@@ -1,4 +1,4 @@
-"""The optimizer: clipping, AdamW or Adafactor, and decoupled weight decay by dimension or name.
+"""The optimizer: clipping, AdamW, LAMB or Adafactor, and decoupled weight decay by dimension or name.
 
 Optimizer state is made from the parameters by `init`: on an Explicit mesh each moment is stored as its
 parameter is, a factored moment as its parameter is without the reduced dimension.
@@ -13,6 +13,7 @@ import optax
 
 from neojax.config import TrainConfig
 from neojax.training.adafactor import scale_by_adafactor
+from neojax.training.lamb import scale_by_trust_ratio
 from neojax.training.schedule import learning_rate
 from neojax.training.selection import VECTORS, Dims, frozen_names, selected
 
@@ -74,13 +75,14 @@ def make_optimizer(train: TrainConfig, dims: Dims, n_vocab: int | None = None) -
 
     Weight decay is decoupled and multiplied by the scheduled learning rate (Loshchilov and Hutter 2019).
     Adafactor's learning rate is relative to the RMS of each parameter, so its natural size is about 1e-2; its
-    momentum is of the updates before that rate and the decay.
+    momentum is of the updates before that rate and the decay. LAMB's learning rate is the share of its length
+    by which a parameter changes, and parameters that do not decay are changed as by AdamW.
     Raises `NeojaxError` for an entry of `train.no_decay` or `train.frozen` that matches no parameter, and
     where all are frozen.
     """
     frozen = frozen_names(train.frozen, dims)
     decays = {name: decays for name, decays in decay_mask(train.no_decay, dims).items() if name not in frozen}
-    if train.optimizer == "adamw":
+    if train.optimizer in ("adamw", "lamb"):
         make = optax.scale_by_adam if train.bias_correction else scale_by_uncorrected_adam
         scale = make(train.beta1, train.beta2, train.epsilon, mu_dtype=train.moment_dtype)
     else:
@@ -89,11 +91,10 @@ def make_optimizer(train: TrainConfig, dims: Dims, n_vocab: int | None = None) -
         )
         if train.adafactor_momentum:
             scale = optax.chain(scale, optax.ema(train.adafactor_momentum, debias=False))
-    transform = optax.chain(
-        scale,
-        optax.add_decayed_weights(train.weight_decay, mask=decays),
-        optax.scale_by_learning_rate(learning_rate(train)),
-    )
+    steps = [scale, optax.add_decayed_weights(train.weight_decay, mask=decays)]
+    if train.optimizer == "lamb":
+        steps.append(scale_by_trust_ratio(dims, decays, n_vocab))
+    transform = optax.chain(*steps, optax.scale_by_learning_rate(learning_rate(train)))
     return Optimizer(transform, train.clip_norm, frozen)
 
 

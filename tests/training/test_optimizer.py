@@ -76,6 +76,54 @@ def test_adamw_is_the_published_rule():
         np.testing.assert_allclose(params[n], expected[n], atol=1e-6)
 
 
+def lamb_by_hand(train, start, count):
+    """float64, layer by layer; the last rows of the vocabulary are padding. What is below two dimensions does
+    not decay, and takes Adam's step."""
+    layers = {}
+    for n, p in start.items():
+        for i in range(SIZES["layers"]) if "layers" in DIMS[n] else [...]:
+            layers[n, i] = p.astype("f8")[i][:PADDED] if n == "wte" else p.astype("f8")[i]
+    m, v = dict.fromkeys(layers, 0.0), dict.fromkeys(layers, 0.0)
+    for t in range(count):
+        rate = float(learning_rate(train)(t))
+        for (n, i), w in layers.items():
+            g = arrays(t + 1, 0.1)[n].astype("f8")[i]
+            g = g[:PADDED] if n == "wte" else g
+            m[n, i] = train.beta1 * m[n, i] + (1 - train.beta1) * g
+            v[n, i] = train.beta2 * v[n, i] + (1 - train.beta2) * g**2
+            corrections = 1, 1
+            if train.bias_correction:
+                corrections = 1 - train.beta1 ** (t + 1), 1 - train.beta2 ** (t + 1)
+            step = m[n, i] / corrections[0] / (np.sqrt(v[n, i] / corrections[1]) + train.epsilon)
+            if n in ("wte", "blocks.0.attn.query"):
+                step = step + train.weight_decay * w
+                lengths = np.sqrt((w**2).sum()), np.sqrt((step**2).sum())
+                step = step * (lengths[0] / lengths[1] if all(lengths) else 1.0)
+            layers[n, i] = w - rate * step
+    return layers
+
+
+PADDED = 40  # rows of the vocabulary that are no padding
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_lamb_is_the_published_rule_for_every_layer_on_a_mesh_that_splits_it(corrected):
+    train = dataclasses.replace(
+        TRAIN, optimizer="lamb", bias_correction=corrected, epsilon=1e-6, clip_norm=0.0, weight_decay=0.3
+    )
+    start = arrays(0)
+    start["blocks.0.attn.query"] *= np.arange(1, 5).reshape(4, 1, 1, 1)  # every layer has its own length
+    start["blocks.0.attn.query"][2] = 0.0  # and one has none
+    mesh = jax.make_mesh((4, 2), ("data", "model"))
+    with jax.set_mesh(mesh):
+        params = put(start, mesh, LAYOUTS["fsdp and model"])
+        params, _, _ = steps(make_optimizer(train, DIMS, PADDED), params)
+    for (n, i), expected in lamb_by_hand(train, start, 5).items():
+        found = np.asarray(params[n])[i]
+        found = found[:PADDED] if n == "wte" else found
+        np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("corrected", [True, False])
 def test_a_bfloat16_moment_is_the_float32_one_rounded(corrected):
     """Kept in bfloat16, computed with in float32: steps differ by the rounding of the moment, the second not
@@ -106,7 +154,7 @@ def test_clip_bounds_the_norm_that_reaches_the_update():
     assert zero == 0
 
 
-@pytest.mark.parametrize("kind", ["adamw", "adafactor", "adafactor with momentum"])
+@pytest.mark.parametrize("kind", ["adamw", "adafactor", "adafactor with momentum", "lamb"])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_a_mesh_gives_the_updates_of_one_device_and_keeps_the_layout(kind, layout):
     kind, _, momentum = kind.partition(" ")
