@@ -4,6 +4,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
 
 from neojax.data.prepare import TRAINING_TEXT, VALIDATION, prepare
+from neojax.data.sentences import WAYS
 from neojax.data.tokenizer import KINDS
 from neojax.files import ending_cleanly
 
@@ -55,6 +56,17 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--eod", metavar="TOKEN", help="end-of-document token (default: the tokenizer's usual one)"
     )
     parser.add_argument(
+        "--sentences",
+        choices=WAYS,
+        help="keep where sentences end, which training on pairs of segments needs (data.pairs): each line is "
+        "one, or they are told by marks such as the full stop",
+    )
+    parser.add_argument(
+        "--paragraphs",
+        action="store_true",
+        help="a blank line ends a document, as in Google's text for BERT, with a sentence a line",
+    )
+    parser.add_argument(
         "--workers", type=int, metavar="N", help="encoding processes (default: one for each core)"
     )
     parser.add_argument("--force", action="store_true", help="replace what DIR holds already")
@@ -83,5 +95,7 @@ _OPTIONS: Iterable[str] = (
     "workers",
     "text_key",
     "eod",
+    "sentences",
+    "paragraphs",
     "force",
 )

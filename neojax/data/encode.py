@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
+from neojax.data import sentences
 from neojax.data import tokenizer as tokenizers_
 from neojax.data.readers import Record, Skip
 from neojax.data.store import SPLITS, token_dtype
 
+_PARAGRAPHS = re.compile(r"\n(?:[^\S\n]*\n)+")
 _GROUP = 1 << 22  # characters encoded together
 
 
@@ -21,6 +24,10 @@ class Settings(NamedTuple):
     end_of_document: int
     validation: float
     text_key: str
+    sentences: str | None = None
+    """how sentences are told, which are kept then (`neojax.data.sentences.WAYS`)"""
+    paragraphs: bool = False
+    """whether a blank line ends a document"""
 
 
 class Piece(NamedTuple):
@@ -33,11 +40,13 @@ class Piece(NamedTuple):
 
 @dataclass
 class Encoded:
-    """Tokens of one task: for each split whole documents, or part of one where `is_open`."""
+    """Tokens of one task: for each split whole documents, or part of one where `is_open`. Where `sentences`
+    has how many sentences each document holds, `sizes` are theirs."""
 
     tokens: dict[str, np.ndarray]
     sizes: dict[str, np.ndarray]
     n_bytes: dict[str, int]
+    sentences: dict[str, np.ndarray] | None = None
     skipped: list[Skip] = field(default_factory=list)
     is_open: bool = False
 
@@ -46,7 +55,11 @@ class Encoded:
         """No documents, and why."""
         none = np.zeros(0, np.int32)
         return cls(
-            dict.fromkeys(SPLITS, none), dict.fromkeys(SPLITS, none), dict.fromkeys(SPLITS, 0), skipped
+            dict.fromkeys(SPLITS, none),
+            dict.fromkeys(SPLITS, none),
+            dict.fromkeys(SPLITS, 0),
+            dict.fromkeys(SPLITS, none),
+            skipped,
         )
 
     @classmethod
@@ -56,6 +69,7 @@ class Encoded:
             {s: np.concatenate([p.tokens[s] for p in parts]) for s in SPLITS},
             {s: np.concatenate([p.sizes[s] for p in parts]) for s in SPLITS},
             {s: sum(p.n_bytes[s] for p in parts) for s in SPLITS},
+            {s: np.concatenate([(p.sentences or {})[s] for p in parts]) for s in SPLITS},
             [skip for part in parts for skip in part.skipped],
         )
 
@@ -101,7 +115,8 @@ def split_of(text: bytes, validation: float) -> str:
 def already_encoded(tokens: np.ndarray, validation: float) -> Encoded:
     """A document of token ids, to be written as it is; it counts no bytes of text."""
     split = split_of(tokens.astype("<i8").tobytes(), validation)
-    return Encoded({split: tokens}, {split: np.array([len(tokens)], np.int32)}, dict.fromkeys(SPLITS, 0))
+    one = np.ones(1, np.int32)
+    return Encoded({split: tokens}, {split: one * len(tokens)}, dict.fromkeys(SPLITS, 0), {split: one})
 
 
 class Encoder:
@@ -132,18 +147,34 @@ class Encoder:
             if isinstance(text, Skip):
                 skipped.append(text)
                 continue
-            text, raw = to_bytes(text)
-            texts.append(text)
-            splits.append(split_of(raw, self._settings.validation))
-            n_bytes[splits[-1]] += len(raw)
-        documents = self._encode(texts)
-        tokens, sizes = {}, {}
+            for document in _PARAGRAPHS.split(text) if self._settings.paragraphs else [text]:
+                if self._settings.paragraphs and not document.strip():
+                    continue
+                document, raw = to_bytes(document)
+                texts.append(document)
+                splits.append(split_of(raw, self._settings.validation))
+                n_bytes[splits[-1]] += len(raw)
+        documents = self._sentences(texts)
+        tokens, sizes, counts = {}, {}, {}
         for split in SPLITS:
             mine = [d for d, s in zip(documents, splits, strict=True) if s == split]
-            parts = [part for document in mine for part in (document, self._end)]
+            parts = [sentence for document in mine for sentence in document]
             tokens[split] = np.concatenate(parts) if parts else np.zeros(0, self._dtype)
-            sizes[split] = np.array([len(d) + 1 for d in mine], np.int32)
-        return Encoded(tokens, sizes, n_bytes, skipped)
+            sizes[split] = np.array([len(sentence) for sentence in parts], np.int32)
+            counts[split] = np.array([len(document) for document in mine], np.int32)
+        return Encoded(tokens, sizes, n_bytes, counts, skipped)
+
+    def _sentences(self, texts: list[str]) -> list[list[np.ndarray]]:
+        """The sentences of every text that have tokens, or where these are not kept all of it as one; the
+        last ends with the end-of-document token."""
+        way = self._settings.sentences
+        cut = [[text] if way is None else sentences.split(text, way) for text in texts]
+        encoded = iter(self._encode([sentence for document in cut for sentence in document]))
+        documents = [[ids for _ in document if len(ids := next(encoded))] for document in cut]
+        for document in documents:
+            last = document.pop() if document else np.zeros(0, self._dtype)
+            document.append(np.concatenate([last, self._end]))
+        return documents
 
     def _encode(self, texts: list[str]) -> list[np.ndarray]:
         """Token ids of every text; memory is bounded even where a text is long."""

@@ -25,6 +25,7 @@ from neojax.data.encode import Encoded, Piece, Settings, already_encoded, decode
 from neojax.data.inputs import expand
 from neojax.data.memory import longest_piece
 from neojax.data.readers import Record, Skip
+from neojax.data.sentences import WAYS
 from neojax.data.store import SPLITS, StoreWriter
 from neojax.data.tfrecord import is_tfrecord
 from neojax.data.workers import Pool
@@ -41,11 +42,12 @@ _LONG = 1 << 22  # bytes from which on a document is cut and encoded by several 
 
 @dataclass
 class Part:
-    """What one store holds; `bytes` are of UTF-8 text."""
+    """What one store holds; `bytes` are of UTF-8 text, and sentences are counted where they were kept."""
 
     documents: int = 0
     tokens: int = 0
     bytes: int = 0
+    sentences: int = 0
 
 
 @dataclass
@@ -77,6 +79,7 @@ class Counts:
         """The counts for a reader, a line each; names of files that are no text are shown escaped."""
         rows = [
             f"{name:<10}  {part.documents:>12,} documents  {part.tokens:>15,} tokens  {part.bytes:>16,} bytes"
+            + (f"  {part.sentences:>12,} sentences" if part.sentences else "")
             for name, part in (("train", self.train), ("validation", self.validation))
         ]
         rows += [
@@ -98,6 +101,8 @@ def prepare(
     workers: int | None = None,
     text_key: str = "text",
     eod: str | None = None,
+    sentences: str | None = None,
+    paragraphs: bool = False,
     force: bool = False,
     progress: bool = False,
 ) -> Counts:
@@ -109,8 +114,10 @@ def prepare(
     each ends with the end-of-document token (`eod`, or the tokenizer's usual one); a share `validation` of
     them, chosen by a hash of their text, is held out. Inputs that are TFRecords of token ids come last: each
     of their examples is a document, and is kept as it is. Nothing of the result depends on `workers`, the
-    number of encoding processes (default: one for each core). Raises `NeojaxError`; a finished `out` is only
-    replaced with `force`.
+    number of encoding processes (default: one for each core). `sentences`, one of
+    `neojax.data.sentences.WAYS`, keeps where the sentences of a document end, as training on pairs of
+    segments needs; with `paragraphs`, a blank line ends a document. Raises `NeojaxError`; a finished `out` is
+    only replaced with `force`.
     """
 
     if (tokenizer is None) == (train_tokenizer is None):
@@ -120,6 +127,8 @@ def prepare(
         raise NeojaxError("--tokenizer-kind and --cased are for a tokenizer that --train-tokenizer N trains")
     if cased and kind == "bpe":
         raise NeojaxError("--cased is for --tokenizer-kind wordpiece and unigram; bpe always keeps case")
+    if sentences is not None and sentences not in WAYS:
+        raise NeojaxError(f"--sentences {sentences}: expected one of {', '.join(WAYS)}")
     if not 0 <= validation < 1:
         raise NeojaxError(f"--validation {validation}: expected a share of the documents, from 0 to below 1")
     if workers is not None and workers < 1:
@@ -141,7 +150,8 @@ def prepare(
         counts = Counts()
         for skip in skipped:
             counts.skip(skip)
-        run = _Run(files, out / "unfinished", validation, text_key, workers or _cores(), progress, counts)
+        cutting = Cutting(validation, text_key, sentences, paragraphs)
+        run = _Run(files, out / "unfinished", cutting, workers or _cores(), progress, counts)
         made = Tokenizing(tokenizer, train_tokenizer, kind, cased, eod)
         _fill(out, run.folder, lambda: run.write(made, [str(i) for i in inputs]))
     return counts
@@ -173,6 +183,15 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Cutting(NamedTuple):
+    """What of the inputs is a document, a sentence, and held out; see `prepare`."""
+
+    validation: float
+    text_key: str
+    sentences: str | None
+    paragraphs: bool
+
+
 class Tokenizing(NamedTuple):
     """The tokenizer of a preparation: read from `path`, or trained; and the token that ends a document."""
 
@@ -199,8 +218,7 @@ class _Run:
 
     files: list[Path]
     folder: Path
-    validation: float
-    text_key: str
+    cutting: Cutting
     workers: int
     progress: bool
     counts: Counts
@@ -222,17 +240,19 @@ class _Run:
                     f"{source} holds id {source.extremes[1]}, but the tokenizer has {n_ids} ids; is it "
                     "theirs?"
                 )
-        settings = Settings(tokenizer.to_str(), end_id, self.validation, self.text_key)
-        long = _LONG if tokenizers_.is_splittable(tokenizer) else None
+        cutting = self.cutting
+        settings = Settings(tokenizer.to_str(), end_id, *cutting)
+        is_whole = cutting.sentences is None and not cutting.paragraphs
+        long = _LONG if is_whole and tokenizers_.is_splittable(tokenizer) else None
         counts = self.counts
         with contextlib.ExitStack() as stack:
             writers = {s: stack.enter_context(StoreWriter(self.folder / s, n_ids)) for s in SPLITS}
             pool = stack.enter_context(Pool(self.workers, settings))
             for encoded in pool.map(self._tasks("encoding", counts, long)):
-                _write(encoded, writers, counts)
+                _write(encoded, writers, counts, cutting.sentences is not None)
             for source in sources:
                 for document in source.examples():
-                    _write(already_encoded(document, self.validation), writers, counts)
+                    _write(already_encoded(document, cutting.validation), writers, counts, False)
             if not counts.train.documents:
                 raise NeojaxError(_nothing(counts))
         text = tokenizer.to_str(pretty=True)
@@ -241,7 +261,8 @@ class _Run:
             "neojax": __version__,
             "inputs": inputs,
             "files": len(self.files),
-            "validation_fraction": self.validation,
+            "validation_fraction": cutting.validation,
+            "sentence_ends": cutting.sentences,
             "tokenizer": {
                 "source": "trained" if made.path is None else str(made.path),
                 "n_vocab": n_ids,
@@ -258,10 +279,10 @@ class _Run:
 
         total = 0
         for record in self._read("training the tokenizer"):
-            text = record if isinstance(record, Skip) else decode(record, self.text_key)
+            text = record if isinstance(record, Skip) else decode(record, self.cutting.text_key)
             if not isinstance(text, Skip):
                 text, raw = to_bytes(text)
-                if split_of(raw, self.validation) == "train":
+                if split_of(raw, self.cutting.validation) == "train":
                     yield text
                     total += len(raw)
                     if total > TRAINING_TEXT:
@@ -277,11 +298,11 @@ class _Run:
                 counts.skip(record)
                 continue
             is_long = long is not None and len(record.data) > long and not record.is_json
-            if is_long and isinstance(text := decode(record, self.text_key), str):
+            if is_long and isinstance(text := decode(record, self.cutting.text_key), str):
                 if task:
                     yield task
                     task, size = [], 0
-                side = split_of(record.data, self.validation)
+                side = split_of(record.data, self.cutting.validation)
                 if max(map(len, tokenizers_.split(text, _TASK))) > longest_piece(self.workers):
                     counts.skip(Skip(record.where, "holds more without a blank than can be encoded at once"))
                     continue
@@ -320,19 +341,23 @@ class _Run:
                 if is_tfrecord(file):  # not text
                     bar.advance(shown, readers.size(file))
                     continue
-                yield from readers.read(file, self.text_key, lambda n: bar.advance(shown, n))
+                yield from readers.read(file, self.cutting.text_key, lambda n: bar.advance(shown, n))
 
 
-def _write(encoded: "Encoded", writers: "dict[str, StoreWriter]", counts: Counts) -> None:
+def _write(
+    encoded: "Encoded", writers: "dict[str, StoreWriter]", counts: Counts, keeps_sentences: bool
+) -> None:
     for skip in encoded.skipped:
         counts.skip(skip)
     for split, tokens in encoded.tokens.items():
         part: Part = getattr(counts, split)
         part.tokens += len(tokens)
         part.bytes += encoded.n_bytes[split]
-        if split in encoded.sizes:
-            writers[split].add(tokens, encoded.sizes[split])
-            part.documents += len(encoded.sizes[split])
+        if encoded.sentences is not None:
+            sizes, sentences = encoded.sizes[split], encoded.sentences[split]
+            writers[split].add(tokens, sizes, sentences)
+            part.documents += len(sentences)
+            part.sentences += len(sizes) if keeps_sentences else 0
         else:
             writers[split].append(tokens)
             if not encoded.is_open:

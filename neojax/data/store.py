@@ -6,6 +6,8 @@ lies:
     b"MMIDIDX\\0\\0", u64 version = 1, u8 dtype code, u64 N sequences, u64 D,
     i32[N] sizes in tokens, i64[N] byte pointers into .bin, i64[D] first sequence of each document, and N
 
+A sequence is a document, or a sentence of one, where sentences were kept.
+
 Source: `MMapIndexedDataset` of Megatron-LM and GPT-NeoX. Their stores are read as they are, and ours there.
 """
 
@@ -177,6 +179,13 @@ class TokenStore:
         """int64 [documents + 1]: where every document begins in the stream, and where the last ends."""
         return self._starts[self._bounds]
 
+    @property
+    def sentences(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where every sentence begins in the stream, and where the last ends, int64 [sentences + 1]; and the
+        first sentence of every document, and the number of all, int64 [documents + 1]. Where sentences were
+        not kept, a document is one."""
+        return self._starts, self._bounds
+
     def starts_within(self, start: int, stop: int) -> np.ndarray:
         """int64: where documents begin, at or behind `start` and before `stop`, in order. Searches the index,
         and reads none of it through, where sequences lie one after the other: their pointers are then where
@@ -256,6 +265,7 @@ class StoreWriter:
         self.prefix = strip_suffix(prefix)
         self.dtype = token_dtype(n_vocab)
         self._sizes: list[np.ndarray] = []
+        self._sentences: list[np.ndarray] = []  # in every document
         self._open = 0
         self._smallest, self._largest = 0, -1
         self._partial = {s: _beside(self.prefix, s + ".partial") for s in (".bin", ".idx")}
@@ -270,12 +280,15 @@ class StoreWriter:
     def end_document(self) -> None:
         """Ends the document being written."""
         self._sizes.append(np.array([self._open], "<i4"))
+        self._sentences.append(np.ones(1, "<i8"))
         self._open = 0
 
-    def add(self, tokens: np.ndarray, sizes: np.ndarray) -> None:
-        """Adds whole documents: their tokens [sum(sizes)] and sizes [n]."""
+    def add(self, tokens: np.ndarray, sizes: np.ndarray, sentences: np.ndarray | None = None) -> None:
+        """Adds whole documents: their tokens [sum(sizes)] and sizes [n]; or the sizes of their sentences, and
+        how many `sentences` [documents] each has."""
         self._write(tokens)
         self._sizes.append(np.asarray(sizes, "<i4"))
+        self._sentences.append(np.ones(len(sizes), "<i8") if sentences is None else np.asarray(sentences))
 
     def _write(self, tokens: np.ndarray) -> None:
         stored = np.ascontiguousarray(tokens, self.dtype)
@@ -291,11 +304,13 @@ class StoreWriter:
         pointers = np.zeros(len(sizes), "<i8")
         np.cumsum(sizes[:-1], dtype=np.int64, out=pointers[1:])
         pointers *= self.dtype.itemsize
+        bounds = np.zeros(1 + sum(map(len, self._sentences)), "<i8")
+        np.cumsum(np.concatenate([np.zeros(0, "<i8"), *self._sentences]), out=bounds[1:])
         code = next(c for c, d in DTYPES.items() if d == self.dtype)
         self._sync(self._bin)
         with open(self._partial[".idx"], "wb") as f:
-            f.write(HEADER.pack(MAGIC, VERSION, code, len(sizes), len(sizes) + 1))
-            for part in (sizes, pointers, np.arange(len(sizes) + 1, dtype="<i8")):
+            f.write(HEADER.pack(MAGIC, VERSION, code, len(sizes), len(bounds)))
+            for part in (sizes, pointers, bounds):
                 f.write(part.data)
             self._sync(f)
         # An old index must not be taken for the index of the new tokens, should we stop between the renames.

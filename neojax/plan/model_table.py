@@ -61,7 +61,7 @@ def print_model(config: Config, layout: Layout | None = None) -> None:
     # Two moments of each trained parameter, the second in float32; Adafactor's factors are next to nothing.
     adam = held_trained // 4 * (MOMENT_BYTES[config.train.moment_dtype] + 4)
     mean = held_trained * (config.train.adafactor_momentum > 0)
-    state = adam if config.train.optimizer == "adamw" else mean
+    state = mean if config.train.optimizer == "adafactor" else adam
     print(f" and {state:,} of {config.train.optimizer} state" if state else "")
     what = "3 x forward, attention to visible keys only" + (", as if all were trained" if frozen else "")
     print(f"{flops:,.0f} model FLOPs per trained token ({what})")
