@@ -62,7 +62,14 @@ ACTIVATIONS = (
 class AttentionConfig:
     """Attention of every block."""
 
-    heads: int = key(12, "attention heads; must divide n_embd", least=1)
+    heads: int = key(12, "attention heads; must divide n_embd, unless head_dim is given", least=1)
+    kv_heads: int | None = key(
+        None,
+        "heads of keys and values, each read by as many of queries (grouped-query attention); must divide "
+        "heads; null: as many as heads",
+        least=1,
+    )
+    head_dim: int | None = key(None, "width of a head; null: n_embd / heads", least=1)
     types: tuple = key(
         ("global", "local"),
         "a pattern of global, local, linear, none repeated to n_layer ([global, local]) or gpt-neo's form "
@@ -70,7 +77,7 @@ class AttentionConfig:
     )
     window: int = key(256, "keys a local layer sees, the token itself included", least=1)
     bias: bool = key(False, "give queries, keys and values a bias, as GPT-2 does")
-    out_bias: bool = key(True, "give the output a bias")
+    out_bias: bool = key(True, "give the output projection a bias")
     scale: bool = key(False, "divide attention scores by sqrt(head_dim), as GPT-2 does")
     memory_slots: int = key(0, "learned keys and values that every global layer also sees", least=0)
     dropout: float = key(
@@ -86,7 +93,8 @@ class MlpConfig:
     activation: str = key(
         "gelu_new", "non-linearity; gelu_new is gpt-neo's gelu, gelu the exact one", choices=ACTIVATIONS
     )
-    gated: bool = key(False, "gate the MLP: up(x) * activation(gate(x))")
+    gated: bool = key(False, "gate the MLP: up(x) * activation(gate(x)); with silu this is SwiGLU")
+    bias: bool = key(True, "give its projections a bias")
     macaron: bool = key(False, "an MLP before attention too, both at half weight")
 
 
@@ -96,9 +104,10 @@ class NormConfig:
 
     kind: str = key(
         "layer",
-        "layer: the input of each branch by its mean and variance; scale: the same with one number as "
-        "scale, without bias; rezero: none in blocks, each branch times a number that starts at 0",
-        choices=("layer", "scale", "rezero"),
+        "layer: the input of each branch by its mean and variance; rms: by its root mean square, without "
+        "bias (RMSNorm); scale: as layer with one number as scale, without bias; rezero: none in blocks, "
+        "each branch times a number that starts at 0",
+        choices=("layer", "rms", "scale", "rezero"),
     )
     order: str = key(
         "pre",
@@ -124,6 +133,26 @@ class PositionsConfig:
         None, "features of each head that rotary positions rotate, its first ones; null: all", least=2
     )
     base: float = key(10000.0, "of the wavelengths of rotary positions", above=1)
+    interleaved: bool = key(
+        False,
+        "rotate neighbours, features 2i and 2i + 1, as GPT-J does; false: feature i of either half",
+    )
+    scaling: str = key(
+        "none",
+        "how wavelengths of rotary positions are stretched for a longer context; linear: all by "
+        "scaling_factor; llama3: long ones by it, short ones not, those between by part of it",
+        choices=("none", "linear", "llama3"),
+    )
+    scaling_factor: float = key(1.0, "of scaling linear and llama3", least=1)
+    scaling_context: int = key(
+        8192, "context length before scaling llama3; its wavelengths are measured by it", least=1
+    )
+    scaling_long: float = key(
+        1.0, "llama3: wavelengths above scaling_context / this are stretched whole", above=0
+    )
+    scaling_short: float = key(
+        4.0, "llama3: wavelengths below scaling_context / this are left as they are", above=0
+    )
 
 
 @dataclass(frozen=True)
@@ -183,7 +212,12 @@ class ModelConfig:
 
     @property
     def head_dim(self) -> int:
-        return self.n_embd // self.attention.heads
+        return self.attention.head_dim or self.n_embd // self.attention.heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.attention.kv_heads or self.attention.heads
 
     @property
     def mlp_dim(self) -> int:

@@ -17,7 +17,7 @@ from neojax.config.declare import LARGEST_FLOAT
 from neojax.config.families import FAMILIES
 from neojax.config.formats import FORMAT, upgrade
 from neojax.config.keys import Config, SourceConfig, TrainConfig
-from neojax.config.model import ModelConfig
+from neojax.config.model import ModelConfig, PositionsConfig
 from neojax.config.paths import value_at
 from neojax.config.spelling import FLAT, GROUPS, lay_over
 from neojax.errors import NeojaxError, nearest, suggest
@@ -242,12 +242,7 @@ def _freeze(value: Any) -> Any:
 def check(config: Config) -> None:
     """Checks what spans several keys. Raises `NeojaxError`; the mesh is checked by `neojax.layout.mesh`."""
     model, train = config.model, config.train
-    heads = model.attention.heads
-    if model.n_embd % heads:
-        raise NeojaxError(
-            f"model.n_embd={model.n_embd} is not a multiple of model.attention.heads={heads}; change one of "
-            "them"
-        )
+    _check_heads(model)
     _ = model.attention_layers  # raises where the pattern does not fit n_layer
     _check_rotary(model)
     _check_axial(model)
@@ -279,6 +274,25 @@ def check(config: Config) -> None:
         )
 
 
+def _check_heads(model: ModelConfig) -> None:
+    attention, heads = model.attention, model.attention.heads
+    if attention.head_dim is None and model.n_embd % heads:
+        raise NeojaxError(
+            f"model.n_embd={model.n_embd} is not a multiple of model.attention.heads={heads}; change one of "
+            "them"
+        )
+    if heads % model.kv_heads:
+        raise NeojaxError(
+            f"model.attention.kv_heads={model.kv_heads} does not divide model.attention.heads={heads}: every "
+            "head of keys is read by equally many of queries; change one of them"
+        )
+    if model.kv_heads < heads and attention.memory_slots:
+        raise NeojaxError(
+            f"model.attention.memory_slots={attention.memory_slots} is for models with as many kv_heads as "
+            f"heads ({heads}), this has {model.kv_heads}; leave one of the two out"
+        )
+
+
 def _check_mlm(model: ModelConfig, train: TrainConfig) -> None:
     if model.causal != (train.mlm_mask_id is None):
         raise NeojaxError(
@@ -300,22 +314,34 @@ def _check_mlm(model: ModelConfig, train: TrainConfig) -> None:
 
 def _check_rotary(model: ModelConfig) -> None:
     dims, kind = model.positions.rotary_dims, model.positions.kind
+    usual, positions = PositionsConfig(), model.positions
     if kind != "rotary":
-        if dims is not None:
-            raise NeojaxError(
-                f"model.positions.rotary_dims={dims} is for model.positions.kind=rotary, which is {kind}; "
-                "set that, or leave it out (null)"
-            )
+        for name in ("rotary_dims", "interleaved", "scaling"):
+            if (value := getattr(positions, name)) != getattr(usual, name):
+                raise NeojaxError(
+                    f"model.positions.{name}={value} is for model.positions.kind=rotary, which is {kind}; "
+                    "set that, or leave it out"
+                )
         return
+    width = "attention.head_dim" if model.attention.head_dim else "n_embd / attention.heads"
     if dims is None and model.head_dim % 2:
         raise NeojaxError(
-            f"model.positions.kind=rotary rotates pairs of features, but n_embd / attention.heads = "
-            f"{model.head_dim} is odd; change model.attention.heads"
+            f"model.positions.kind=rotary rotates pairs of features, but {width} = {model.head_dim} is odd; "
+            "change model.attention.heads"
         )
     if dims is not None and (dims % 2 or dims > model.head_dim):
         raise NeojaxError(
-            f"model.positions.rotary_dims={dims}: expected an even number, at most n_embd / attention.heads "
-            f"= {model.head_dim}"
+            f"model.positions.rotary_dims={dims}: expected an even number, at most {width} = {model.head_dim}"
+        )
+    if positions.scaling == "none" and positions.scaling_factor != usual.scaling_factor:
+        raise NeojaxError(
+            f"model.positions.scaling_factor={positions.scaling_factor} needs "
+            "model.positions.scaling, linear or llama3"
+        )
+    if positions.scaling == "llama3" and positions.scaling_long >= positions.scaling_short:
+        raise NeojaxError(
+            f"model.positions.scaling_long={positions.scaling_long} is not below scaling_short="
+            f"{positions.scaling_short}: wavelengths between the two are stretched in part; change one"
         )
 
 

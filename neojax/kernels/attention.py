@@ -64,12 +64,13 @@ def attention(
 ) -> jax.Array:
     """Self-attention over whole sequences, causal unless told otherwise.
 
-    q, k, v: [batch, sequence, heads, head_dim], laid out as those names say; `window`: keys a query sees,
-    itself included (None: all before it); `memory`: more keys and values, seen by all; `start` int32 [batch]:
-    number of padding tokens at the left of a row; `segments` int32 [batch, sequence]: the segment of each
-    token, which sees no token of another (None: all are of one); `kernel`: as train.attention_kernel. Returns
-    the shape and layout of q, named "attention" for remat policies. Raises `NeojaxError` where the named
-    kernel cannot do it.
+    q, k, v: [batch, sequence, heads, head_dim], laid out as those names say; k and v may have fewer heads, a
+    divisor of q's, each read by as many heads of q side by side (grouped-query attention). `window`: keys a
+    query sees, itself included (None: all before it); `memory`: more keys and values, seen by all; `start`
+    int32 [batch]: number of padding tokens at the left of a row; `segments` int32 [batch, sequence]: the
+    segment of each token, which sees no token of another (None: all are of one); `kernel`: as
+    train.attention_kernel. Returns the shape and layout of q, named "attention" for remat policies. Raises
+    `NeojaxError` where the named kernel cannot do it.
     """
     call = Call.on(
         named.current_layout(),
@@ -178,17 +179,25 @@ class Keys(NamedTuple):
 
 def attend(q: jax.Array, *sources: Keys, dropout: "named.Dropout | None" = None) -> jax.Array:
     """softmax(q k, where seen) v, with one softmax over the keys of all `sources`; q [batch, sequence, heads,
-    head_dim].
+    head_dim], keys and values with as many heads or a divisor.
 
     They are never joined to one array: each keeps its own order and layout, and none is copied.
     """
+    first = sources[0]
+    shared = first.keys.shape[first.key_dims.split().index("heads")]
+    heads, whole = "heads", q.shape
+    if shared < q.shape[2]:
+        heads, shape = "heads group", (*q.shape[:2], shared, q.shape[2] // shared, q.shape[3])
+        q = named.reshaped(q, shape, "batch sequence heads group head_dim")
     names, scores = [], []
     for keys, _, dims, _, seen in sources:
         (name,) = set(dims.split()) - {"batch", "heads", "head_dim"}
-        names.append(f"batch heads sequence {name}")
+        names.append(f"batch {heads} sequence {name}")
         own = named.einsum(
-            f"batch sequence heads head_dim, {dims} -> {names[-1]}", q, keys, dtype=jnp.float32
+            f"batch sequence {heads} head_dim, {dims} -> {names[-1]}", q, keys, dtype=jnp.float32
         )
+        if seen is not None and seen.ndim == 4 and own.ndim == 5:
+            seen = seen[:, :, None]
         scores.append(own if seen is None else jnp.where(seen, own, NEVER))
     if len(scores) == 1:
         weights = [jax.nn.softmax(scores[0], axis=-1)]
@@ -201,9 +210,9 @@ def attend(q: jax.Array, *sources: Keys, dropout: "named.Dropout | None" = None)
         if dropout is not None:
             key = jax.random.fold_in(dropout.key, i) if i else dropout.key
             weight = named.Dropout(dropout.rate, key)(weight, name)
-        equation = f"{name}, {source.value_dims} -> batch sequence heads head_dim"
+        equation = f"{name}, {source.value_dims} -> batch sequence {heads} head_dim"
         parts.append(named.einsum(equation, weight, source.values))
-    return reduce(jnp.add, parts)
+    return named.reshaped(reduce(jnp.add, parts), whole, "batch sequence heads head_dim")
 
 
 def log_sum(scores: jax.Array) -> jax.Array:
@@ -252,11 +261,21 @@ def _plain(
     seen = visible(first + jnp.arange(q.shape[1]), jnp.arange(k.shape[1]), window, start)
     if segments is not None:
         seen &= together(segments[:, first:], segments)
-    seen = seen[:, None]
+    shape = q.shape
+    q, g = _by_key_head(q, k.shape[2], 2)
+    seen = seen[:, None, None] if g else seen[:, None]
     multiply = partial(product, platform=named.current_layout().platform)
-    scores = multiply("bqhd,bkhd->bhqk", q, k, dtype=jnp.float32)
+    scores = multiply(f"bqh{g}d,bkhd->bh{g}qk", q, k, dtype=jnp.float32)
     weights = jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=-1).astype(v.dtype)
-    return multiply("bhqk,bkhd->bqhd", weights, v, dtype=v.dtype)
+    return multiply(f"bh{g}qk,bkhd->bqh{g}d", weights, v, dtype=v.dtype).reshape(shape)
+
+
+def _by_key_head(q: jax.Array, heads: int, axis: int) -> tuple[jax.Array, str]:
+    """(q, whose heads along `axis` stand as [heads, group] where keys have fewer; what equations call the
+    group)."""
+    if q.shape[axis] == heads:
+        return q, ""
+    return q.reshape(*q.shape[:axis], heads, -1, *q.shape[axis + 1 :]), "g"
 
 
 def _on_each_device(
@@ -313,7 +332,7 @@ def _local_block(
 
     def split(x: jax.Array) -> jax.Array:  # -> [batch, heads, blocks, window, head_dim]
         x = jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0)))
-        return x.reshape(batch, blocks, window, heads, head_dim).transpose(0, 3, 1, 2, 4)
+        return x.reshape(batch, blocks, window, -1, head_dim).transpose(0, 3, 1, 2, 4)
 
     def with_previous(x: jax.Array) -> jax.Array:  # -> [batch, heads, blocks, 2 * window, head_dim]
         before = jnp.pad(x[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0)))
@@ -327,9 +346,11 @@ def _local_block(
         own = jnp.pad(segments, ((0, 0), (0, pad))).reshape(batch, blocks, window)
         before = jnp.pad(own[:, :-1], ((0, 0), (1, 0), (0, 0)))
         seen &= together(own, jnp.concatenate([before, own], axis=-1))
-    seen = seen[:, None]
+    q, g = _by_key_head(split(q), k.shape[2], 1)
+    seen = seen[:, None, None] if g else seen[:, None]
     multiply = partial(product, platform=named.current_layout().platform)
-    scores = multiply("bhnqd,bhnkd->bhnqk", split(q), with_previous(split(k)), dtype=jnp.float32)
+    scores = multiply(f"bh{g}nqd,bhnkd->bh{g}nqk", q, with_previous(split(k)), dtype=jnp.float32)
     weights = jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=-1).astype(v.dtype)
-    out = multiply("bhnqk,bhnkd->bhnqd", weights, with_previous(split(v)), dtype=v.dtype)
+    out = multiply(f"bh{g}nqk,bhnkd->bh{g}nqd", weights, with_previous(split(v)), dtype=v.dtype)
+    out = out.reshape(batch, heads, blocks, window, head_dim)
     return out.transpose(0, 2, 3, 1, 4).reshape(batch, blocks * window, heads, head_dim)[:, :length]

@@ -13,7 +13,8 @@ def attention(
     window: int | None = None,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    """Causal attention on one device: q, k, v [batch, sequence, heads, head_dim] -> the same shape and type.
+    """Causal attention on one device: q, k, v [batch, sequence, heads, head_dim] -> q's shape and type.
+    Keys and values may have fewer heads, a divisor of q's.
 
     `window`: keys a query sees, itself included. `implementation`: JAX's name of the library; "xla" computes
     the same from the same arguments without a GPU.

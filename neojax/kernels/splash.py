@@ -24,7 +24,8 @@ def attention(
     interpret: bool = False,
     size: int | None = None,
 ) -> jax.Array:
-    """Causal attention on one device: q, k, v [batch, sequence, heads, head_dim] -> the same shape and type.
+    """Causal attention on one device: q, k, v [batch, sequence, heads, head_dim] -> q's shape and type.
+    Keys and values may have fewer heads, a divisor of q's.
 
     `window`: keys a query sees, itself included; `segments`: int32 [batch, sequence], of which it sees its
     own. The result and the logarithm of each row's sum, which the backward kernels need, are named

@@ -103,6 +103,26 @@ class Layout:
         """The same layout with `dims` left whole where computation lives."""
         return replace(self, used={d: axes for d, axes in self.used.items() if d not in dims})
 
+    def following(self, dim: str, leader: str, size: int) -> "Layout":
+        """The same layout with `dim`, of that `size`, split as `leader` is: over as many of its axes, from
+        the first on, as divide it. Where the layout says it of `dim` itself, so it is; raises `NeojaxError`
+        for axes that computation cannot use so."""
+        used, stored = dict(self.used), dict(self.stored)
+        given, wanted = used.get(dim), self.axes(leader)
+        if given is not None and given != wanted[: len(given)]:
+            raise NeojaxError(
+                f"mesh.layout splits {dim} over {'+'.join(given)} but {leader} over "
+                f"{'+'.join(wanted) or 'nothing'}; leave {dim} out, and it is split as {leader} where that "
+                f"divides its size {size}"
+            )
+        for layout, is_stored in ((used, False), (stored, True)):
+            if dim not in layout:
+                axes = self.axes(leader, stored=is_stored)
+                while size % math.prod(self.mesh.shape[axis] for axis in axes):
+                    axes = axes[:-1]
+                layout[dim] = axes
+        return replace(self, used=used, stored=stored)
+
     @contextlib.contextmanager
     def in_force(self) -> Iterator[bool]:
         """Puts the mesh in force, in place of another that may be: without it, what compiled functions make

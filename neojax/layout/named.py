@@ -145,10 +145,10 @@ def look_up(table: Param, dims: str, index: jax.Array, out: str, dtype: jnp.dtyp
     return (rows.at[index].get(out_sharding=sharding(out)) * scale).astype(dtype)
 
 
-def biased(x: jax.Array, bias: Param, dims: str) -> jax.Array:
-    """x + `bias` [`dims`] in the type of x. They are added in float32, as is then the sum over all tokens
-    that is the gradient of the bias."""
-    return (x + use(bias, dims)).astype(x.dtype)
+def biased(x: jax.Array, bias: Param | None, dims: str) -> jax.Array:
+    """x + `bias` [`dims`], where there is one, in the type of x. They are added in float32, as is then the
+    sum over all tokens that is the gradient of the bias."""
+    return x if bias is None else (x + use(bias, dims)).astype(x.dtype)
 
 
 def lay(array: jax.Array, dims: str) -> jax.Array:
@@ -158,6 +158,11 @@ def lay(array: jax.Array, dims: str) -> jax.Array:
     if jax.typeof(array).sharding.spec == sharding.spec:
         return array
     return jax.reshard(array, sharding)
+
+
+def reshaped(array: jax.Array, shape: Sequence[int], dims: str) -> jax.Array:
+    """`array` with another `shape`, laid out as the names of its new dimensions say."""
+    return _reshape(array, shape, sharding(dims))
 
 
 def einsum(equation: str, *operands: Param | jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:

@@ -14,6 +14,7 @@ DIMENSIONS = {
     "vocab": "token ids, padding included",
     "embd": "width of the residual stream",
     "heads": "attention heads",
+    "kv_heads": "heads of keys and values, where several heads of queries read one; split as heads",
     "head_dim": "width of one attention head",
     "mlp": "width of the MLP",
     "memory_slots": "learned keys and values (model.attention.memory_slots)",
@@ -25,7 +26,8 @@ INTERNAL = {
     "slots": "entries of the key-value cache while sampling",
     "key_dim": "width of a head of queries and keys where they are rotated or summed, which needs all of it",
     "microbatches": "parts of a batch, trained one after another",
-    "projections": "queries, keys and values, where one product makes all three",
+    "projections": "queries, keys and values, or the last two, where one product makes them all",
+    "group": "heads of queries that read one head of keys and values",
     "layers": "repetitions of the layer group; scanned one after another",
 }
 """Those that the implementation needs beside them; they are whole everywhere."""

@@ -1,5 +1,6 @@
 """Multi-head self-attention: global, local (a sliding window) or linear."""
 
+import math
 from collections.abc import Mapping, Set
 
 import jax
@@ -15,16 +16,18 @@ from neojax.layout.named import Constant, Dropout, Normal, Param, einsum
 from neojax.models.cache import Cache, append, first_cache, slot_times
 from neojax.models.compute import Compute
 from neojax.models.context import Context
-from neojax.models.positions import rotate
+from neojax.models.positions import frequencies, rotate
 
-PROJECTIONS = ("query", "key", "value")  # the parts of a joined projection, in their order
+JOINED = {"joined": ("query", "key", "value"), "key_value": ("key", "value")}
+"""The joined projections, and their parts in their order."""
 
 
 class Attention(nnx.Module):
     """Multi-head self-attention: global, local (a sliding window) or linear, as the layer that calls it says.
 
     `kinds` are those of all layers that use these weights. Scores are not scaled and queries, keys and values
-    have no bias, as in GPT-Neo, unless the config asks for them.
+    have no bias, as in GPT-Neo, unless the config asks for them. With fewer heads of keys and values than of
+    queries (https://arxiv.org/abs/2305.13245), query head i reads head i // (heads / kv_heads) of them.
     """
 
     def __init__(self, config: ModelConfig, kinds: Set[str], sizes: Mapping[str, int], compute: Compute):
@@ -36,17 +39,21 @@ class Attention(nnx.Module):
         self.causal = config.causal
         self.rotary = config.positions if config.positions.kind == "rotary" else None
         self.scale = head_dim**-0.5 if settings.scale else 1.0
+        self.key_heads = own = "kv_heads" if config.kv_heads < settings.heads else "heads"
         init = Normal(embd**-0.5)
-        three = {**sizes, "projections": 3}
-        self.joined = Param("embd projections heads head_dim", init, three) if compute.joined else None
-        if not compute.joined:
+        three, two = {**sizes, "projections": 3}, {**sizes, "projections": 2}
+        whole, shared = compute.joined and own == "heads", compute.joined and own == "kv_heads"
+        self.joined = Param("embd projections heads head_dim", init, three) if whole else None
+        self.key_value = Param("embd projections kv_heads head_dim", init, two) if shared else None
+        if not whole:
             self.query = Param("embd heads head_dim", Normal(embd**-0.5 * head_dim**-0.5), sizes)
-            self.key = Param("embd heads head_dim", init, sizes)
-            self.value = Param("embd heads head_dim", init, sizes)
+        if not compute.joined:
+            self.key = Param(f"embd {own} head_dim", init, sizes)
+            self.value = Param(f"embd {own} head_dim", init, sizes)
         biased = settings.bias
         self.query_bias = Param("heads head_dim", Constant(0.0), sizes) if biased else None
-        self.key_bias = Param("heads head_dim", Constant(0.0), sizes) if biased else None
-        self.value_bias = Param("heads head_dim", Constant(0.0), sizes) if biased else None
+        self.key_bias = Param(f"{own} head_dim", Constant(0.0), sizes) if biased else None
+        self.value_bias = Param(f"{own} head_dim", Constant(0.0), sizes) if biased else None
         self.out = Param("heads head_dim embd", Normal((settings.heads * head_dim) ** -0.5), sizes)
         self.out_bias = Param("embd", Constant(0.0), sizes) if settings.out_bias else None
         # All-attention's persistent vectors, https://arxiv.org/abs/1907.01470, beside the tokens' keys and
@@ -66,11 +73,14 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, Cache | None]:
         """x [batch, sequence, embd] -> the same shape, and the cache with these tokens in it."""
         q, k, v = self.project(x)
+        if self.key_heads == "kv_heads":
+            k, v = (self.spread(y, q.shape[2] if kind == "linear" else None) for y in (k, v))
         q = checkpoint_name(q * self.scale, "query")
         k, v = checkpoint_name(k, "key"), checkpoint_name(v, "value")
         if self.rotary is not None:
             position = context.token_positions(x.shape[1])
-            q, k = (rotate(y, position, self.rotary.base, self.rotary.rotary_dims) for y in (q, k))
+            turn = frequencies(self.rotary, q.shape[3])
+            q, k = (rotate(y, position, turn, self.rotary.interleaved) for y in (q, k))
         if kind == "linear":
             y, kept = self.accumulate(q, k, v, context, cache)
         else:
@@ -78,25 +88,44 @@ class Attention(nnx.Module):
             dropout = Dropout(rate, dropout_key) if rate and dropout_key is not None else None
             y, kept = self.attend(q, k, v, kind, context, cache, dropout)
         y = einsum("batch sequence heads head_dim, heads head_dim embd -> batch sequence embd", y, self.out)
-        return y if self.out_bias is None else named.biased(y, self.out_bias, "embd"), kept
+        return named.biased(y, self.out_bias, "embd"), kept
 
     def project(self, x: jax.Array) -> list[jax.Array]:
-        """x [batch, sequence, embd] -> queries, keys and values [batch, sequence, heads, head_dim]."""
+        """x [batch, sequence, embd] -> queries [batch, sequence, heads, head_dim], keys and values [batch,
+        sequence, kv_heads, head_dim]."""
+
+        def one(weight: Param, heads: str) -> jax.Array:
+            equation = f"batch sequence embd, embd {heads} head_dim -> batch sequence {heads} head_dim"
+            return einsum(equation, x, weight)
+
+        def several(weights: Param, heads: str) -> list[jax.Array]:
+            several = f"projections {heads} head_dim"
+            y = einsum(f"batch sequence embd, embd {several} -> batch sequence {several}", x, weights)
+            return [y[:, :, i] for i in range(y.shape[2])]
+
         if self.joined is not None:
-            three = einsum(
-                "batch sequence embd, embd projections heads head_dim -> batch sequence projections heads "
-                "head_dim",
-                x,
-                self.joined,
-            )
-            parts = [three[:, :, i] for i in range(3)]
+            parts = several(self.joined, "heads")
+        elif self.key_value is not None:
+            parts = [one(self.query, "heads"), *several(self.key_value, "kv_heads")]
         else:
-            equation = "batch sequence embd, embd heads head_dim -> batch sequence heads head_dim"
-            parts = [einsum(equation, x, weight) for weight in (self.query, self.key, self.value)]
+            parts = [one(self.query, "heads"), *(one(w, self.key_heads) for w in (self.key, self.value))]
         biases = self.query_bias, self.key_bias, self.value_bias
-        return [
-            y if bias is None else named.biased(y, bias, "heads head_dim") for y, bias in zip(parts, biases)
-        ]
+        heads = "heads", self.key_heads, self.key_heads
+        return [named.biased(y, bias, f"{own} head_dim") for y, bias, own in zip(parts, biases, heads)]
+
+    def spread(self, x: jax.Array, count: int | None = None) -> jax.Array:
+        """Keys or values x [batch, sequence, kv_heads, head_dim], split as the heads of queries that read
+        them.
+
+        Each head is repeated as often as that needs: where kv_heads do not divide by the parts of heads, a
+        device has those that its own queries read. `count`: the heads to make of them, default the fewest.
+        """
+        own = x.shape[2]
+        count = count or math.lcm(own, named.current_layout().split("heads"))
+        if count > own:
+            sharding = named.sharding("batch sequence kv_heads head_dim")
+            x = jnp.repeat(x, count // own, axis=2, out_sharding=sharding)
+        return named.lay(x, "batch sequence heads head_dim")
 
     def attend(self, q, k, v, kind, context, cache, dropout):
         """Softmax attention to the tokens of the call and, with a cache, to all that it holds."""
@@ -132,6 +161,9 @@ class Attention(nnx.Module):
             # CPU's compiler drops an optimization barrier before it decides on copies. A y that is not finite
             # adds nothing, either.
             nothing = jnp.where(jnp.isfinite(y), 0 * y, 0)
+            if k.shape[2] < y.shape[2]:
+                groups = *k.shape[:3], y.shape[2] // k.shape[2], y.shape[3]
+                nothing = named.reshaped(nothing, groups, "batch sequence heads group head_dim").sum(3)
             k, v = k + nothing, v + nothing
         return y, append(cache, k, v, now)
 

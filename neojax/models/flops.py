@@ -28,8 +28,9 @@ def forward_flops_per_token(model: ModelConfig, n_ctx: int | None = None) -> flo
     """
     length = n_ctx or model.n_ctx
     width = model.attention.heads * model.head_dim
+    shared = model.kv_heads * model.head_dim
     layers = model.attention_layers
-    attention = 4 * model.n_embd * width * sum(kind != "none" for kind in layers)
+    attention = 2 * model.n_embd * (width + shared) * sum(kind != "none" for kind in layers)
     keys = 0.0
     for kind in layers:
         if kind == "linear":

@@ -11,7 +11,7 @@ from neojax.kernels import loss
 from neojax.kernels.chunked_loss import chunked_token_scores
 from neojax.layout.named import Normal, Param
 from neojax.models.losses import Losses
-from neojax.models.norms import LayerNorm
+from neojax.models.norms import final_norm
 
 
 class LanguageHead(nnx.Module):
@@ -20,7 +20,7 @@ class LanguageHead(nnx.Module):
 
     def __init__(self, config: ModelConfig, sizes: Mapping[str, int]):
         self.n_vocab = config.n_vocab
-        self.norm_f = LayerNorm(config.norm.epsilon, sizes)
+        self.norm_f = final_norm(config, sizes)
         self.lm_head = None if config.embedding.tied else Param("vocab embd", Normal(0.02), sizes)
 
     def table(self, wte: Param) -> Param:

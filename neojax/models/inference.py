@@ -30,7 +30,9 @@ WEIGHTS = ("float32", "bfloat16", "int8")
 
 SUMMED: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("embd", "projections", "heads", "head_dim"): ("embd",),
+    ("embd", "projections", "kv_heads", "head_dim"): ("embd",),
     ("embd", "heads", "head_dim"): ("embd",),
+    ("embd", "kv_heads", "head_dim"): ("embd",),
     ("heads", "head_dim", "embd"): ("heads", "head_dim"),
     ("embd", "mlp"): ("embd",),
     ("mlp", "embd"): ("mlp",),

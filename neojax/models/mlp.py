@@ -29,15 +29,16 @@ class MLP(nnx.Module):
         scalars = LEARNED.get(self.activation, {})
         self.curve = nnx.Dict({name: Param("", Constant(value), sizes) for name, value in scalars.items()})
         self.up = Param("embd mlp", Normal(std_in), sizes)
-        self.up_bias = Param("mlp", Constant(0.0), sizes)
+        biased = config.mlp.bias
+        self.up_bias = Param("mlp", Constant(0.0), sizes) if biased else None
         self.gate = Param("embd mlp", Normal(std_in), sizes) if gated else None
-        self.gate_bias = Param("mlp", Constant(0.0), sizes) if gated else None
+        self.gate_bias = Param("mlp", Constant(0.0), sizes) if gated and biased else None
         self.down = Param("mlp embd", Normal(std_out), sizes)
-        self.down_bias = Param("embd", Constant(0.0), sizes)
+        self.down_bias = Param("embd", Constant(0.0), sizes) if biased else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = checkpoint_name(widen(x, self.up, self.up_bias), "mlp_up")
-        if self.gate is None or self.gate_bias is None:
+        if self.gate is None:
             y = self.activate(y)
         else:
             gate = checkpoint_name(widen(x, self.gate, self.gate_bias), "mlp_gate")
@@ -55,7 +56,7 @@ class MLP(nnx.Module):
         )(x, **scalars)
 
 
-def widen(x: jax.Array, weight: Param, bias: Param) -> jax.Array:
+def widen(x: jax.Array, weight: Param, bias: Param | None) -> jax.Array:
     """x [batch, sequence, embd] -> [batch, sequence, mlp]."""
     y = einsum("batch sequence embd, embd mlp -> batch sequence mlp", x, weight)
     return named.biased(y, bias, "mlp")

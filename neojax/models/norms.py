@@ -35,6 +35,17 @@ class LayerNorm(nnx.Module):
         return (y * named.use(self.scale, "embd") + named.use(self.bias, "embd")).astype(x.dtype)
 
 
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean of x^2 + epsilon) * scale over embd, computed in float32. https://arxiv.org/abs/1910.07467"""
+
+    def __init__(self, epsilon: float, sizes: Mapping[str, int]):
+        self.epsilon = epsilon
+        self.scale = Param("embd", Constant(1.0), sizes)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return (of_unit_size(x, self.epsilon) * named.use(self.scale, "embd")).astype(x.dtype)
+
+
 class ScaleNorm(nnx.Module):
     """(x - mean) / sqrt(variance + epsilon) * scale with one number as scale, computed in float32.
 
@@ -73,13 +84,27 @@ def standardise(x: jax.Array, epsilon: float) -> jax.Array:
     return y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
 
 
-def branch_norm(config: ModelConfig, sizes: Mapping[str, int]) -> Identity | LayerNorm | ScaleNorm:
+@partial(jax.checkpoint, static_argnums=1)
+def of_unit_size(x: jax.Array, epsilon: float) -> jax.Array:
+    """x in float32 with mean square 1 over its last dimension; nothing but x is kept for the backward
+    pass."""
+    y = x.astype(jnp.float32)
+    return y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
+
+
+def branch_norm(config: ModelConfig, sizes: Mapping[str, int]) -> Identity | LayerNorm | RMSNorm | ScaleNorm:
     """The normalisation of a branch; ReZero needs none."""
     if config.norm.kind == "rezero":
         return Identity()
     if config.norm.kind == "scale":
         return ScaleNorm(config.norm.epsilon, sizes)
-    return LayerNorm(config.norm.epsilon, sizes)
+    return final_norm(config, sizes)
+
+
+def final_norm(config: ModelConfig, sizes: Mapping[str, int]) -> LayerNorm | RMSNorm:
+    """The normalisation after the last block, which gpt-neo's other kinds do as `layer`."""
+    kind = RMSNorm if config.norm.kind == "rms" else LayerNorm
+    return kind(config.norm.epsilon, sizes)
 
 
 def branch_gate(config: ModelConfig, sizes: Mapping[str, int]) -> Identity | Gate:

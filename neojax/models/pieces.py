@@ -8,7 +8,7 @@ to another by these.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from neojax.models.attention import PROJECTIONS
+from neojax.models.attention import JOINED
 from neojax.models.transformer import Transformer
 
 
@@ -59,8 +59,8 @@ def by_param(model: Transformer) -> dict[str, list[Piece]]:
 def _roles(inner: tuple) -> Iterator[tuple[str, tuple[tuple[str, int], ...]]]:
     """The roles that a parameter of a block plays, and which of its entries plays each."""
     *outer, last = map(str, inner)
-    if last != "joined":
+    if last not in JOINED:
         yield ".".join([*outer, last]), ()
         return
-    for number, projection in enumerate(PROJECTIONS):
+    for number, projection in enumerate(JOINED[last]):
         yield ".".join([*outer, projection]), (("projections", number),)

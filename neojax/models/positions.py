@@ -5,9 +5,10 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from neojax.config import ModelConfig
+from neojax.config import ModelConfig, PositionsConfig
 from neojax.layout import named
 from neojax.layout.named import Normal, Param
 
@@ -56,23 +57,40 @@ def look_up(table: Param, dims: str, index: jax.Array) -> jax.Array:
     return named.look_up(table, dims, index, out, jnp.float32)
 
 
-def rotate(
-    x: jax.Array, position: jax.Array, base: float = 10000.0, rotary_dims: int | None = None
-) -> jax.Array:
+def frequencies(config: PositionsConfig, head_dim: int) -> np.ndarray:
+    """By how much the points of a head turn from one position to the next, in radians: float32 [points].
+
+    Point i turns by base ** (-i / points), and by less where these wavelengths are scaled: see the keys of
+    `config`. Facts of the scaling: `modeling_rope_utils` of transformers.
+    """
+    points = (config.rotary_dims or head_dim) // 2
+    turn = config.base ** (-np.arange(points) / points)
+    if config.scaling == "linear":
+        turn = turn / config.scaling_factor
+    elif config.scaling == "llama3":
+        long, short = config.scaling_long, config.scaling_short
+        kept = np.clip((config.scaling_context * turn / (2 * np.pi) - long) / (short - long), 0, 1)
+        turn = turn * (kept + (1 - kept) / config.scaling_factor)
+    return turn.astype(np.float32)
+
+
+def rotate(x: jax.Array, position: jax.Array, turn: np.ndarray, interleaved: bool = False) -> jax.Array:
     """Queries or keys x [batch, sequence, heads, head_dim], rotated by their positions ([sequence] or [batch,
     sequence]).
 
-    Of the first `rotary_dims` features of a head (None: all), feature i of the first half and of the second
-    half make a point that is rotated by position * base ** (-2 i / rotary_dims); the others stay.
-    https://arxiv.org/abs/2104.09864
+    The first features of a head make as many points as `turn` has, feature i of the first half with that of
+    the second or, `interleaved`, neighbours with each other. Point i is rotated by position * turn[i]; other
+    features stay. https://arxiv.org/abs/2104.09864
     """
     x = named.lay(x, "batch sequence heads key_dim")
-    size = rotary_dims or x.shape[-1]
-    half = size // 2
-    angle = position[..., None] * base ** (-jnp.arange(half) / half)
+    size = 2 * len(turn)
+    angle = position[..., None] * turn
     cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]
-    a, b = jnp.split(x[..., :size].astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    own = x[..., :size].astype(jnp.float32)
+    a, b = (own[..., ::2], own[..., 1::2]) if interleaved else jnp.split(own, 2, axis=-1)
+    points = a * cos - b * sin, b * cos + a * sin
+    rotated = jnp.stack(points, -1).reshape(own.shape) if interleaved else jnp.concatenate(points, axis=-1)
+    rotated = rotated.astype(x.dtype)
     if size < x.shape[-1]:
         rotated = jnp.concatenate([rotated, x[..., size:]], axis=-1)
     return named.lay(rotated, "batch sequence heads head_dim")

@@ -38,13 +38,17 @@ class Transformer(nnx.Module):
         self.tokenizer: Any = None
         self.eos_token_id: int | None = None
         self.config = config
-        self.layout = layout = layout or single_device()
+        layout = layout or single_device()
+        if config.kv_heads < config.attention.heads:
+            layout = layout.following("kv_heads", "heads", config.kv_heads)
+        self.layout = layout
         self.compute = compute = compute or Compute()
         sizes = {
             "vocab": layout.padded_vocab(config.n_vocab),
             "positions": config.n_ctx,
             "embd": config.n_embd,
             "heads": config.attention.heads,
+            "kv_heads": config.kv_heads,
             "head_dim": config.head_dim,
             "mlp": config.mlp_dim,
             "memory_slots": config.attention.memory_slots,

@@ -51,7 +51,7 @@ class TrueShape:
         sides: dict[str, Axes] = {}
         for axis, dim in enumerate(self.dims):
             if dim != "layers":
-                side = "heads" if dim == "head_dim" and joined else dim
+                side = "heads" if dim in ("head_dim", "kv_heads") and joined else dim
                 sides[side] = (*sides.get(side, ()), axis)
         return sorted(sides.values(), key=self._length)
 

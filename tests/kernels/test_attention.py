@@ -89,6 +89,27 @@ def test_blocked_equals_reference_in_values_and_gradients(length, window, start,
     equals_reference(blocked, length, window, start)
 
 
+@pytest.mark.parametrize("kernel, window", [(reference, None), (local, 5), (blocked, 7)])
+def test_heads_of_queries_that_share_a_head_of_keys_see_it_alike(kernel, window, monkeypatch):
+    """Against heads of keys and values repeated for each of them, values and gradients."""
+    monkeypatch.setattr(kernels, "BLOCK", 5)
+    q, k, v = operands(length=13, heads=6)
+    k, v, start = k[:, :, :2], v[:, :, :2], jnp.array([0, 2])
+    real = real_queries(13, start)
+
+    def both(heads, kernel):
+        def total(q, k, v):
+            out = kernel(q, *(jnp.repeat(x, heads, 2) for x in (k, v)), window=window, start=start)
+            return jnp.sum(jnp.where(real, jnp.sin(out), 0)), out * real
+
+        with named.use_layout(ONE):
+            (_, out), grads = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(q, k, v)
+        return out, *grads
+
+    for ours, theirs in zip(both(1, kernel), both(3, reference)):
+        np.testing.assert_allclose(ours, theirs, atol=2e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "layout", ["batch:x, heads:y", "batch:x, head_dim:y", "batch:x, sequence:y", "batch:x, memory_length:y"]
 )

@@ -81,6 +81,17 @@ def test_kernels_equal_the_reference(own, length, head_dim, window, start):
     assert_close(ours, theirs, real, 1e-4)
 
 
+@pytest.mark.parametrize("own", [SPLASH, CUDNN], ids=["splash", "cudnn"])
+def test_heads_of_queries_may_share_a_head_of_keys(own):
+    (q, k, v), pull = operands(128, 8, heads=4)
+    k, v = k[:, :, :2], v[:, :, :2]
+    ours, theirs = (
+        values_and_gradients(kernel, ONE, (q, k, v), None, pull)
+        for kernel in (partial(fused, partial(own, window=50)), partial(reference, window=50))
+    )
+    assert_close(ours, theirs, 1, 1e-4)
+
+
 @pytest.mark.parametrize("window, size", [(None, 512), (1, 128), (256, 256), (300, 512), (2000, 512)])
 def test_splash_blocks_are_no_larger_than_the_window_needs(window, size):
     assert splash.block(2048, window) == size
