@@ -66,6 +66,15 @@ class DataConfig:
         "attention stays within a document, and positions begin with it, where several stand in a window; "
         "false: a token sees all before it in the window",
     )
+    pairs: str = key(
+        "none",
+        "rows are two segments of sentences, [CLS] A [SEP] B [SEP], and masked: nsp, B follows A or is from "
+        "another document (BERT); sop, A and B are in order or changed (ALBERT); none: windows of the text",
+        choices=("none", "nsp", "sop"),
+    )
+    short_prob: float = key(
+        0.1, "share of the documents whose pairs are of any length below n_ctx", least=0, most=1
+    )
     prefetch: int = key(8, "batches read ahead of the training step", least=1)
 
 
@@ -180,8 +189,20 @@ class TrainConfig:
         0.1, "share of the masked tokens that are shown all the same", least=0, most=1
     )
     mlm_random_token_prob: float = key(
-        0.0, "share of the masked tokens shown as a random id", least=0, most=1
+        0.0,
+        "share of the masked tokens shown as a random id; with data.pairs: 0.1, where it is not given",
+        least=0,
+        most=1,
     )
+    mlm_whole_words: bool = key(False, "pairs: whole words are masked; sop: true, where it is not given")
+    mlm_max_ngram: int = key(
+        1,
+        "pairs: up to so many words (or tokens) in a row are masked, n of them with a probability in "
+        "proportion to 1 / n; sop: 3, where it is not given",
+        least=1,
+        most=16,
+    )
+    mlm_max_predictions: int = key(0, "pairs: at most so many masked tokens in a row; 0: no bound", least=0)
     mlm_mask_ignore_ids: tuple = key((), "ids that are never masked")
     mlm_cls_token_id: int | None = key(None, "id in the place of the first token of every row", least=0)
     compiler_options: tuple[str, ...] = key(

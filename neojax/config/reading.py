@@ -19,6 +19,7 @@ from neojax.config.formats import FORMAT, upgrade
 from neojax.config.keys import Config, SourceConfig, TrainConfig
 from neojax.config.model import ModelConfig, PositionsConfig
 from neojax.config.paths import value_at
+from neojax.config.recipes import RECIPES, check_pairs
 from neojax.config.spelling import FLAT, GROUPS, lay_over
 from neojax.errors import NeojaxError, nearest, suggest
 from neojax.storage.remote import place
@@ -90,7 +91,9 @@ def from_dict(raw: Any, overrides: Iterable[str] = (), source: str = "config") -
             f"{source}: model.family: there is no family {family!r}; known: {', '.join(FAMILIES)}"
             + (f"; did you mean {near}?" if near else "")
         )
-    tree = override(raw, overrides, source, {"model": FAMILIES[family]})
+    pairs = value_at(override(raw, overrides, source), "data.pairs", "none")
+    recipe = RECIPES.get(pairs, {}) if isinstance(pairs, str) else {}
+    tree = override(raw, overrides, source, {"model": FAMILIES[family], "train": recipe})
     tree.pop("format")
     config = _build(Config, tree, "", source)
     check(config)
@@ -266,6 +269,7 @@ def check(config: Config) -> None:
             "adamw"
         )
     _check_mlm(model, train)
+    check_pairs(config)
     decays = train.schedule in ("cosine", "linear") and not train.warmup_scales_decay
     if decays and train.warmup_steps >= (train.decay_steps or train.steps):
         raise NeojaxError(

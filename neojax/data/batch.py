@@ -10,7 +10,8 @@ NOT_SCORED = -1  # target of a position of which nothing is scored
 
 class Batch(NamedTuple):
     """Rows of tokens to train on or to score, as arrays [..., batch, sequence]: NumPy's where they are read,
-    then JAX's.
+    then JAX's. `labels` alone has no sequence. Where a row is a question with several answers to choose from,
+    all others are [..., batch, choices, sequence].
 
     A field that is None is left out of a compiled program altogether. A batch is a pytree of those that are
     not.
@@ -20,7 +21,8 @@ class Batch(NamedTuple):
     """int32: what the model sees."""
 
     targets: Array
-    """int32: what it is to predict at each position; `NOT_SCORED` where nothing is scored."""
+    """int32: what it is to predict at each position, a token or the class of one; `NOT_SCORED` where nothing
+    is scored."""
 
     weights: Array | None = None
     """float32: how much each scored position counts; None: 1."""
@@ -31,3 +33,19 @@ class Batch(NamedTuple):
 
     positions: Array | None = None
     """int32: the position of each token, as position embeddings mean it; None: its place in the row."""
+
+    token_types: Array | None = None
+    """int32: which part of its row a token belongs to, a row of the table of token types: in BERT's pairs 0
+    for [CLS] A [SEP] and 1 for B [SEP]. None: 0 everywhere."""
+
+    labels: Array | None = None
+    """What is to be said of each row as a whole, [..., batch] or [..., batch, n], as the model's head has it:
+
+    - pair: int32 [batch], 0 where B follows A (SOP: where they stand in order), 1 where not;
+    - sequence_classification: int32 [batch], a class; float32 [batch], a number, where there is one label;
+      float32 [batch, labels], whether each of them holds;
+    - question_answering: int32 [batch, 2], the first and the last token of the answer;
+    - multiple_choice: int32 [batch], which of the choices is right.
+
+    `NOT_SCORED`, or NaN among floats, is a row of which nothing is scored. Heads that score tokens alone take
+    `targets` and no labels."""

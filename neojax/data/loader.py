@@ -17,7 +17,8 @@ import numpy as np
 
 from neojax.config import DataConfig, SourceConfig
 from neojax.data.batch import NOT_SCORED, Batch
-from neojax.data.documents import Documents
+from neojax.data.documents import Documents, end_id
+from neojax.data.pairs import Pairing, Pairs, stacked
 from neojax.data.ranges import THREADS
 from neojax.data.sources import TokenSource, open_source
 from neojax.errors import NeojaxError
@@ -77,6 +78,15 @@ def _stack(data: DataConfig, shape: tuple[int, int], rows: Sequence[Batch]) -> B
     return jax.tree.map(field, Batch(zero, zero + NOT_SCORED, segments=apart, positions=apart), *rows)
 
 
+def _stacking(
+    data: DataConfig, shape: tuple[int, int], pairing: Pairing | None
+) -> Callable[[Sequence[Batch]], Batch]:
+    """What makes a batch of rows."""
+    if pairing is None:
+        return partial(_stack, data, shape)
+    return partial(stacked, shape=shape, pad=pairing.pad)
+
+
 class Place(NamedTuple):
     """Where a row of a batch comes from: tokens [start, stop) of `source`, all but the last of them its
     inputs."""
@@ -108,18 +118,25 @@ def train_places(data: DataConfig, n_ctx: int, batch_size: int, seed: int, step:
     return [stream[step * batch_size + row] for row in range(batch_size)]
 
 
-def _stream(data: DataConfig, n_ctx: int, seed: int, of: Callable[[Windows], Any]) -> grain.MapDataset:
+def _stream(
+    data: DataConfig, n_ctx: int, seed: int, of: Callable[[Windows], Any], pairing: Pairing | None = None
+) -> grain.MapDataset:
     """The endless training mixture, of what `of` makes of the windows of each source: as many, in the same
-    order."""
+    order; or of pairs."""
     if not data.train:
         raise NeojaxError("data.train is empty; name at least one token store or TFRecord file")
     mixture, weights = [], []
     for i, source in enumerate(data.train):
         if source.weight > 0:
-            windows = Windows(open_source(source.path, "train"), n_ctx, data)
+            opened = open_source(source.path, "train")
             # Grain shuffles epoch e with seed + e, so seeds that differ by little would share whole epochs.
             source_seed = int(np.random.SeedSequence((seed, i)).generate_state(1)[0])
-            mixture.append(grain.MapDataset.source(of(windows)).shuffle(seed=source_seed).repeat())
+            if pairing is None:
+                windows = grain.MapDataset.source(of(Windows(opened, n_ctx, data)))
+                mixture.append(windows.shuffle(seed=source_seed).repeat())
+            else:
+                pairs = Pairs(opened, n_ctx, pairing, end_id(opened, data), source_seed)
+                mixture.append(grain.MapDataset.range(sys.maxsize).map(pairs.__getitem__))
             weights.append(source.weight)
     if not mixture:
         raise NeojaxError("data.train: every source has weight 0; give one a positive weight")
@@ -138,17 +155,19 @@ def train_batches(
     start_step: int = 0,
     *,
     rows: Sequence[int] | np.ndarray | None = None,
+    pairing: Pairing | None = None,
 ) -> Iterator[Batch]:
     """The batches of a run from `start_step` on, without end; `data.prefetch` are read ahead by threads.
 
     rows: which of a batch's `batch_size` rows to read, in rising order; default all. Yields batches
     [len(rows), n_ctx]. A row depends only on (data, seed, step, its number), never on who reads it. A target
     is -1 where there is no token to score. Segments and positions are there where `data` isolates documents,
-    see `neojax.data.documents`. Raises `NeojaxError`.
+    see `neojax.data.documents`. With `pairing`, rows are pairs of segments, see `neojax.data.pairs`. Raises
+    `NeojaxError`.
     """
-    stream = _stream(data, n_ctx, seed, lambda windows: windows)
+    stream = _stream(data, n_ctx, seed, lambda windows: windows, pairing)
     rows = range(batch_size) if rows is None else rows
-    stack = partial(_stack, data, (len(rows), n_ctx))
+    stack = _stacking(data, (len(rows), n_ctx), pairing)
 
     def batch(step: int) -> Batch:
         return stack([stream[step * batch_size + row] for row in rows])
@@ -169,22 +188,31 @@ def validation_batches(
     batch_size: int,
     *,
     rows: Sequence[int] | np.ndarray | None = None,
+    pairing: Pairing | None = None,
 ) -> Iterator[Batch]:
     """One pass over a source in order, every token but the first (of each example, see `Windows`) a target
     once.
 
-    rows, and what is yielded, as in `train_batches`; of `data` it matters how documents are told apart. The
-    last batch is filled up with rows of which nothing is scored, so that all readers yield the same number of
-    batches. Raises `NeojaxError`.
+    rows, pairing, and what is yielded, as in `train_batches`; of `data` it matters how documents are told
+    apart. Pairs and their masks are the same every time, whatever the seed of the run is. The last batch is
+    filled up with rows of which nothing is scored, so that all readers yield the same number of batches.
+    Raises `NeojaxError`.
     """
     rows = range(batch_size) if rows is None else rows
-    windows = Windows(open_source(source.path, "validation"), n_ctx, data)
-    stack = partial(_stack, data, (len(rows), n_ctx))
+    opened = open_source(source.path, "validation")
+    held: Any
+    if pairing is None:
+        held = Windows(opened, n_ctx, data)
+        count = len(held)
+    else:
+        held = Pairs(opened, n_ctx, pairing, end_id(opened, data), seed=0, shuffled=False)
+        count = held.epoch_size
+    stack = _stacking(data, (len(rows), n_ctx), pairing)
 
     def batches() -> Iterator[Batch]:
-        for first in range(0, len(windows), batch_size):
-            mine = [first + row for row in rows if first + row < len(windows)]
-            yield stack([windows[i] for i in mine])
+        for first in range(0, count, batch_size):
+            mine = [first + row for row in rows if first + row < count]
+            yield stack([held[i] for i in mine])
 
     # Not a generator itself: a wrong path is an error at the call, not at the first batch.
     return batches()

@@ -6,6 +6,7 @@ from pathlib import Path
 from neojax.config import Config, SourceConfig
 from neojax.data import tokenizer as tokenizers
 from neojax.data.loader import Windows, check_ids
+from neojax.data.pairs import sentences_of
 from neojax.data.sources import ABSENT, TokenSource, end_of_document_id, open_source
 from neojax.errors import NeojaxError
 from neojax.runs.run_dir import TOKENIZER
@@ -55,7 +56,10 @@ def check_data(config: Config) -> tuple[list[TokenSource], list[TokenSource]]:
     sources = [open_source(s.path, "train") for s in config.data.train]
     held_out = [open_source(s.path, "validation") for s in config.data.validation]
     for source in sources + held_out:
-        Windows(source, config.model.n_ctx, config.data)  # raises where there is nothing to predict
+        if config.data.pairs != "none":
+            sentences_of(source)  # raises where it keeps none
+        else:
+            Windows(source, config.model.n_ctx, config.data)  # raises where there is nothing to predict
     check_ids(sources + held_out, config.model.n_vocab)
     return sources, held_out
 

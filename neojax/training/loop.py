@@ -15,6 +15,7 @@ from neojax.arguments import wrong
 from neojax.config import Config
 from neojax.data.fingerprint import fingerprint
 from neojax.data.loader import train_batches, validation_batches
+from neojax.data.pairs import Pairing
 from neojax.data.share import Share
 from neojax.errors import NeojaxError
 from neojax.kernels.choice import describe, of_layers
@@ -46,6 +47,7 @@ from neojax.training.inputs import (
 from neojax.training.memory import check_memory
 from neojax.training.metrics import MetricsWriter, Progress, Stopwatch, Throughput
 from neojax.training.optimizer import Optimizer, make_optimizer
+from neojax.training.pairing import pairing_of
 from neojax.training.profile import Profile
 from neojax.training.resume import go_on, may_begin
 from neojax.training.signals import Stop, Stopped
@@ -105,6 +107,7 @@ def train(config: Config, stop: Stop | None = None) -> None:
     folder = place(config.train.run_dir)
     tokenizer = read_tokenizer(config, sources)
     eos_token_id = read_end_of_document(sources, tokenizer)
+    pairing = agreed(lambda: pairing_of(config, tokenizer))
     data = {
         split: {s.path: fingerprint(source) for s, source in zip(getattr(config.data, split), opened)}
         for split, opened in (("train", sources), ("validation", held_out))
@@ -149,7 +152,7 @@ def train(config: Config, stop: Stop | None = None) -> None:
         chosen = of_layers(config.train.attention_kernel, config.model, layout, dtype, apart)
         if chosen:
             progress.note(describe(chosen))
-        run = Run(config, model, optimizer, state, start, progress, meta, stop, health, unevaluated)
+        run = Run(config, model, optimizer, state, start, progress, meta, stop, health, unevaluated, pairing)
         run.go(checkpoints, lock, stack.enter_context(Spool(folder)))
 
 
@@ -168,12 +171,14 @@ class Run:
         stop: Stop,
         health: Health,
         unevaluated: bool,
+        pairing: Pairing | None,
     ):
         self.config, self.model, self.state, self.step, self.progress = config, model, state, step, progress
         self.meta, self.stop, self.health = meta, stop, health
         self.unevaluated = (
             unevaluated  # whether the run was stopped before an evaluation of this step was done
         )
+        self.pairing = pairing
         self.together = Together()
         self.train_step = make_train_step(model, optimizer, config.train)
         self.eval_step = make_eval_step(model, config.train)
@@ -190,6 +195,7 @@ class Run:
             train.seed,
             self.step,
             rows=self.share.of_batch(train.batch_size),
+            pairing=self.pairing,
         )
         metrics = agreed(lambda: MetricsWriter(spool, train.tensorboard, resume_step=self.step))
         throughput, waiting = Throughput(), Stopwatch()
@@ -381,6 +387,7 @@ class Run:
                 self.config.model.n_ctx,
                 self.share.microbatch,
                 rows=self.share.held,
+                pairing=self.pairing,
             )
             batches = self.until_stopped(islice(batches, self.config.train.eval_batches or None))
             loss, _ = evaluate(self.eval_step, self.state.params, batches, self.share)

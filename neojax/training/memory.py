@@ -25,7 +25,7 @@ from neojax.training.optimizer import make_optimizer
 from neojax.training.state import abstract_state
 
 TOKEN_BYTES = 8  # a token as input and as target, int32 each
-SEGMENT_BYTES = 8  # its segment and its position, where documents are isolated
+SEGMENT_BYTES = 8  # its segment and its position, where documents are isolated, or its type, in pairs
 
 # The keys that may be too large: (key, least value, usual value).
 SIZES = (
@@ -88,7 +88,9 @@ def needed(config: Config, layout: Layout) -> Memory:
     activations = (
         (train.microbatch or train.batch_size) * tokens * widths * jnp.dtype(abstract.compute.dtype).itemsize
     )
-    each = TOKEN_BYTES + (SEGMENT_BYTES if config.data.isolate_documents else 0)
+    each = TOKEN_BYTES + (
+        SEGMENT_BYTES if config.data.isolate_documents or config.data.pairs != "none" else 0
+    )
     device = math.floor(held + train.batch_size * tokens * each + activations)
     parts = layout.split("batch")
     rows = train.batch_size * len(Share(layout, parts).held) / parts

@@ -6,10 +6,10 @@ https://arxiv.org/abs/1810.04805
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from neojax.config import TrainConfig
 from neojax.data.batch import NOT_SCORED, Batch
+from neojax.data.masking import share, shown
 from neojax.data.share import BATCH_DIMS
 from neojax.layout.mesh import Layout
 
@@ -37,17 +37,10 @@ def mask_tokens(batch: Batch, key: jax.Array, train: TrainConfig, n_vocab: int, 
         present &= ~first
     for ignored in train.mlm_mask_ignore_ids:
         present &= tokens != ignored
-    scored = present & (which < _share(train.mlm_mask_prob))
+    scored = present & (which < share(train.mlm_mask_prob))
     same, random = train.mlm_same_token_prob, train.mlm_random_token_prob
     mask = jnp.asarray(train.mlm_mask_id, tokens.dtype)
-    other = (what % n_vocab).astype(tokens.dtype)
-    shown = jnp.where(how < _share(same + random), other, mask)
-    shown = jnp.where(how < _share(same), tokens, shown)
+    hidden = shown(tokens, how, what, same, random, mask, n_vocab, jnp)
     return batch._replace(
-        tokens=jnp.where(scored, shown, tokens), targets=jnp.where(scored, tokens, NOT_SCORED)
+        tokens=jnp.where(scored, hidden, tokens), targets=jnp.where(scored, tokens, NOT_SCORED)
     )
-
-
-def _share(probability: float) -> np.uint32:
-    """The bound that 32 random bits are below with `probability`."""
-    return np.uint32(min(probability * 2**32, 2**32 - 1))
