@@ -2,7 +2,8 @@
 in the forward pass.
 
 The logits of a chunk are used for its loss and at once for its gradients, then forgotten, so that memory does
-not grow with vocabulary x sequence, and nothing is computed twice. Everything runs under `shard_map`: a
+not grow with vocabulary x sequence, and nothing is computed twice. Where few tokens are scored, as of masked
+ones, these come first and chunks without any are left out. Everything runs under `shard_map`: a
 device works on its own tokens and its own part of the vocabulary and of embd, and only sums of tokens' size
 travel, but for the gradient of the table, which is summed once.
 """
@@ -19,6 +20,7 @@ from neojax.layout.product import product
 from neojax.layout.row_lookup import vary
 
 CHUNK_BYTES = 64 << 20  # of float32 logits on a device
+FEW = 16  # chunks into which tokens of which few are scored fall at least, where they are not too small then
 
 
 class _Split(NamedTuple):
@@ -31,6 +33,7 @@ class _Split(NamedTuple):
     embd: tuple[str, ...]
     chunk: int  # tokens in a chunk
     platform: str
+    is_sparse: bool = False  # whether scored tokens come first, and chunks without any are left out
 
 
 class _Statistics(NamedTuple):
@@ -53,36 +56,47 @@ def chunked_cross_entropy(
     n_vocab: int,
     z_loss: float = 0.0,
     weights: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """As `loss.reference_cross_entropy`: scalars (objective, nats, scored tokens). With `z_loss` only the
-    objective has a gradient.
+    bias: named.Param | jax.Array | None = None,
+    *,
+    is_sparse: bool = False,
+    width: str = "embd",
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """As `loss.reference_cross_entropy`: scalars (objective, nats, scored tokens, how many of these are the
+    likeliest). With `z_loss` only the objective has a gradient.
 
-    hidden [batch, sequence, embd], table [vocab, embd] (rows past `n_vocab` are padding), targets int32
-    [batch, sequence] (-1: not scored), weights float32 [batch, sequence], or None for 1.
+    hidden [batch, sequence, `width`], table [vocab, `width`] (rows past `n_vocab` are padding), bias [vocab]
+    or None, targets int32 [batch, sequence] (-1: not scored), weights float32 [batch, sequence], or None for
+    1. is_sparse: whether so few tokens are scored that those that are not are best left out; it changes
+    nothing else.
     """
-    used, summed = named.trained(table, "vocab embd", hidden.dtype)
-    split = _split(used, n_vocab, z_loss)
-    dims: tuple[str, ...] = ("batch sequence embd", "vocab embd", "vocab embd", "batch sequence")
-    arrays: tuple[jax.Array, ...] = (hidden, jax.lax.stop_gradient(used), summed, targets)
-    if weights is not None:
-        dims, arrays = (*dims, "batch sequence"), (*arrays, weights)
-    return _on_each_device(partial(_own_part, split), dims, arrays, (jax.P(), jax.P(), jax.P()))
+    used, summed = named.trained(table, f"vocab {width}", hidden.dtype)
+    split = _split(used, n_vocab, z_loss, width)._replace(is_sparse=is_sparse)
+    rows, tables = "batch sequence", f"vocab {width}"
+    dims = (f"{rows} {width}", tables, tables, rows, rows, "vocab")
+    bias = None if bias is None else named.use(bias, "vocab", jnp.float32)
+    arrays = (hidden, jax.lax.stop_gradient(used), summed, targets, weights, bias)
+    return _on_each_device(partial(_own_part, split), dims, arrays, (jax.P(),) * 4)
 
 
 def chunked_token_scores(
-    hidden: jax.Array, table: named.Param | jax.Array, targets: jax.Array, n_vocab: int
+    hidden: jax.Array,
+    table: named.Param | jax.Array,
+    targets: jax.Array,
+    n_vocab: int,
+    bias: named.Param | jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """(log-probability of every target in nats, float32; whether it is the likeliest token, of equally likely
     ones the first), both [batch, sequence]; operands as in `chunked_cross_entropy`. Where a target is -1 they
     mean nothing."""
     used = named.use(table, "vocab embd", hidden.dtype)
     split = _split(used, n_vocab)
-    dims = ("batch sequence embd", "vocab embd", "batch sequence")
+    dims = ("batch sequence embd", "vocab embd", "batch sequence", "vocab")
+    bias = None if bias is None else named.use(bias, "vocab", jnp.float32)
     spec = named.sharding("batch sequence").spec
-    return _on_each_device(partial(_own_scores, split), dims, (hidden, used, targets), (spec, spec))
+    return _on_each_device(partial(_own_scores, split), dims, (hidden, used, targets, bias), (spec, spec))
 
 
-def _split(table: jax.Array, n_vocab: int, z_loss: float = 0.0) -> _Split:
+def _split(table: jax.Array, n_vocab: int, z_loss: float = 0.0, width: str = "embd") -> _Split:
     """How the layout in force splits a product of hidden states with `table`."""
     layout = named.current_layout()
     layout.spec(("batch", "sequence", "vocab"), what="logits")  # raises for an axis that splits two of them
@@ -92,28 +106,33 @@ def _split(table: jax.Array, n_vocab: int, z_loss: float = 0.0) -> _Split:
         z_loss,
         (*layout.axes("batch"), *layout.axes("sequence")),
         layout.axes("vocab"),
-        layout.axes("embd"),
+        layout.axes(width),
         max(rows // 128 * 128, 128),
         layout.platform,
     )
 
 
 def _on_each_device(
-    work: Callable[..., Any], dims: Sequence[str], arrays: Sequence[jax.Array], out: tuple[jax.P, ...]
+    work: Callable[..., Any],
+    dims: Sequence[str],
+    arrays: Sequence[jax.Array | None],
+    out: tuple[jax.P, ...],
 ) -> Any:
-    """`work` on every device's own part of `arrays`, whose dimensions are `dims`."""
-    parts = [named.lay(x, d) for x, d in zip(arrays, dims)]
+    """`work` on every device's own part of `arrays`, whose dimensions are `dims`; None is left as it is."""
+    parts = [x if x is None else named.lay(x, d) for x, d in zip(arrays, dims)]
     specs = tuple(named.sharding(d).spec for d in dims)
     return jax.shard_map(work, mesh=named.current_layout().mesh, in_specs=specs, out_specs=out)(*parts)
 
 
-def _own_scores(split: _Split, hidden: jax.Array, table: jax.Array, targets: jax.Array):
+def _own_scores(
+    split: _Split, hidden: jax.Array, table: jax.Array, targets: jax.Array, bias: jax.Array | None
+):
     flat = hidden.reshape(-1, hidden.shape[-1])
-    table = vary(table, split.tokens)
+    table, bias = vary(table, split.tokens), None if bias is None else vary(bias, split.tokens)
     pieces = _pieces(split, flat, targets.reshape(-1), None)
 
     def step(piece):
-        own = _statistics(split, table, *piece[:2])
+        own = _statistics(split, table, bias, *piece[:2])
         first = jnp.min(jnp.where(own.logits == own.top[:, None], own.ids, split.n_vocab), axis=-1)
         first = jax.lax.pmin(first, split.vocab) if split.vocab else first
         return own.picked - own.log_z, first == piece[1]
@@ -128,14 +147,16 @@ def _own_part(
     table: jax.Array,
     summed: jax.Array,
     targets: jax.Array,
-    weights: jax.Array | None = None,
+    weights: jax.Array | None,
+    bias: jax.Array | None,
 ):
     flat = hidden.reshape(-1, hidden.shape[-1])
     # The gradient of a table that several devices use is the sum of theirs: made where the table becomes
     # "varying".
     table, summed = vary(table, split.tokens), vary(summed, split.tokens)
+    bias = None if bias is None else vary(bias, split.tokens)
     weights = None if weights is None else weights.reshape(-1)
-    sums = _sums(split, flat, table, summed, targets.reshape(-1), weights)
+    sums = _sums(split, flat, table, summed, targets.reshape(-1), weights, bias)
     return tuple(jax.lax.psum(x, split.tokens) if split.tokens else x for x in sums)
 
 
@@ -147,8 +168,9 @@ def _sums(
     summed: jax.Array,
     targets: jax.Array,
     weights: jax.Array | None,
+    bias: jax.Array | None,
 ):
-    return _scan(split, hidden, table, targets, weights, gradients=False)[0]
+    return _scan(split, hidden, table, targets, weights, bias, gradients=False)[0]
 
 
 def _forward(
@@ -158,14 +180,15 @@ def _forward(
     summed: jax.Array,
     targets: jax.Array,
     weights: jax.Array | None,
+    bias: jax.Array | None,
 ):
-    sums, gradients = _scan(split, hidden, table, targets, weights, gradients=True)
-    return sums, (*gradients, jnp.zeros(0, summed.dtype))
+    sums, gradients = _scan(split, hidden, table, targets, weights, bias, gradients=True)
+    return sums, (gradients, jnp.zeros(0, summed.dtype))
 
 
 def _backward(split: _Split, residuals: Any, cotangents: Any):
-    d_hidden, d_table, summed = residuals
-    objective, nats, _ = cotangents
+    (d_hidden, d_table, d_bias), summed = residuals
+    objective, nats, _, _ = cotangents
     scale = objective if split.z_loss else objective + nats  # without z_loss the two are the same sum
     return (
         (d_hidden * scale).astype(d_hidden.dtype),
@@ -173,10 +196,20 @@ def _backward(split: _Split, residuals: Any, cotangents: Any):
         (d_table * scale).astype(summed.dtype),
         None,
         None,
+        None if d_bias is None else d_bias * scale,
     )
 
 
 _sums.defvjp(_forward, _backward)
+
+
+class _Carry(NamedTuple):
+    """What is summed over chunks: `objective`, `nats`, `scored` and `hits`, and the gradients of the table
+    and of its bias."""
+
+    sums: tuple[jax.Array, ...]
+    d_table: jax.Array | None
+    d_bias: jax.Array | None
 
 
 def _scan(
@@ -185,24 +218,69 @@ def _scan(
     table: jax.Array,
     targets: jax.Array,
     weights: jax.Array | None,
+    bias: jax.Array | None,
     gradients: bool,
 ):
-    """((objective, nats, scored), (d_hidden, d_table)) of one device's tokens, hidden [tokens, embd]."""
+    """((objective, nats, scored, hits), (d_hidden, d_table, d_bias)) of one device's tokens, hidden [tokens,
+    embd]."""
     tokens = hidden.shape[0]
+    order, used = None, None
+    if split.is_sparse:
+        split, order, used = _scored_first(split, targets, weights)
+        hidden, targets = hidden[order], targets[order]
+        weights = None if weights is None else weights[order]
     pieces = _pieces(split, hidden, targets, weights)
     chunks = len(pieces[0])
-    step = partial(_chunk, split, table, gradients=gradients)
-    everywhere = (*split.tokens, *split.vocab, *split.embd)
-    sums = tuple(vary(jnp.zeros(()), split.tokens) for _ in range(3))
-    d_table = vary(jnp.zeros(table.shape, jnp.float32), everywhere) if gradients else None
+    step: Callable[..., Any] = partial(_chunk, split, table, bias)
+    by_vocab = (*split.tokens, *split.vocab)
+    carry = _Carry(
+        tuple(vary(jnp.zeros(()), split.tokens) for _ in range(4)),
+        vary(jnp.zeros(table.shape, jnp.float32), (*by_vocab, *split.embd)) if gradients else None,
+        vary(jnp.zeros(bias.shape), by_vocab) if gradients and bias is not None else None,
+    )
+    inputs: Any = pieces
+    if used is not None:
+        step, inputs = _while_scored(split, step, used), (jnp.arange(chunks), pieces)
     if chunks == 1:
-        carry, d_hidden = step((sums, d_table), jax.tree.map(lambda x: x[0], pieces))
+        carry, d_hidden = step(carry, jax.tree.map(lambda x: x[0], inputs))
     else:
-        carry, d_hidden = jax.lax.scan(step, (sums, d_table), pieces)
-    sums, d_table = carry
+        carry, d_hidden = jax.lax.scan(step, carry, inputs)
     if not gradients:
-        return sums, None
-    return sums, (d_hidden.reshape(-1, hidden.shape[1])[:tokens], d_table)
+        return carry.sums, None
+    d_hidden = d_hidden.reshape(-1, hidden.shape[1])[:tokens]
+    if order is not None:
+        d_hidden = d_hidden[jnp.argsort(order)]
+    return carry.sums, (d_hidden, carry.d_table, carry.d_bias)
+
+
+def _scored_first(
+    split: _Split, targets: jax.Array, weights: jax.Array | None
+) -> tuple[_Split, jax.Array, jax.Array]:
+    """(`split` with chunks that fit few tokens, an order of tokens with the scored ones first, the number of
+    chunks in which any device has some)."""
+    chunk = min(split.chunk, max(128, -(-len(targets) // FEW // 128) * 128))
+    scored, _ = scoring(targets, weights)
+    used = -(-jnp.sum(scored, dtype=jnp.int32) // chunk)
+    # The same number on all devices: where they exchange parts of a chunk's logits, all of them do.
+    used = jax.lax.pmax(used, split.tokens) if split.tokens else used
+    return split._replace(chunk=chunk), jnp.argsort(~scored, stable=True), used
+
+
+def _while_scored(split: _Split, step: Callable[..., Any], used: jax.Array) -> Callable[..., Any]:
+    """`step` for chunks numbered below `used`; the others change nothing, and are not computed."""
+
+    def guarded(carry: _Carry, numbered: Any):
+        number, piece = numbered
+
+        def nothing(carry: _Carry, piece: Any):
+            if carry.d_table is None:
+                return carry, None
+            hidden = piece[0]
+            return carry, vary(jnp.zeros(hidden.shape, hidden.dtype), (*split.tokens, *split.embd))
+
+        return jax.lax.cond(number < used, step, nothing, carry, piece)
+
+    return guarded
 
 
 def _pieces(
@@ -221,25 +299,27 @@ def _pieces(
     )
 
 
-def _chunk(split: _Split, table: jax.Array, carry: Any, piece: Any, gradients: bool):
+def _chunk(split: _Split, table: jax.Array, bias: jax.Array | None, carry: _Carry, piece: Any):
     """Adds one chunk of tokens to the sums; its hidden states' gradient is the output."""
-    (objective, nats, count), d_table = carry
+    (objective, nats, count, hits), d_table, d_bias = carry
     hidden, targets, weights = piece
-    logits, _, hit, _, log_z, picked = _statistics(split, table, hidden, targets)
+    logits, _, hit, top, log_z, picked = _statistics(split, table, bias, hidden, targets)
     scored, weighted = scoring(targets, weights)
     nll = jnp.sum(weighted(log_z - picked))
     penalty = split.z_loss * jnp.sum(weighted(log_z**2))
-    sums = objective + nll + penalty, nats + nll, count + scored_count(scored, weights)
-    if not gradients:
-        return (sums, None), None
+    hits += jnp.sum(weighted(jnp.where(picked == top, 1.0, 0.0)))
+    sums = objective + nll + penalty, nats + nll, count + scored_count(scored, weights), hits
+    if d_table is None:
+        return _Carry(sums, None, None), None
     slope = weighted(1 + 2 * split.z_loss * log_z)
     each = 1.0 if weights is None else weights[:, None]
     d_logits = jnp.exp(logits - log_z[:, None]) * slope[:, None] - jnp.where(hit & scored[:, None], each, 0.0)
+    d_bias = None if d_bias is None else d_bias + jnp.sum(d_logits, axis=0)
     d_logits = d_logits.astype(hidden.dtype)
     multiply = partial(product, dtype=jnp.float32, platform=split.platform)
     d_hidden = multiply("tv,ve->te", d_logits, table)
     d_table += multiply("tv,te->ve", d_logits, hidden)
-    return (sums, d_table), _sum(d_hidden, split.vocab).astype(hidden.dtype)
+    return _Carry(sums, d_table, d_bias), _sum(d_hidden, split.vocab).astype(hidden.dtype)
 
 
 def scoring(
@@ -258,13 +338,16 @@ def scored_count(scored: jax.Array, weights: jax.Array | None) -> jax.Array:
     return jnp.sum(scored if weights is None else jnp.where(scored, weights, 0.0), dtype=jnp.float32)
 
 
-def _statistics(split: _Split, table: jax.Array, hidden: jax.Array, targets: jax.Array) -> _Statistics:
+def _statistics(
+    split: _Split, table: jax.Array, bias: jax.Array | None, hidden: jax.Array, targets: jax.Array
+) -> _Statistics:
     """What a chunk of tokens, hidden [tokens, embd], gives on this device's part of the vocabulary."""
     own = table.shape[0]
     first = jax.lax.axis_index(split.vocab) * own if split.vocab else 0
     ids = first + jnp.arange(own)
     logits = product("te,ve->tv", hidden, table, dtype=jnp.float32, platform=split.platform)
     logits = _sum(logits, split.embd)
+    logits = logits if bias is None else logits + bias
     if own * _size(split.vocab) > split.n_vocab:
         logits = jnp.where(ids < split.n_vocab, logits, -jnp.inf)
     hit = ids == targets[:, None]

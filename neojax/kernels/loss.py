@@ -1,4 +1,4 @@
-"""The loss of next-token prediction against an output table."""
+"""The loss of predicted tokens against an output table."""
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +8,23 @@ from neojax.kernels.entmax import entmax_loss
 from neojax.layout import named
 
 
-def logits(hidden: jax.Array, table: named.Param | jax.Array, n_vocab: int) -> jax.Array:
-    """hidden [batch, sequence, embd] times table [vocab, embd], in float32 [batch, sequence, vocab].
+def logits(
+    hidden: jax.Array,
+    table: named.Param | jax.Array,
+    n_vocab: int,
+    bias: named.Param | jax.Array | None = None,
+    width: str = "embd",
+) -> jax.Array:
+    """hidden [batch, sequence, `width`] times table [vocab, `width`], plus bias [vocab], in float32 [batch,
+    sequence, vocab].
 
     Rows of the table past `n_vocab` are padding; their logits are -inf, so that they never get probability.
     """
     out = named.einsum(
-        "batch sequence embd, vocab embd -> batch sequence vocab", hidden, table, dtype=jnp.float32
+        f"batch sequence {width}, vocab {width} -> batch sequence vocab", hidden, table, dtype=jnp.float32
     )
+    if bias is not None:
+        out = out + named.use(bias, "vocab")
     if out.shape[-1] > n_vocab:
         out = jnp.where(jnp.arange(out.shape[-1]) < n_vocab, out, -jnp.inf)
     return out
@@ -29,19 +38,20 @@ def cross_entropy(
     z_loss: float = 0.0,
     entmax: bool = False,
     weights: jax.Array | None = None,
+    bias: named.Param | jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Sums over the scored tokens of a batch, in float32.
 
     targets: int32 [batch, sequence]; -1 is not scored. weights: float32 [batch, sequence], how often each of
-    them counts (None: once), in all sums; no gradient is taken with respect to them. Returns scalars
-    (objective, negative log-likelihood in nats, number of scored tokens or sum of their weights); the
-    objective is the likelihood term plus `z_loss` times the squared log-partition (PaLM, section 5). With
-    `entmax` the loss of `kernels.entmax` stands in for the likelihood. Rule: in chunks of tokens, unless
-    `entmax` asks for whole rows of logits.
+    them counts (None: once), in all sums; no gradient is taken with respect to them. bias: float32 [vocab],
+    added to the logits. Returns scalars (objective, negative log-likelihood in nats, number of scored tokens
+    or sum of their weights); the objective is the likelihood term plus `z_loss` times the squared
+    log-partition (PaLM, section 5). With `entmax` the loss of `kernels.entmax` stands in for the likelihood.
+    Rule: in chunks of tokens, unless `entmax` asks for whole rows of logits.
     """
     if entmax:
-        return reference_cross_entropy(hidden, table, targets, n_vocab, z_loss, entmax, weights)
-    return chunked_cross_entropy(hidden, table, targets, n_vocab, z_loss, weights)
+        return reference_cross_entropy(hidden, table, targets, n_vocab, z_loss, entmax, weights, bias)
+    return chunked_cross_entropy(hidden, table, targets, n_vocab, z_loss, weights, bias)[:3]
 
 
 def reference_cross_entropy(
@@ -52,10 +62,12 @@ def reference_cross_entropy(
     z_loss: float = 0.0,
     entmax: bool = False,
     weights: jax.Array | None = None,
+    bias: named.Param | jax.Array | None = None,
+    width: str = "embd",
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """As `cross_entropy`, by the definition: all logits at once. The target's logit is picked by comparison,
     which works on a split vocabulary."""
-    scores = logits(hidden, table, n_vocab)
+    scores = logits(hidden, table, n_vocab, bias, width)
     targets = named.lay(targets, "batch sequence")
     if weights is not None:
         weights = named.lay(jax.lax.stop_gradient(weights), "batch sequence")

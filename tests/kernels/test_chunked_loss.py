@@ -79,6 +79,40 @@ def test_values_and_gradients_over_several_chunks_are_those_of_the_definition(
     assert not grads[1][N_VOCAB:].any()
 
 
+@pytest.mark.parametrize(
+    "layout, share",
+    [("one device", 1.0), ("one device", 0.0), ("vocabulary", 0.2), ("sequence and embd", 0.2)],
+)
+def test_leaving_out_chunks_of_which_nothing_is_scored_changes_nothing(layout, share, monkeypatch):
+    """With a bias of the table, and its gradient. Rows differ in how many of their tokens are scored."""
+    monkeypatch.setattr(chunked_loss, "CHUNK_BYTES", 1)
+    hidden, table, targets = map(np.asarray, operands())
+    rows = np.random.default_rng(1).uniform(size=targets.shape) < share * np.array([[0.1], [0.5], [1], [2]])
+    targets, bias = np.where(rows, targets, -1), np.linspace(-1, 1, ROWS, dtype=np.float32)
+
+    def measured(name, **options):
+        layout = LAYOUTS[name]
+        loss = chunked_loss.chunked_cross_entropy if options else reference_cross_entropy
+
+        def total(hidden, table, bias):
+            with named.use_layout(layout):
+                sums = loss(hidden, table, targets, N_VOCAB, 0.1, weights=weights(), bias=bias, **options)
+            return sums[0], sums
+
+        dims = (["batch", "sequence", "embd"], ["vocab", "embd"], ["vocab"])
+        arrays = [layout.put(x, *d) for x, d in zip((hidden, table, bias), dims)]
+        with jax.set_mesh(layout.mesh):
+            gradients, sums = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*arrays)
+        return [np.asarray(x) for x in (*sums[:3], *gradients)], sums[3:]
+
+    ours, (hits,) = measured(layout, is_sparse=True)
+    expected, _ = measured("one device")
+    for a, b in zip(ours, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+    likeliest = (hidden @ table.T + bias)[..., :N_VOCAB].argmax(-1)
+    np.testing.assert_allclose(hits, np.sum(weights(), where=(likeliest == targets)), rtol=1e-5)
+
+
 def test_chunks_of_bfloat16_differ_from_the_definition_by_its_rounding(monkeypatch):
     """Values are float32's; a gradient is rounded as its operands are, however many chunks it is the sum
     of."""
