@@ -35,20 +35,28 @@ class Share:
         return (np.arange(0, batch_size, self.microbatch)[:, None] + self.held).ravel()
 
     def place(self, batch: Batch) -> Batch:
-        """This process's rows of a batch, [microbatches * len(held), sequence], as part of arrays
-        [microbatches, microbatch, sequence] over all processes."""
+        """This process's rows of a batch, [microbatches * len(held), ...], as part of arrays [microbatches,
+        microbatch, ...] over all processes."""
 
-        def array(rows: np.ndarray) -> jax.Array:
-            local = rows.reshape(-1, len(self.held), rows.shape[-1])
-            shape = (len(local), self.microbatch, local.shape[-1])
+        def array(name: str, rows: np.ndarray) -> jax.Array:
+            local = rows.reshape(-1, len(self.held), *rows.shape[1:])
+            shape = (len(local), self.microbatch, *rows.shape[1:])
 
             def part(at: tuple[slice, ...] | None) -> np.ndarray:
                 assert at is not None
                 start, stop, _ = at[1].indices(self.microbatch)
                 first = np.searchsorted(self.held, start)  # where one row of a shard is held, all are
-                return local[at[0], first : first + stop - start, at[2]]
+                return local[(at[0], slice(first, first + stop - start), *at[2:])]
 
-            sharding = self.layout.sharding(BATCH_DIMS, shape, what="the batch")
+            sharding = self.layout.sharding(dims_of(name, len(shape)), shape, what="the batch")
             return jax.make_array_from_callback(shape, sharding, part)
 
-        return jax.tree.map(lambda rows: array(np.asarray(rows)), batch)
+        placed = {name: array(name, np.asarray(x)) for name, x in batch._asdict().items() if x is not None}
+        return batch._replace(**placed)
+
+
+def dims_of(field: str, rank: int) -> tuple[str, ...]:
+    """The dimensions of a `Batch`'s `field` of as many as `rank`, in microbatches."""
+    if field == "labels":
+        return ("microbatches", "batch", "labels")[:rank]
+    return ("microbatches", "batch", *("choices",) * (rank - 3), "sequence")
