@@ -10,6 +10,15 @@ from neojax.config.families import FAMILIES
 from neojax.errors import NeojaxError, suggest
 
 ATTENTION_TYPES = ("global", "local", "linear", "none")
+HEADS = (
+    "lm",
+    "mlm",
+    "pair",
+    "sequence_classification",
+    "token_classification",
+    "question_answering",
+    "multiple_choice",
+)
 ACTIVATIONS = (
     "gelu_new",
     "gelu",
@@ -160,7 +169,35 @@ class EmbeddingConfig:
     """The token embedding."""
 
     tied: bool = key(True, "use the token embedding as the output table too")
+    width: int | None = key(
+        None,
+        "width of the tables of embeddings, which a matrix then brings to n_embd, as in ALBERT; null: "
+        "n_embd, and no such matrix",
+        least=1,
+    )
+    token_types: int = key(0, "rows of the table of token types, such as BERT's 2; 0: no such table", least=0)
+    norm: bool = key(False, "normalise the sum of the embeddings, as BERT does")
     dropout: float = key(0.0, "dropout rate on the sum of token and position embedding", least=0, below=1)
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """What the model says of its input."""
+
+    kinds: tuple[str, ...] = key(
+        ("lm",),
+        "lm: the next token. Of bert and albert: mlm, masked tokens; pair, whether B follows A; "
+        "sequence_classification; token_classification; question_answering; multiple_choice; [mlm, pair] "
+        "go together; []: none, the model gives its hidden states",
+    )
+    labels: tuple[str, ...] = key(
+        ("LABEL_0", "LABEL_1"),
+        "names of the classes of sequence_classification and token_classification, in their order; one: "
+        "sequence_classification gives a number",
+    )
+    dropout: float | None = key(
+        None, "dropout rate before a classifier; null: as model.dropout", least=0, below=1
+    )
 
 
 @dataclass(frozen=True)
@@ -201,13 +238,20 @@ class ModelConfig:
         50257, "number of token ids; padded internally so that a mesh axis can split it", least=2
     )
     causal: bool = key(True, "false: every token sees those after it; trained with train.mlm_mask_id")
-    share_parameters: bool = key(False, "one set of weights for all layers")
+    share_parameters: bool = key(False, "one set of weights for all layers, or `layer_groups` of them")
+    layer_groups: int = key(
+        1, "with share_parameters: so many sets of weights, each for as many layers that follow", least=1
+    )
+    inner_layers: int = key(
+        1, "with share_parameters: layers in a set, which take turns; n_layer counts all turns", least=1
+    )
     dropout: float = key(0.0, "dropout rate on the output of each attention and MLP branch", least=0, below=1)
     attention: AttentionConfig = key(AttentionConfig(), "attention")
     mlp: MlpConfig = key(MlpConfig(), "the MLP")
     norm: NormConfig = key(NormConfig(), "normalisation")
     positions: PositionsConfig = key(PositionsConfig(), "positions")
     embedding: EmbeddingConfig = key(EmbeddingConfig(), "the token embedding")
+    head: HeadConfig = key(HeadConfig(), "the head")
     init: InitConfig = key(InitConfig(), "initial weights")
 
     @property
@@ -222,6 +266,16 @@ class ModelConfig:
     @property
     def mlp_dim(self) -> int:
         return self.mlp.width or 4 * self.n_embd
+
+    @property
+    def token_embd(self) -> int:
+        """The width of the token embedding."""
+        return self.embedding.width or self.n_embd
+
+    @property
+    def head_dropout(self) -> float:
+        """The dropout rate before a classifier."""
+        return self.dropout if self.head.dropout is None else self.head.dropout
 
     @property
     def attention_layers(self) -> tuple[str, ...]:

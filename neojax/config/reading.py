@@ -17,7 +17,7 @@ from neojax.config.declare import LARGEST_FLOAT
 from neojax.config.families import FAMILIES
 from neojax.config.formats import FORMAT, upgrade
 from neojax.config.keys import Config, SourceConfig, TrainConfig
-from neojax.config.model import ModelConfig, PositionsConfig
+from neojax.config.model import HEADS, ModelConfig, PositionsConfig
 from neojax.config.paths import value_at
 from neojax.config.recipes import RECIPES, check_pairs
 from neojax.config.spelling import FLAT, GROUPS, lay_over
@@ -164,6 +164,7 @@ def _meant(name: str, prefix: str, known: Iterable[str]) -> str:
         nested = functools.reduce(lambda inner, key: f"{{{key}: {inner}}}", reversed(path.split(".")), "...")
         return f"; write it nested: {nested}"
     if paths := elsewhere.get(name.rpartition(".")[2]):
+        paths = [path for path in paths if path.endswith(f".{name}")] or paths
         return f"; did you mean {' or '.join(paths)}?"
     here = {key: f"{prefix}{key}" for key in known} | (FLAT if prefix == "model." else {})
     near = nearest(name, here)
@@ -249,6 +250,8 @@ def check(config: Config) -> None:
     _ = model.attention_layers  # raises where the pattern does not fit n_layer
     _check_rotary(model)
     _check_axial(model)
+    _check_sharing(model)
+    _check_head(model)
     if train.microbatch and train.batch_size % train.microbatch:
         raise NeojaxError(
             f"train.microbatch={train.microbatch} does not divide train.batch_size={train.batch_size}"
@@ -298,7 +301,8 @@ def _check_heads(model: ModelConfig) -> None:
 
 
 def _check_mlm(model: ModelConfig, train: TrainConfig) -> None:
-    if model.causal != (train.mlm_mask_id is None):
+    is_language_model = "lm" in model.head.kinds
+    if (model.causal or is_language_model) and model.causal != (train.mlm_mask_id is None):
         raise NeojaxError(
             f"model.causal={str(model.causal).lower()} with train.mlm_mask_id={train.mlm_mask_id}: masked "
             "tokens are predicted by a model that is not causal, and by no other; set both or neither"
@@ -314,6 +318,51 @@ def _check_mlm(model: ModelConfig, train: TrainConfig) -> None:
         )
     if train.mlm_same_token_prob + train.mlm_random_token_prob > 1:
         raise NeojaxError("train.mlm_same_token_prob + mlm_random_token_prob is a share of at most 1")
+
+
+def _check_sharing(model: ModelConfig) -> None:
+    groups, inner = model.layer_groups, model.inner_layers
+    if not model.share_parameters and (groups, inner) != (1, 1):
+        raise NeojaxError(
+            f"model.layer_groups={groups} and model.inner_layers={inner} are for "
+            "model.share_parameters=true; set that, or leave them out"
+        )
+    if model.n_layer % (groups * inner):
+        raise NeojaxError(
+            f"model.n_layer={model.n_layer} is not a multiple of model.layer_groups={groups} times "
+            f"model.inner_layers={inner}; every group has as many layers, and every set of weights as many "
+            "turns"
+        )
+
+
+def _check_head(model: ModelConfig) -> None:
+    kinds, usual = model.head.kinds, FAMILIES[model.family].get("head", {}).get("kinds", ["lm"])
+    given = f"model.head.kinds={list(kinds)}"
+    if unknown := [kind for kind in kinds if kind not in HEADS]:
+        raise NeojaxError(f"{given}: there is no head {unknown[0]!r}{suggest(unknown[0], HEADS)}")
+    if len(set(kinds)) < len(kinds):
+        raise NeojaxError(f"{given} names one head twice; name each once")
+    if "lm" in usual:
+        if kinds != ("lm",):
+            raise NeojaxError(f"{given}: a {model.family} has the head lm alone; leave the key out")
+        if model.embedding.width is not None:
+            raise NeojaxError(
+                f"model.embedding.width={model.embedding.width}: the head lm has no table of another width "
+                "than n_embd; leave it out"
+            )
+        return
+    if "lm" in kinds or (len(kinds) > 1 and set(kinds) != {"mlm", "pair"}):
+        raise NeojaxError(
+            f"{given}: a {model.family} has mlm, pair, both of them, or one of {', '.join(HEADS[3:])}"
+        )
+    if model.causal:
+        raise NeojaxError(
+            f"model.causal=true: the tokens of a {model.family} see those after them; leave it out"
+        )
+    if not model.head.labels or len(set(model.head.labels)) < len(model.head.labels):
+        raise NeojaxError(
+            f"model.head.labels={list(model.head.labels)}: expected the names of the classes, each once"
+        )
 
 
 def _check_rotary(model: ModelConfig) -> None:

@@ -13,6 +13,7 @@ DIMENSIONS = {
     "positions": "rows of the learned position table",
     "vocab": "token ids, padding included",
     "embd": "width of the residual stream",
+    "token_embd": "width of the token embedding, where it is another (model.embedding.width)",
     "heads": "attention heads",
     "kv_heads": "heads of keys and values, where several heads of queries read one; split as heads",
     "head_dim": "width of one attention head",
@@ -28,6 +29,10 @@ INTERNAL = {
     "microbatches": "parts of a batch, trained one after another",
     "projections": "queries, keys and values, or the last two, where one product makes them all",
     "group": "heads of queries that read one head of keys and values",
+    "token_types": "rows of the table of token types",
+    "features": "what a head makes of hidden states before it scores them",
+    "labels": "classes that a head tells apart",
+    "choices": "answers to choose from",
     "layers": "repetitions of the layer group; scanned one after another",
 }
 """Those that the implementation needs beside them; they are whole everywhere."""

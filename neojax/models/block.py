@@ -88,6 +88,8 @@ class Block(nnx.Module):
         return x, cache, {}
 
 
-def residual_dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Dropout on [batch, sequence, embd]; nothing without a key."""
-    return x if key is None or not rate else Dropout(rate, key)(x, "batch sequence embd")
+def residual_dropout(
+    x: jax.Array, rate: float, key: jax.Array | None, dims: str = "batch sequence embd"
+) -> jax.Array:
+    """Dropout on x [`dims`]; nothing without a key."""
+    return x if key is None or not rate else Dropout(rate, key)(x, dims)

@@ -20,6 +20,7 @@ class Context:
     own document alone. None where all tokens of a row are one document.
     `positions` int32 [batch, sequence]: the position of each token, None where it follows from `start` and
     `time`.
+    `token_types` int32 [batch, sequence]: the row of each token in the table of token types, None for 0.
     """
 
     start: jax.Array | None = None
@@ -27,6 +28,7 @@ class Context:
     slots: Mapping[str, int] | None = None
     segments: jax.Array | None = None
     positions: jax.Array | None = None
+    token_types: jax.Array | None = None
 
     def token_positions(self, length: int) -> jax.Array:
         """The positions of the call's `length` tokens: int32 [sequence], or [batch, sequence] where rows

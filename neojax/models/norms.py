@@ -23,16 +23,17 @@ class Identity(nnx.Module):
 
 
 class LayerNorm(nnx.Module):
-    """(x - mean) / sqrt(variance + epsilon) * scale + bias over embd, computed in float32."""
+    """(x - mean) / sqrt(variance + epsilon) * scale + bias over `dim`, the last one, computed in float32."""
 
-    def __init__(self, epsilon: float, sizes: Mapping[str, int]):
+    def __init__(self, epsilon: float, sizes: Mapping[str, int], dim: str = "embd"):
         self.epsilon = epsilon
-        self.scale = Param("embd", Constant(1.0), sizes)
-        self.bias = Param("embd", Constant(0.0), sizes)
+        self.dim = dim
+        self.scale = Param(dim, Constant(1.0), sizes)
+        self.bias = Param(dim, Constant(0.0), sizes)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = standardise(x, self.epsilon)
-        return (y * named.use(self.scale, "embd") + named.use(self.bias, "embd")).astype(x.dtype)
+        return (y * named.use(self.scale, self.dim) + named.use(self.bias, self.dim)).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):

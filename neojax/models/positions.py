@@ -21,39 +21,42 @@ class AxialPositions(nnx.Module):
     Facts: gpt-neo's `axial_pos_emb`. https://arxiv.org/abs/1912.12180
     """
 
-    def __init__(self, sizes: Mapping[str, int]):
-        self.columns = sizes["axial_columns"]
-        self.row = Param("axial_rows embd", Normal(STD), sizes)
-        self.column = Param("axial_columns embd", Normal(STD), sizes)
+    def __init__(self, sizes: Mapping[str, int], width: str):
+        self.columns, self.width = sizes["axial_columns"], width
+        self.row = Param(f"axial_rows {width}", Normal(STD), sizes)
+        self.column = Param(f"axial_columns {width}", Normal(STD), sizes)
 
     def __call__(self, position: jax.Array) -> jax.Array:
-        row = look_up(self.row, "axial_rows embd", position // self.columns)
-        return (row + look_up(self.column, "axial_columns embd", position % self.columns)) / 2
+        row = look_up(self.row, f"axial_rows {self.width}", position // self.columns)
+        return (row + look_up(self.column, f"axial_columns {self.width}", position % self.columns)) / 2
 
 
-def position_table(config: ModelConfig, sizes: Mapping[str, int]) -> Param | AxialPositions | None:
-    """The position table of `config`; rotary positions have none."""
+def position_table(
+    config: ModelConfig, sizes: Mapping[str, int], width: str = "embd"
+) -> Param | AxialPositions | None:
+    """The position table of `config`, as wide as the dimension `width`; rotary positions have none."""
     match config.positions.kind:
         case "rotary":
             return None
         case "axial":
             rows, columns = config.positions.axial
-            return AxialPositions({**sizes, "axial_rows": rows, "axial_columns": columns})
+            return AxialPositions({**sizes, "axial_rows": rows, "axial_columns": columns}, width)
         case _:
-            return Param("positions embd", Normal(STD), sizes)
+            return Param(f"positions {width}", Normal(STD), sizes)
 
 
-def embedding(table: Param | AxialPositions, position: jax.Array) -> jax.Array:
-    """The embedding of positions int32 [sequence] or [batch, sequence], in float32; embd comes last."""
+def embedding(table: Param | AxialPositions, position: jax.Array, width: str = "embd") -> jax.Array:
+    """The embedding of positions int32 [sequence] or [batch, sequence], in float32; `width` comes last."""
     if isinstance(table, AxialPositions):
         return table(position)
-    return look_up(table, "positions embd", position)
+    return look_up(table, f"positions {width}", position)
 
 
 def look_up(table: Param, dims: str, index: jax.Array) -> jax.Array:
     """Rows of `table` at `index` [sequence] or [batch, sequence], in float32, as is then the sum over the
     rows of a batch that is their gradient."""
-    out = "sequence embd" if index.ndim == 1 else "batch sequence embd"
+    width = dims.split()[-1]
+    out = f"sequence {width}" if index.ndim == 1 else f"batch sequence {width}"
     return named.look_up(table, dims, index, out, jnp.float32)
 
 

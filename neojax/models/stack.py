@@ -1,7 +1,9 @@
 """The layers between embedding and head: grouped, scanned or unrolled, recomputed in the backward pass as
 asked."""
 
+import math
 from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -27,7 +29,11 @@ class Stack(nnx.Module):
     Layers are grouped by the smallest repeating pattern of kinds; the parameters of the repetitions are
     stacked along a first dimension `layers` and scanned, `compute.unroll` of them in one turn of the loop (0:
     all, so that there is no loop). Without `compute.stacked` every layer has parameters of its own and the
-    layers are unrolled. With `shared` all layers use the weights of one block.
+    layers are unrolled.
+
+    With `groups` layers share weights: the layers fall into as many groups that follow each other, and each
+    group has `inner` blocks, whose turns repeat until its layers are done; one of each is one set of weights
+    for all layers. Groups are unrolled, and within each the turns are scanned.
     """
 
     def __init__(
@@ -37,80 +43,114 @@ class Stack(nnx.Module):
         sizes: Mapping[str, int],
         compute: Compute,
         *,
-        shared: bool = False,
+        groups: int = 0,
+        inner: int = 1,
     ):
         self.compute = compute
-        self.shared = shared
-        self.kinds = smallest_pattern(kinds) if compute.stacked else kinds  # of the layers of one group
-        self.repeats = len(kinds) // len(self.kinds) if compute.stacked else 0
-        if shared:
-            self.blocks = nnx.List([make_block(set(kinds), sizes)])
+        self.groups = groups
+        self.inner = inner
+        each = len(kinds) // (groups or 1)
+        self.runs = tuple(_Run.of(kinds[i : i + each], i, compute, inner) for i in range(0, len(kinds), each))
+        if groups:
+            seen = [{run.kinds[i] for i in range(j, each, inner)} for run in self.runs for j in range(inner)]
+            self.blocks = nnx.List([make_block(kinds, sizes) for kinds in seen])
         else:
-            own = {**sizes, "layers": self.repeats} if compute.stacked else sizes
-            self.blocks = nnx.List([make_block({kind}, own) for kind in self.kinds])
+            run = self.runs[0]
+            own = {**sizes, "layers": run.repeats} if compute.stacked else sizes
+            self.blocks = nnx.List([make_block({kind}, own) for kind in run.turn])
 
     def __call__(
         self, x: jax.Array, context: Context, caches: Caches | None, dropout_key: jax.Array | None
     ) -> tuple[jax.Array, Caches | None, Sums]:
         """x [batch, sequence, embd] -> the same shape, the cache of every layer where `context` asks for
         them, and what the blocks added up, summed over layers."""
-        run = self._scan if self.repeats > 1 else self._unroll
-        return run(x, context, caches, dropout_key)
+        kept, totals = [], []
+        for number, run in enumerate(self.runs):
+            blocks = self.blocks
+            if len(self.runs) > 1:
+                blocks = nnx.List(list(blocks)[number * self.inner : (number + 1) * self.inner])
+            own = None if caches is None else caches[run.first : run.first + len(run.kinds)]
+            go = self._scan if run.repeats > 1 else self._unroll
+            x, made, sums = go(run, blocks, x, context, own, dropout_key)
+            kept.append(made)
+            totals.append(sums)
+        together = None if kept[0] is None else tuple(cache for made in kept for cache in made)
+        return x, together, jax.tree.map(lambda *parts: sum(parts), *totals)
 
     def layer(self, block: int, repeat: int = 0) -> int:
-        """The number of the layer that is repetition `repeat` of block number `block`."""
+        """The number of the layer that is repetition `repeat` of block number `block`; where layers share
+        weights, that of the set of weights."""
         return repeat * len(self.blocks) + block
 
-    def _group(self, blocks, first, x, context, caches, key):
-        """One repetition of the layer group; `first` is the index of its first layer, for dropout keys."""
+    def _turn(self, run, blocks, first, x, context, caches, key):
+        """One turn of a run; `first` is the index of its first layer, for dropout keys."""
         kept, sums = [], []
-        for i, kind in enumerate(self.kinds):
+        for i, kind in enumerate(run.turn):
             own = None if key is None else jax.random.fold_in(key, first + i)
-            block = blocks[0 if self.shared else i]
+            block = blocks[i % len(blocks)]
             x, cache, found = block(x, kind, context, None if caches is None else caches[i], own)
             kept.append(cache)
             sums.append(found)
         total = jax.tree.map(lambda *parts: sum(parts), *sums)
         return named.lay(x, "batch sequence embd"), (None if kept[0] is None else tuple(kept), total)
 
-    def _scan(self, x, context, caches, key):
-        graphdef, state = nnx.split(self.blocks)
-        group = len(self.kinds)
+    def _scan(self, run, blocks, x, context, caches, key):
+        graphdef, state = nnx.split(blocks)
+        size = len(run.turn)
 
         def body(x, inputs):
             first, layer, cache = inputs
-            blocks = nnx.merge(graphdef, state if self.shared else layer)
-            return self._group(blocks, first, x, context, cache, key)
+            own = nnx.merge(graphdef, state if self.groups else layer)
+            return self._turn(run, own, first, x, context, cache, key)
 
-        if caches is not None:  # a cache per layer -> one per block of the group, stacked over repetitions
-            caches = tuple(jax.tree.map(lambda *a: jnp.stack(a), *caches[i::group]) for i in range(group))
-        first = jnp.arange(self.repeats) * group
-        layers = None if self.shared else state
-        turn = min(self.compute.unroll or self.repeats, self.repeats)
-        x, (kept, sums) = jax.lax.scan(self._checkpointed(body), x, (first, layers, caches), unroll=turn)
+        if caches is not None:  # a cache per layer -> one per block of the turn, stacked over repetitions
+            caches = tuple(jax.tree.map(lambda *a: jnp.stack(a), *caches[i::size]) for i in range(size))
+        first = run.first + jnp.arange(run.repeats) * size
+        layers = None if self.groups else state
+        turns = min(self.compute.unroll or run.repeats, run.repeats)
+        looped = self._checkpointed(body, run.repeats)
+        x, (kept, sums) = jax.lax.scan(looped, x, (first, layers, caches), unroll=turns)
         if kept is not None:
-            kept = tuple(jax.tree.map(lambda a, r=r: a[r], c) for r in range(self.repeats) for c in kept)
+            kept = tuple(jax.tree.map(lambda a, r=r: a[r], c) for r in range(run.repeats) for c in kept)
         return x, kept, jax.tree.map(lambda a: jnp.sum(a, axis=0), sums)
 
-    def _unroll(self, x, context, caches, key):
-        graphdef, state = nnx.split(self.blocks)
-        if self.repeats and not self.shared:  # a single repetition: drop the stacking dimension
+    def _unroll(self, run, blocks, x, context, caches, key):
+        graphdef, state = nnx.split(blocks)
+        if run.repeats and not self.groups:  # a single repetition: drop the stacking dimension
             state = jax.tree.map(lambda a: a[0], state)
 
         def body(x, inputs):
             layer, cache = inputs
-            return self._group(nnx.merge(graphdef, layer), 0, x, context, cache, key)
+            return self._turn(run, nnx.merge(graphdef, layer), run.first, x, context, cache, key)
 
-        x, (kept, sums) = self._checkpointed(body)(x, (state, caches))
+        x, (kept, sums) = self._checkpointed(body, run.repeats)(x, (state, caches))
         return x, kept, sums
 
-    def _checkpointed(self, body: Callable[..., Any]) -> Callable[..., Any]:
+    def _checkpointed(self, body: Callable[..., Any], repeats: int) -> Callable[..., Any]:
         remat, unroll = self.compute.remat, self.compute.unroll
         if remat == "none":
             return body
-        return jax.checkpoint(
-            body, policy=REMAT_POLICIES[remat], prevent_cse=unroll != 1 or self.repeats <= 1
-        )
+        return jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=unroll != 1 or repeats <= 1)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Layers that are run in one loop: their `kinds`, the number of the `first`, and how they repeat: the
+    `turn` of kinds, `repeats` times; 0 where they do not, and the turn is all of them."""
+
+    kinds: tuple[str, ...]
+    first: int
+    turn: tuple[str, ...]
+    repeats: int
+
+    @staticmethod
+    def of(kinds: tuple[str, ...], first: int, compute: Compute, inner: int) -> "_Run":
+        """A run whose turn is a multiple of `inner` layers."""
+        if not compute.stacked:
+            return _Run(kinds, first, kinds, 0)
+        size = math.lcm(len(smallest_pattern(kinds)), inner)
+        turn = kinds[:size] if len(kinds) % size == 0 else kinds
+        return _Run(kinds, first, turn, len(kinds) // len(turn))
 
 
 def smallest_pattern(kinds: tuple[str, ...]) -> tuple[str, ...]:

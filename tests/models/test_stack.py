@@ -56,7 +56,7 @@ def test_a_block_is_what_its_order_says(order, mesh):
         with model.names_in_force():
             x = model.embedding(named.lay(TOKENS, "batch sequence"), Context(), None)
             own = jax.tree.map(lambda a: a[0], model.stack.blocks)  # two kinds: one repetition of either
-            for block, kind in zip(own, model.stack.kinds):
+            for block, kind in zip(own, model.stack.runs[0].turn):
                 x = by_definition(order, block, kind, x)
             return model.head.norm_f(x)
 

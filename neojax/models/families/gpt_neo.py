@@ -24,7 +24,8 @@ def build(config: ModelConfig, sizes: Mapping[str, int], compute: Compute) -> Pa
         config.attention_layers,
         sizes,
         compute,
-        shared=config.share_parameters,
+        groups=config.layer_groups if config.share_parameters else 0,
+        inner=config.inner_layers,
     )
     return Embedding(config, sizes, compute), stack, LanguageHead(config, sizes)
 
