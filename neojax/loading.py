@@ -2,22 +2,26 @@
 
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from neojax import config as configuration
 from neojax.arguments import wrong
 from neojax.config import Config, MeshConfig
 from neojax.convert import hf, hf_config
+from neojax.convert.place import Fresh
 from neojax.data import tokenizer as tokenizers
 from neojax.errors import NeojaxError
 from neojax.layout.mesh import Layout, layout_on, make_layout, single_device
 from neojax.models import Transformer
 from neojax.models.compute import COMPUTE_TYPES, Compute, compute_type
+from neojax.models.families import family
 from neojax.models.inference import (
     check_weights,
     converted,
@@ -25,6 +29,7 @@ from neojax.models.inference import (
     inference_layout,
     narrow,
 )
+from neojax.models.pieces import by_param
 from neojax.runs import run_dir as runs
 from neojax.runs.checkpoint import Checkpoints
 from neojax.storage.remote import is_remote, place
@@ -90,10 +95,18 @@ def usual_layout(usual: MeshConfig) -> Layout:
     return single_device() if current.empty else layout_on(current, usual)
 
 
-def load_params(path: str | Path, model: Transformer) -> dict[str, jax.Array]:
-    """The weights at `path`, as `load` takes it, for `model` in its stored layout. Raises `NeojaxError` where
-    its parameters are not those of `model`."""
+def load_params(path: str | Path, model: Transformer, seed: int = 0) -> dict[str, jax.Array]:
+    """The weights at `path`, as `load` takes it, for `model` in its stored layout. Heads of an encoder that
+    are not there begin at random, as `seed` has it; a warning says so, and which heads there have no use.
+    Raises `NeojaxError` where its other parameters are not those of `model`."""
+    folder = place(path)
+    names = family(model.config.family).hugging_face
+    heads = set() if names is None else set(names.heads)
+    if heads and hf.is_hf_dir(folder):
+        return hf.load(folder, model.layout, model.compute, head=model.config.head, seed=seed).params()
     theirs, ours = load_trained(path, model.layout, model.compute).params(), model.stored()
+    if heads:
+        theirs = _with_heads(theirs, model, heads, seed, path)
     for name in {**ours, **theirs}:
         mine, its = (tuple(p[name].shape) if name in p else "none" for p in (ours, theirs))
         if mine != its:
@@ -102,6 +115,28 @@ def load_params(path: str | Path, model: Transformer) -> dict[str, jax.Array]:
                 "leave the keys of model out to take them from there"
             )
     return theirs
+
+
+def _with_heads(
+    theirs: dict[str, jax.Array], model: Transformer, heads: set[str], seed: int, path: str | Path
+) -> dict[str, jax.Array]:
+    """The parameters of an encoder with the heads of `model`: of those that lack, initial values."""
+    ours, fresh = by_param(model), Fresh(model, seed)
+    missing = [name for name in ours if name in heads and name not in theirs]
+    unused = [name for name in theirs if name in heads and name not in ours]
+    parts = [f"has no {', '.join(missing)}, which begin at random"] if missing else []
+    parts += [f"holds {', '.join(unused)}, for which this model has no head"] if unused else []
+    if parts:
+        warnings.warn(f"{path} {'; it '.join(parts)}", stacklevel=3)
+    kept = {name: value for name, value in theirs.items() if name not in unused}
+    for name in missing:
+        (piece,) = ours[name]
+        spec = model.stored()[name]
+        value = np.zeros(spec.shape, np.float32)
+        inside = tuple(slice(0, size) for size in piece.shape)
+        value[inside] = fresh.read(piece, inside)
+        kept[name] = jax.device_put(value, spec.sharding)
+    return kept
 
 
 class Saved(NamedTuple):

@@ -5,7 +5,8 @@ import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from neojax.convert import bundle, gpt_neo, hf, mesh_tf
+from neojax.convert import bundle, google_bert, gpt_neo, hf, mesh_tf
+from neojax.convert.bundle import Bundle
 from neojax.convert.hf_config import is_hf_dir
 from neojax.errors import NeojaxError
 from neojax.files import ending_cleanly, is_free, named
@@ -21,8 +22,9 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="SOURCE",
-        help="a Hugging Face directory (GPT-Neo, GPT-NeoX, GPT-2), a Mesh-TensorFlow checkpoint of gpt-neo "
-        "(its folder, or model.ckpt-STEP in it), a gpt-neo config (JSON), or a run directory",
+        help="a Hugging Face directory (GPT-Neo, GPT-NeoX, GPT-2, BERT, ALBERT), a TensorFlow checkpoint of "
+        "gpt-neo or of Google's BERT or ALBERT (its folder, or model.ckpt-STEP in it), a gpt-neo config "
+        "(JSON), or a run directory",
     )
     parser.add_argument(
         "dest",
@@ -32,7 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="the gpt-neo config of a Mesh-TensorFlow checkpoint (default: the one in its folder)",
+        help="the config (JSON) of a TensorFlow checkpoint (default: the one in its folder)",
     )
     parser.add_argument(
         "--force", action="store_true", help="replace what DEST is, where it is of the kind that is written"
@@ -51,7 +53,7 @@ def run(args: Namespace) -> None:
     prefix = bundle.find(source)
     is_config = prefix is None and gpt_neo.is_config(source)
     if args.config and prefix is None:
-        raise NeojaxError(f"--config is for a Mesh-TensorFlow checkpoint, and {source} is none")
+        raise NeojaxError(f"--config is for a TensorFlow checkpoint, and {source} is none")
     if args.overrides and not is_config:
         raise NeojaxError(
             f"{args.overrides[0]}: values are for a gpt-neo config (JSON), and {source} is none"
@@ -63,7 +65,7 @@ def run(args: Namespace) -> None:
     owned = Lock(dest, "trained") if args.force and is_run_dir(dest) else contextlib.nullcontext()
     with ending_cleanly(), owned:
         if prefix is not None:
-            _convert_bundle(args)
+            _convert_bundle(args, prefix)
         elif is_config:
             write_text(dest, gpt_neo.convert_text(source, args.overrides))
             print(f"wrote {dest}; train with: python train.py {dest}")
@@ -81,8 +83,9 @@ def run(args: Namespace) -> None:
             )
 
 
-def _convert_bundle(args: Namespace) -> None:
-    loaded = mesh_tf.load(args.source, args.config)
+def _convert_bundle(args: Namespace, prefix: Path) -> None:
+    reader = google_bert if google_bert.is_bert(Bundle(prefix)) else mesh_tf
+    loaded = reader.load(args.source, args.config)
     write_run(loaded.model, args.dest, loaded.config, loaded.step, opt_state(loaded), replace=args.force)
     kept = "with" if loaded.keeps_moments else "without (its moments begin at zero)"
     print(

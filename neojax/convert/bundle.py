@@ -99,7 +99,8 @@ class Bundle(TensorFiles):
 
 def find(path: Path) -> Path | None:
     """The prefix of the checkpoint that `path` means: the prefix itself, one of its files, or of a folder the
-    one that its file `checkpoint` names, else the one of the highest step. None where there is none."""
+    one that its file `checkpoint` names, else the one of the highest step, or the only one. None where there
+    is none."""
     if path.name.endswith(".index"):
         path = path.with_name(path.name.removesuffix(".index"))
     elif match := re.fullmatch(r"(.+)\.data-\d{5}-of-\d{5}", path.name):
@@ -119,6 +120,8 @@ def find(path: Path) -> Path | None:
             return newest
     found = [p.with_name(p.name.removesuffix(".index")) for p in path.glob("*.index") if p.name[0] != "."]
     steps = [p for p in found if re.search(r"-\d+$", p.name)]
+    if not steps and len(found) == 1:  # such as bert_model.ckpt, which is of no step
+        return found[0]
     return max(steps, key=lambda p: int(p.name.rpartition("-")[2]), default=None)
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face directories in and out: GPT-Neo and GPT-2 weights, config and tokenizer.
+"""Hugging Face directories in and out: weights, config and tokenizer of every family that transformers has.
 
 Loading places each tensor on the mesh piece by piece (`convert.place`); saving writes safetensors shard by
 shard, so neither holds the model in host memory.
@@ -6,7 +6,9 @@ shard, so neither holds the model in host memory.
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +18,12 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from neojax.config import HeadConfig
 from neojax.convert import hf_tensors
 from neojax.convert.hf_config import CONFIG, is_hf_dir, names_of, read_config, to_json
 from neojax.convert.hf_tensors import Place
 from neojax.convert.hf_tokenizer import read_eos_token_id, read_tokenizer, write_tokenizer
-from neojax.convert.place import Index, place
+from neojax.convert.place import Fresh, Index, place
 from neojax.convert.tensor_files import open_tensors
 from neojax.data.tokenizer import n_ids
 from neojax.errors import NeojaxError
@@ -45,15 +48,21 @@ def load(
     layout: Layout | None = None,
     compute: Compute | None = None,
     narrow: Callable[[jax.Array, tuple[str, ...]], Any] = lambda value, dims: value,
+    *,
+    head: HeadConfig | None = None,
+    seed: int = 0,
 ) -> Transformer:
     """The model in the Hugging Face directory `path`, weights float32 in the stored layout of `layout`.
 
-    layout: default one device; compute: how it computes; narrow: as in `convert.place.place`. Its `tokenizer`
-    and `eos_token_id` come with it, None where the directory has none. Raises `NeojaxError`, naming the file,
-    for whatever does not fit together.
+    layout: default one device; compute: how it computes; narrow: as in `convert.place.place`; head: heads
+    that an encoder is to have in place of those that config.json says; seed: of initial values. Its
+    `tokenizer` and `eos_token_id` come with it, None where the directory has none. Heads of an encoder that
+    the files have not begin at random, as a warning says. Raises `NeojaxError`, naming the file, for whatever
+    does not fit together.
     """
     path = Path(path)
     config = read_config(path)
+    config = config if head is None else replace(config, head=head)
     model = Transformer(config, layout, compute)
     tokenizer = read_tokenizer(path)
     if tokenizer is not None and n_ids(tokenizer) > config.n_vocab:
@@ -64,13 +73,28 @@ def load(
     model.stored()  # a layout that does not fit, before files are opened
     files = open_tensors(path)
     family_names = names_of(config.family)
-    where = {p.piece: p for p in hf_tensors.places(family_names, pieces(model))}
-    names = hf_tensors.match(family_names, where.values(), files, path)
+    where = {p.piece: p for p in hf_tensors.places(family_names, config, pieces(model))}
+    matched = hf_tensors.match(family_names, where.values(), files, path)
+    if matched.missing or matched.unused:
+        warnings.warn(_partly(path, matched), stacklevel=2)
+    fresh = Fresh(model, seed)
 
     def read(piece: Piece, index: Index) -> np.ndarray:
-        return where[piece].read(files, names[where[piece].tensor], index)
+        if (name := matched.names.get(where[piece].tensor)) is None:
+            return fresh.read(piece, index)
+        return where[piece].read(files, name, index)
 
     return place(model, read, narrow).accompanied(tokenizer, read_eos_token_id(path))
+
+
+def _partly(path: Path, matched: hf_tensors.Match) -> str:
+    """What to say of a directory that has not the heads of the model, or others."""
+    parts = []
+    if matched.missing:
+        parts.append(f"has no {', '.join(matched.missing)}, which begin at random and are to be trained")
+    if matched.unused:
+        parts.append(f"holds {', '.join(matched.unused)}, for which this model has no head")
+    return f"{path} {'; it '.join(parts)}"
 
 
 def save(
@@ -81,7 +105,8 @@ def save(
     max_shard_size: int = MAX_SHARD_SIZE,
     replace: bool = False,
 ) -> None:
-    """Writes `model` as a directory that transformers' `AutoModelForCausalLM` and `AutoTokenizer` load.
+    """Writes `model` as a directory that transformers' `AutoModelForCausalLM` (of an encoder, that of its
+    heads) and `AutoTokenizer` load.
 
     Weights are safetensors in float32, in files of at most `max_shard_size` bytes (or one tensor); the
     tokenizer is `tokenizer`, or the model's. The directory appears when it is complete. Raises `NeojaxError`
@@ -91,7 +116,7 @@ def save(
     tokenizer, eos_token_id = tokenizer or model.tokenizer, model.eos_token_id
     settings = to_json(model.config, eos_token_id)
     ends = {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
-    tensors = hf_tensors.by_tensor(hf_tensors.places(names_of(model.config.family), pieces(model)))
+    tensors = hf_tensors.to_write(names_of(model.config.family), model.config, pieces(model))
     for name, value in model.params().items():
         if isinstance(value, Quantized) or value.dtype != jnp.float32:
             kept = "int8" if isinstance(value, Quantized) else value.dtype.name
@@ -102,7 +127,8 @@ def save(
             )
     with new_folder(path, replace) as folder:
         _write_json(folder / CONFIG, settings)
-        _write_json(folder / "generation_config.json", {"_from_model_config": True, **ends})
+        if model.config.causal:
+            _write_json(folder / "generation_config.json", {"_from_model_config": True, **ends})
         if tokenizer is not None:
             write_tokenizer(tokenizer, folder, model.config.n_ctx, eos_token_id)
         _write_weights(model, tensors, folder, max_shard_size)

@@ -64,7 +64,8 @@ def family_of(raw: Mapping[str, Any], source: str) -> str:
     kind = raw.get("model_type")
     if kind is None:
         classes = " ".join(map(str, raw.get("architectures") or ()))
-        kind = next((n.model_type for n in known.values() if n.architecture in classes.split()), None)
+        own = {name: {names.architecture, *names.architectures} for name, names in known.items()}
+        kind = next((known[name].model_type for name in known if own[name] & set(classes.split())), None)
     if kind is None:  # neither is there
         kind = next((n.model_type for n in known.values() if n.telltale and n.telltale in raw), None)
     found = next((name for name, names in known.items() if names.model_type == kind), None)
@@ -79,8 +80,13 @@ def family_of(raw: Mapping[str, Any], source: str) -> str:
 def read_config(path: str | Path) -> ModelConfig:
     """The model that config.json in folder `path` describes. Raises `NeojaxError`."""
     source = Path(path) / CONFIG
-    raw = read_json(source)
-    kind = family_of(raw, str(source))
+    return config_of(read_json(source), str(source))
+
+
+def config_of(raw: Mapping[str, Any], source: str) -> ModelConfig:
+    """The model that the keys `raw` describe; `source` is their name for error messages. Raises
+    `NeojaxError`."""
+    kind = family_of(raw, source)
     names = names_of(kind)
     for key in UNSUPPORTED:
         if raw.get(key):
@@ -95,10 +101,11 @@ def read_config(path: str | Path) -> ModelConfig:
     model["mlp"]["activation"] = ACTIVATIONS.get(activation, activation)
     if model["mlp"]["activation"] not in SHARED_ACTIVATIONS:
         near = suggest(str(activation), [*SHARED_ACTIVATIONS, *ACTIVATIONS])
-        raise NeojaxError(f"{source}: activation_function {activation!r} is not one that neojax has{near}")
-    for ours, value in names.read(raw, str(source)).items():
+        key = next(key for key, (ours, _) in names.keys.items() if ours == "mlp.activation")
+        raise NeojaxError(f"{source}: {key} {activation!r} is not one that neojax has{near}")
+    for ours, value in names.read(raw, source).items():
         configuration.set_at(model, ours.split("."), value)
-    config = configuration.from_dict({"model": model}, source=str(source)).model
+    config = configuration.from_dict({"model": model}, source=source).model
     for attention in config.attention_layers:
         if attention not in names.attention:
             raise NeojaxError(
@@ -111,13 +118,13 @@ def to_json(model: ModelConfig, eos_token_id: int | None) -> dict[str, Any]:
     """The contents of config.json for `model`. Raises `NeojaxError` for what transformers cannot express."""
     names = names_of(model.family)
     _check_exportable(model, names)
+    ends = {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id} if model.causal else {}
     return {
-        "architectures": [names.architecture],
+        "architectures": [names.architecture_of(model.head.kinds)],
         "model_type": names.model_type,
         **{theirs: configuration.value_at(model, ours) for theirs, (ours, _) in names.keys.items()},
         **names.write(model),
-        "bos_token_id": eos_token_id,
-        "eos_token_id": eos_token_id,
+        **ends,
         "dtype": "float32",
     }
 

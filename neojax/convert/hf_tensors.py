@@ -2,12 +2,14 @@
 family."""
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from neojax.config import ModelConfig
 from neojax.convert.place import Index
 from neojax.convert.tensor_files import FLOATS, TensorFiles
 from neojax.errors import NeojaxError
@@ -102,12 +104,19 @@ class Place:
         tensor.reshape([self._size(factor) for factor in factors])[at] = value.transpose(self.order)
 
 
-def places(names: HuggingFace, pieces: Iterable[Piece]) -> list[Place]:
-    """Where a model of a family with these `names` keeps each of `pieces`."""
+def places(names: HuggingFace, config: ModelConfig, pieces: Iterable[Piece]) -> list[Place]:
+    """Where a model `config` of a family with these `names` keeps each of `pieces`."""
     found = []
     for piece in pieces:
+        if piece.role in names.heads:
+            tensor, axes = names.heads[piece.role]
+            if names.output_biases and tensor in names.output_biases:
+                tensor = names.output_biases[not config.embedding.tied]
+            found.append(Place(piece, tensor, axes_of(axes)))
+            continue
         tensor, axes = names.tensors[piece.role]
-        block = "" if piece.layer is None else names.block.format(piece.layer)
+        own = () if piece.layer is None else divmod(piece.layer, config.inner_layers)
+        block = names.block.format(*own) if own else ""
         where = "" if tensor == names.output else names.prefix + block
         found.append(Place(piece, where + tensor, axes_of(axes)))
     return found
@@ -121,26 +130,56 @@ def by_tensor(found: Iterable[Place]) -> dict[str, list[Place]]:
     return dict(tensors)
 
 
-def match(names: HuggingFace, found: Iterable[Place], files: TensorFiles, folder: object) -> dict[str, str]:
-    """Tensor -> its name in `files`, which may lack the prefix.
+def to_write(names: HuggingFace, config: ModelConfig, pieces: Iterable[Piece]) -> dict[str, list[Place]]:
+    """Tensor -> the places in it, of all that transformers writes for a model. The bias of an output table of
+    its own is there under both its names, since versions differ in which counts; a model without heads has no
+    prefix."""
+    tensors = by_tensor(places(names, config, pieces))
+    if names.output_biases and not config.embedding.tied:
+        old, new = names.output_biases
+        tensors |= {old: tensors[new]} if new in tensors else {}
+    if names.architectures and not config.head.kinds:
+        tensors = {name.removeprefix(names.prefix): inside for name, inside in tensors.items()}
+    return tensors
+
+
+@dataclass(frozen=True)
+class Match:
+    """Which tensors of a directory a model takes: `names` in its files by those in the table of the family,
+    the `missing` ones of heads, which files need not have, and those of heads that it has no use for,
+    `unused`."""
+
+    names: Mapping[str, str]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def match(names: HuggingFace, found: Iterable[Place], files: TensorFiles, folder: object) -> Match:
+    """What of `files`, whose tensors may lack the prefix, belongs where.
 
     Old buffers, and an output table that is only the embedding again, are left out. Raises `NeojaxError`
     where a tensor is missing, has another shape, or is one that the model does not have.
     """
     wanted = {place.tensor: place.tensor_shape for place in found}
-    present = {_canonical(names, name): name for name in files.shapes}
+    of_heads = {tensor for tensor, _ in names.heads.values()} | {*(names.output_biases or ())}
+    canonical = {name: _canonical(names, name, wanted) for name in files.shapes}
+    # A name that is as it should be is taken before one that only stands for it.
+    order = sorted(files.shapes, key=lambda name: canonical[name] == name)
+    present = {canonical[name]: name for name in order}
     present = {
         name: own
         for name, own in present.items()
         if not names.buffers.fullmatch(name.removeprefix(names.prefix))
     }
-    missing = [name for name in wanted if name not in present]
+    missing = [name for name in wanted if name not in present and name not in of_heads]
     if missing:
         raise NeojaxError(
             f"{folder} has no tensor {missing[0]}{_more(missing)}, which its config.json asks for; "
             "is the file whole and of this model?"
         )
     for name, shape in wanted.items():
+        if name not in present:
+            continue
         own = present[name]
         if own in files.others:
             raise NeojaxError(
@@ -148,25 +187,39 @@ def match(names: HuggingFace, found: Iterable[Place], files: TensorFiles, folder
             )
         have = files.shapes[own]
         if have != shape:
+            labels = " (the labels of id2label come first)" if name.startswith("classifier.") else ""
             raise NeojaxError(
                 f"{files.file[present[name]]}: {name} has shape {list(have)}, but by config.json it has "
-                f"{list(shape)}"
+                f"{list(shape)}{labels}"
             )
     extra = [name for name in present if name not in wanted and name != names.output]
-    if extra:
+    if strange := [name for name in extra if name not in of_heads]:
         raise NeojaxError(
-            f"{files.file[present[extra[0]]]} holds {extra[0]}{_more(extra)}, which the model of "
+            f"{files.file[present[strange[0]]]} holds {strange[0]}{_more(strange)}, which the model of "
             "config.json has not"
         )
-    if names.output in present and names.output not in wanted:
+    has_table = names.output in present and names.output not in wanted
+    if has_table and (names.output_biases is None or any(bias in wanted for bias in names.output_biases)):
         _check_tied(files, present[names.prefix + names.tensors["wte"][0]], present[names.output])
-    return {name: present[name] for name in wanted}
+    return Match(
+        {name: present[name] for name in wanted if name in present},
+        tuple(name for name in wanted if name not in present),
+        tuple(extra),
+    )
 
 
-def _canonical(names: HuggingFace, name: str) -> str:
+def _canonical(names: HuggingFace, name: str, wanted: Iterable[str]) -> str:
+    """The name of a tensor as the table has it; that of an output bias as it is among those `wanted`."""
+    if names.output_biases and name in names.output_biases:
+        return next((bias for bias in names.output_biases if bias in wanted), name)
+    for pattern, replacement in names.renamed:
+        name = re.sub(pattern, replacement, name)
     if name in names.other_outputs:
         return names.output
-    return name if name == names.output or name.startswith(names.prefix) else names.prefix + name
+    is_whole = name == names.output or name.startswith(names.prefix)
+    return (
+        name if is_whole or any(name == tensor for tensor, _ in names.heads.values()) else names.prefix + name
+    )
 
 
 def _more(names: list[str]) -> str:

@@ -4,6 +4,7 @@ device's part.
 Host memory stays within one such piece and a constant, whatever the size of the model.
 """
 
+import zlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from neojax.layout.named import Normal
 from neojax.models import Transformer
+from neojax.models.initial import initial
 from neojax.models.pieces import Piece, by_param
 
 Index = tuple[slice, ...]
@@ -54,6 +57,23 @@ def place(
             jax.block_until_ready(value)
         params[name] = jax.block_until_ready(narrow(value, dims[name]))
     return model.bind(params)
+
+
+class Fresh:
+    """Initial values of parameters that no file has, the same for every mesh and as `seed` has them."""
+
+    def __init__(self, model: Transformer, seed: int = 0):
+        self._seed = seed
+        named = model.named_params()
+        self._draws = {name: initial(model.config, param.dims, param.init) for name, param in named}
+
+    def read(self, piece: Piece, index: Index) -> np.ndarray:
+        """The part `index` of a piece, as `place` reads it."""
+        draw = self._draws[piece.param]
+        if not isinstance(draw, Normal):
+            return np.full(piece.shape, draw.value, np.float32)[index]
+        rng = np.random.default_rng((self._seed, zlib.crc32(f"{piece.role} {piece.layer}".encode())))
+        return (draw.std * rng.normal(size=piece.shape)).astype(np.float32)[index]
 
 
 def _piece(

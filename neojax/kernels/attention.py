@@ -146,8 +146,13 @@ def reference(
     time = jnp.arange(q.shape[1])
     seen = visible(time, time, window, start, causal)
     if segments is not None:
-        own = named.lay(segments, "batch sequence"), named.lay(segments, "batch memory_length")
-        seen = seen & together(*own)
+        query, key = named.lay(segments, "batch sequence"), named.lay(segments, "batch memory_length")
+        own = together(query, key)
+        if (
+            not causal
+        ):  # padding sees what is none, as in transformers: answers are a softmax over all positions
+            own |= (query[..., :, None] == 0) & (key[..., None, :] > 0)
+        seen = seen & own
     seen = seen[:, None] if seen.ndim == 3 else seen
     return attend(q, token_keys(k, v, seen), *memory_keys(memory), dropout=dropout)
 

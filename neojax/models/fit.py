@@ -4,7 +4,7 @@ made."""
 import jax
 import jax.numpy as jnp
 
-from neojax.config import TrainConfig
+from neojax.config import ModelConfig, TrainConfig
 from neojax.data.batch import Batch
 from neojax.data.share import BATCH_DIMS
 from neojax.models import Transformer
@@ -16,8 +16,19 @@ def check_fit(model: Transformer, train: TrainConfig) -> None:
 
     The devices of the layout's mesh need not be here.
     """
-    stored = model.stored()
-    shape = (train.microbatch or train.batch_size, model.config.n_ctx)
+    stored, config = model.stored(), model.config
+    shape = (train.microbatch or train.batch_size, config.n_ctx)
     model.layout.spec(BATCH_DIMS, (1, *shape), what=f"a microbatch of {shape[0]} sequences")
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
-    jax.eval_shape(lambda p, t: model.bind(p).loss(Batch(t, t)), stored, tokens)
+    jax.eval_shape(lambda p, batch: model.bind(p).loss(batch), stored, example(config, *shape))
+
+
+def example(config: ModelConfig, rows: int, length: int) -> Batch:
+    """A batch of shapes and types, with the labels that the heads of `config` take."""
+
+    def ids(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    kind = next((kind for kind in config.head.kinds if kind not in ("lm", "mlm", "token_classification")), "")
+    tokens = ids(rows, 2, length) if kind == "multiple_choice" else ids(rows, length)
+    labels = ids(rows, 2) if kind == "question_answering" else ids(rows)
+    return Batch(tokens, tokens, labels=labels if kind else None)

@@ -9,6 +9,8 @@ from typing import Any
 from neojax.config import ModelConfig
 from neojax.layout.chips import peak_flops
 
+MASKED = 0.15  # of the tokens, as BERT is trained
+
 
 def flops_per_token(model: ModelConfig, n_ctx: int | None = None) -> float:
     """FLOPs of the forward and backward pass per trained token: three times `forward_flops_per_token`.
@@ -24,7 +26,8 @@ def forward_flops_per_token(model: ModelConfig, n_ctx: int | None = None) -> flo
 
     Counts the matrix multiplications: the projections, the MLPs, the logits (over n_vocab, unpadded), and
     attention scores and mixing over VISIBLE keys only, see `visible_keys`; linear attention updates and reads
-    a state of head_dim columns. Embedding look-ups, normalisation, softmax and biases are left out.
+    a state of head_dim columns. Of masked tokens, `MASKED` go through the table of logits; classifiers are
+    left out. Embedding look-ups, normalisation, softmax and biases are left out.
     """
     length = n_ctx or model.n_ctx
     width = model.attention.heads * model.head_dim
@@ -39,7 +42,20 @@ def forward_flops_per_token(model: ModelConfig, n_ctx: int | None = None) -> flo
             keys += visible_keys(kind, length, model.attention.window, model.causal)
     keys += model.attention.memory_slots * layers.count("global")
     mlp = (3 if model.mlp.gated else 2) * model.n_embd * model.mlp_dim * (2 if model.mlp.macaron else 1)
-    return 2.0 * (attention + model.n_layer * mlp + 2 * width * keys + model.n_embd * model.n_vocab)
+    return 2.0 * (attention + model.n_layer * mlp + 2 * width * keys + _ends(model, length))
+
+
+def _ends(model: ModelConfig, length: int) -> float:
+    """Multiplications per token before the stack and after it: ALBERT's matrix between, and the heads."""
+    count = float(model.n_embd * model.embedding.width) if model.embedding.width else 0.0
+    table = model.token_embd * model.n_vocab
+    if "lm" in model.head.kinds:
+        count += table
+    if "mlm" in model.head.kinds:
+        count += MASKED * (model.n_embd * model.token_embd + table)
+    if "pair" in model.head.kinds:
+        count += (model.n_embd**2 + 2 * model.n_embd) / length  # once a row
+    return count
 
 
 def visible_keys(attention_type: str, length: int, window: int, causal: bool = True) -> float:

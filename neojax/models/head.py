@@ -8,7 +8,7 @@ from flax import nnx
 from neojax.config import ModelConfig
 from neojax.data.batch import Batch
 from neojax.kernels import loss
-from neojax.kernels.chunked_loss import chunked_token_scores
+from neojax.kernels.chunked_loss import chunked_token_scores, scored_count
 from neojax.layout.named import Normal, Param
 from neojax.models.losses import Losses
 from neojax.models.norms import final_norm
@@ -31,10 +31,25 @@ class LanguageHead(nnx.Module):
         """float32 [batch, sequence, vocab], padding at -inf."""
         return loss.logits(hidden, self.table(wte), self.n_vocab)
 
+    def outputs(self, hidden: jax.Array, wte: Param, choices: int = 1) -> dict[str, jax.Array]:
+        """The logits by the kind of the head, of which this is the only one."""
+        return {"lm": self.logits(hidden, wte)}
+
+    def scored(self, batch: Batch) -> dict[str, jax.Array]:
+        """How many tokens of a batch of any leading dimensions are scored."""
+        return {"loss": scored_count(batch.targets >= 0, batch.weights)}
+
     def loss(
-        self, hidden: jax.Array, wte: Param, batch: Batch, *, z_loss: float = 0.0, entmax: bool = False
+        self,
+        hidden: jax.Array,
+        wte: Param,
+        batch: Batch,
+        *,
+        z_loss: float = 0.0,
+        entmax: bool = False,
+        dropout_key: jax.Array | None = None,
     ) -> Losses:
-        """The losses of what `batch` scores, see `kernels.loss.cross_entropy`."""
+        """The losses of what `batch` scores, see `kernels.loss.cross_entropy`. There is no dropout here."""
         objective, nats, scored = loss.cross_entropy(
             hidden, self.table(wte), batch.targets, self.n_vocab, z_loss, entmax, batch.weights
         )

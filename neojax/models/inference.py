@@ -37,6 +37,9 @@ SUMMED: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("embd", "mlp"): ("embd",),
     ("mlp", "embd"): ("mlp",),
     ("vocab", "embd"): ("embd",),
+    ("vocab", "token_embd"): ("token_embd",),
+    ("token_embd", "embd"): ("token_embd",),
+    ("embd", "features"): ("embd",),
 }
 """The matrices, by their dimensions, and which of these a product with them sums over: numbers that are
 summed share a scale. All else is small, or a token reads only a row of it, and stays float32."""

@@ -1,8 +1,10 @@
 """What a model reports of a batch: every head, every expert and every objective in the same way."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
 """Name -> (sum, count), scalars. What a block reports as "objective" is added to the objective."""
@@ -10,11 +12,13 @@ Sums = dict[str, tuple[jax.Array, jax.Array]]
 
 class Losses(NamedTuple):
     """`objective`: a scalar, summed over what is scored, whose gradient trains. `sums`: name -> (sum, count),
-    whose ratio is a metric; "loss" is among them, in nats over scored tokens, and its count is what the
-    objective is divided by."""
+    whose ratio is a metric; "loss" is among them, in nats over scored tokens (of a classifier, what its loss
+    is over), and its count is what the objective is divided by. `others`: objectives of further heads, (sum,
+    count) by the name of their loss, whose means are added to that of the first."""
 
     objective: jax.Array
     sums: Sums
+    others: Sums = {}  # noqa: RUF012 - never changed
 
     @property
     def nats(self) -> jax.Array:
@@ -26,8 +30,24 @@ class Losses(NamedTuple):
         """The number of scored tokens, float32."""
         return self.sums["loss"][1]
 
+    def total(self, scored: Mapping[str, jax.Array] | None = None) -> jax.Array:
+        """What is trained: every objective, scaled so that division by the count of "loss" makes each the
+        mean over what it scored. scored: these counts by the name of their loss, where a batch is one of
+        several whose totals are added; default: this batch's own."""
+        counts = {name: count for name, (_, count) in {**self.sums, **self.others}.items()}
+        counts |= scored or {}
+        own = self.objective
+        for name, (objective, _) in self.others.items():
+            own = own + objective * (at_least_some(counts["loss"]) / at_least_some(counts[name]))
+        return own
+
     def plus(self, sums: Sums) -> "Losses":
         """These, and what the blocks of the stack reported."""
         objective = self.objective + sums["objective"][0] if "objective" in sums else self.objective
         others = {name: pair for name, pair in sums.items() if name != "objective"}
-        return Losses(objective, {**self.sums, **others})
+        return Losses(objective, {**self.sums, **others}, self.others)
+
+
+def at_least_some(count: jax.Array) -> jax.Array:
+    """`count` to divide by: 1 where nothing is scored, and the sum is 0."""
+    return jnp.where(count > 0, count, 1.0)

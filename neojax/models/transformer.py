@@ -20,9 +20,12 @@ from neojax.layout.named import Param
 from neojax.models.compute import Compute
 from neojax.models.context import Context
 from neojax.models.families import family
+from neojax.models.head import LanguageHead
 from neojax.models.initial import initial
 from neojax.models.losses import Losses, Sums
 from neojax.models.stack import Caches
+
+HEAD = 1 << 30  # sets the dropout of heads apart from that of what is before them
 
 
 class Transformer(nnx.Module):
@@ -47,6 +50,8 @@ class Transformer(nnx.Module):
             "vocab": layout.padded_vocab(config.n_vocab),
             "positions": config.n_ctx,
             "embd": config.n_embd,
+            "token_embd": config.token_embd,
+            "token_types": config.embedding.token_types,
             "heads": config.attention.heads,
             "kv_heads": config.kv_heads,
             "head_dim": config.head_dim,
@@ -113,8 +118,8 @@ class Transformer(nnx.Module):
                     # Rows that only pad the vocabulary are zero. Random bits depend on an element's place in
                     # the array alone, counted row by row, so that the true rows are what they are without
                     # padding.
-                    true = jnp.arange(value.shape[0])[:, None] < self.config.n_vocab
-                    value = jnp.where(true, value, 0.0)
+                    true = jnp.arange(value.shape[0]) < self.config.n_vocab
+                    value = jnp.where(true[:, None] if value.ndim > 1 else true, value, 0.0)
                 values[name] = value
             return values
 
@@ -127,8 +132,14 @@ class Transformer(nnx.Module):
 
     # Computation
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Logits of the next token: int32 [batch, sequence] -> float32 [batch, sequence, n_vocab].
+    def __call__(self, tokens: jax.Array, *, segments: Any = None, token_types: Any = None) -> jax.Array:
+        """Logits of the model's head, the first where it has several: int32 [batch, sequence] -> float32, of
+        a language model and of masked tokens [batch, sequence, n_vocab], of classifiers as
+        `models.encoder_head` says.
+
+        segments, token_types: int32, of the shape of `tokens`, as in `data.batch.Batch`: segments of 1 and 0
+        are a mask of attention, 0 for padding; token types are for models that have such. Of a model with the
+        head multiple_choice, tokens are [batch, choices, sequence].
 
         They are computed on the model's own mesh, whatever mesh is in force, and come as an array that
         ordinary JAX code takes (`Layout.ordinary`). Within `jax.jit` and its like they keep the model's
@@ -136,17 +147,46 @@ class Transformer(nnx.Module):
         type or shape, more of them than n_ctx, or (where their values are known on this host, so not under
         `jax.jit`) ids beyond the vocabulary.
         """
+        return self._computed(tokens, segments, token_types, only_logits=True)
+
+    def outputs(
+        self, tokens: jax.Array, *, segments: Any = None, token_types: Any = None
+    ) -> dict[str, jax.Array]:
+        """All that the model makes of `tokens`, float32, by name: the logits of each head by its kind (`lm`,
+        `mlm`, `pair`, ...), `hidden` [batch, sequence, embd], the final hidden states, and `pooled` [batch,
+        embd], where there is a pooler. Arguments and errors as in a call."""
+        return self._computed(tokens, segments, token_types, only_logits=False)
+
+    def _computed(self, tokens: Any, segments: Any, token_types: Any, *, only_logits: bool) -> Any:
         self.check_bound()
-        tokens = token_ids(tokens, self.config.n_vocab, "tokens")
-        if tokens.ndim != 2 or tokens.shape[1] > self.config.n_ctx:
+        kinds = self.config.head.kinds
+        if only_logits and not kinds:
             raise NeojaxError(
-                f"tokens have shape {list(tokens.shape)}; expected [batch, sequence] with a sequence of at "
-                f"most n_ctx={self.config.n_ctx} tokens"
+                "model.head.kinds is empty: a model without a head has no logits; use model.outputs(tokens)"
             )
+        tokens = token_ids(tokens, self.config.n_vocab, "tokens")
+        dims = "batch choices sequence" if "multiple_choice" in kinds else "batch sequence"
+        if tokens.ndim != len(dims.split()) or tokens.shape[-1] > self.config.n_ctx:
+            raise NeojaxError(
+                f"tokens have shape {list(tokens.shape)}; expected [{', '.join(dims.split())}] with a "
+                f"sequence of at most n_ctx={self.config.n_ctx} tokens"
+            )
+        types = self.config.embedding.token_types
+        if token_types is not None and not types:
+            raise NeojaxError("token_types are given, but this model has none; leave them out")
+        rows = {"tokens": tokens}
+        for name, value, most in (("segments", segments, 2**31), ("token_types", token_types, types)):
+            if value is not None:
+                rows[name] = token_ids(value, most, name)
+                if rows[name].shape != tokens.shape:
+                    raise NeojaxError(
+                        f"{name} have shape {list(rows[name].shape)}; expected that of the tokens, "
+                        f"{list(tokens.shape)}"
+                    )
         with self.layout.in_force() as is_free:
-            tokens = self.layout.entered(jnp.asarray(tokens, jnp.int32))
-            logits = _jitted_logits(*self.halves(), tokens)
-        return self.layout.ordinary(logits) if is_free else logits
+            rows = {name: self.layout.entered(jnp.asarray(x, jnp.int32)) for name, x in rows.items()}
+            found = _jitted(*self.halves(), rows, only_logits)
+        return jax.tree.map(self.layout.ordinary, found) if is_free else found
 
     def halves(self) -> tuple[Any, Any]:
         """The model as (graphdef, state) for a compiled function, which does not depend on the tokenizer, nor
@@ -163,10 +203,15 @@ class Transformer(nnx.Module):
             )
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Final hidden states [batch, sequence, embd] -> float32 [batch, sequence, vocab], padding at
-        -inf."""
+        """Final hidden states [batch, sequence, embd] -> the logits of the first head, float32; of a language
+        model [batch, sequence, vocab], padding at -inf."""
         with self.names_in_force():
             return self.head.logits(hidden, self.embedding.wte)
+
+    def scored(self, batch: Batch) -> dict[str, jax.Array]:
+        """How much of a batch of any leading dimensions each objective scores, by the name of its loss (see
+        `Losses.total`)."""
+        return self.head.scored(batch)
 
     def loss(
         self,
@@ -176,16 +221,37 @@ class Transformer(nnx.Module):
         entmax: bool = False,
         dropout_key: jax.Array | None = None,
     ) -> Losses:
-        """The losses of a batch, whose arrays are [batch, sequence], and what the blocks reported."""
-        hidden, _, sums = self.hidden(batch.tokens, _context(batch), dropout_key=dropout_key)
+        """The losses of a batch, whose arrays are as in `data.batch.Batch` without leading dimensions, and
+        what the blocks reported."""
+        flat = self._flat(batch)
+        hidden, _, sums = self.hidden(flat.tokens, _context(flat), dropout_key=dropout_key)
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, HEAD)
         with self.names_in_force():
-            found = self.head.loss(hidden, self.embedding.wte, batch, z_loss=z_loss, entmax=entmax)
+            found = self.head.loss(
+                hidden, self.embedding.wte, flat, z_loss=z_loss, entmax=entmax, dropout_key=key
+            )
         return found.plus(sums)
+
+    def _flat(self, batch: Batch) -> Batch:
+        """`batch` with its choices one below the other, as rows [batch, sequence]."""
+        if batch.tokens.ndim == 2:
+            return batch
+
+        def rows(x: jax.Array) -> jax.Array:
+            x = named.lay(jnp.asarray(x), "batch choices sequence")
+            shape = x.shape[0] * x.shape[1], x.shape[2]
+            return jax.lax.reshape(x, shape, out_sharding=named.sharding("batch sequence"))
+
+        with self.names_in_force():
+            own = {n: rows(x) for n, x in batch._asdict().items() if x is not None and n != "labels"}
+        return batch._replace(**own)
 
     def token_scores(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """(log-probability of every target in nats, float32; whether it is the likeliest token), [batch,
         sequence]. Where nothing is scored the results mean nothing."""
         hidden, _, _ = self.hidden(batch.tokens, _context(batch))
+        if not isinstance(self.head, LanguageHead):
+            raise NeojaxError(f"a {self.config.family} has no probabilities of next tokens")
         with self.names_in_force():
             return self.head.token_scores(hidden, self.embedding.wte, batch.targets)
 
@@ -215,25 +281,38 @@ class Transformer(nnx.Module):
             x, caches, sums = self.stack(x, context, caches, keys[1])
             return self.head.norm_f(x), caches, sums
 
+    def _unpadded(self, logits: jax.Array) -> jax.Array:
+        """Logits of tokens without those that pad the vocabulary."""
+        if logits.shape[-1] == self.config.n_vocab:
+            return logits
+        whole = self.layout.without("vocab").sharding(("batch", "sequence", "vocab"))
+        return jax.reshard(logits, whole)[..., : self.config.n_vocab]
+
     def names_in_force(self) -> Any:
         """Puts the model's layout in force for the named operations inside."""
         return named.use_layout(self.layout, self.compute.reduce_dtype)
 
 
 def _context(batch: Batch) -> Context:
-    return Context(segments=batch.segments, positions=batch.positions)
+    return Context(segments=batch.segments, positions=batch.positions, token_types=batch.token_types)
 
 
 def _name(path: tuple[Any, ...]) -> str:
     return ".".join(map(str, path))
 
 
-@partial(jax.jit, static_argnums=0)
-def _jitted_logits(graphdef: Any, state: Any, tokens: jax.Array) -> jax.Array:
+@partial(jax.jit, static_argnums=(0, 3))
+def _jitted(graphdef: Any, state: Any, rows: dict[str, jax.Array], only_logits: bool) -> Any:
+    """The logits of the first head, or all that `Transformer.outputs` gives."""
     model = nnx.merge(graphdef, state)
-    hidden, _, _ = model.hidden(tokens)
-    out = model.logits(hidden)
-    if out.shape[-1] == model.config.n_vocab:
-        return out
-    whole = model.layout.without("vocab").sharding(("batch", "sequence", "vocab"))
-    return jax.reshard(out, whole)[..., : model.config.n_vocab]
+    batch = Batch(targets=rows["tokens"], **rows)
+    flat = model._flat(batch)
+    hidden, _, _ = model.hidden(flat.tokens, _context(flat))
+    choices = flat.tokens.shape[0] // batch.tokens.shape[0]
+    with model.names_in_force():
+        found = model.head.outputs(hidden, model.embedding.wte, choices)
+    for kind in {"lm", "mlm"} & found.keys():
+        found[kind] = model._unpadded(found[kind])
+    return (
+        found[model.config.head.kinds[0]] if only_logits else {"hidden": hidden.astype(jnp.float32), **found}
+    )

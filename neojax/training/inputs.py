@@ -53,6 +53,7 @@ def check_data(config: Config) -> tuple[list[TokenSource], list[TokenSource]]:
             "data.train is empty; name a token store, such as data.train=DIR, that `neojax prepare ... "
             "--out DIR` wrote"
         )
+    check_objective(config)
     sources = [open_source(s.path, "train") for s in config.data.train]
     held_out = [open_source(s.path, "validation") for s in config.data.validation]
     for source in sources + held_out:
@@ -62,6 +63,27 @@ def check_data(config: Config) -> tuple[list[TokenSource], list[TokenSource]]:
             Windows(source, config.model.n_ctx, config.data)  # raises where there is nothing to predict
     check_ids(sources + held_out, config.model.n_vocab)
     return sources, held_out
+
+
+def check_objective(config: Config) -> None:
+    """Raises `NeojaxError` where the data has not what the heads of the model are trained on: token stores
+    have tokens to predict or to mask, and no labels."""
+    kinds = config.model.head.kinds
+    if kinds == ("lm",):
+        return
+    if not kinds:
+        raise NeojaxError("model.head.kinds=[] leaves nothing to train; name a head, such as mlm")
+    if kinds != ("mlm",):
+        others = [kind for kind in kinds if kind != "mlm"]
+        raise NeojaxError(
+            f"model.head.kinds={list(kinds)}: data.train has no labels for {' and '.join(others)}; set "
+            "model.head.kinds=[mlm] to train on masked tokens alone"
+        )
+    if config.train.mlm_mask_id is None:
+        raise NeojaxError(
+            "model.head.kinds=[mlm] is trained on masked tokens; set train.mlm_mask_id, the id of the "
+            "tokenizer's mask"
+        )
 
 
 def read_tokenizer(config: Config, sources: list[TokenSource]) -> str | None:

@@ -136,7 +136,9 @@ def train(config: Config, stop: Stop | None = None) -> None:
             health, unevaluated = Health(config.train, saved.get("health")), saved.get("unevaluated", False)
             progress.note(f"resuming {folder} from step {start}")
         elif config.train.init_from:
-            state = init_state(model.bind(load_params(config.train.init_from, model)), optimizer)
+            state = init_state(
+                model.bind(load_params(config.train.init_from, model, config.train.seed)), optimizer
+            )
             progress.note(f"starting from the weights of {config.train.init_from}")
         else:
             state = init_state(model.init(config.train.seed), optimizer)
@@ -377,8 +379,8 @@ class Run:
         return True
 
     def evaluation_row(self) -> dict[str, Any]:
-        """The loss on every validation store, and the perplexity where there is one. Raises `Stopped` where
-        the run is to stop meanwhile."""
+        """What the model reports of every validation store, and the perplexity where there is one. Raises
+        `Stopped` where the run is to stop meanwhile."""
         row: dict[str, Any] = {}
         for name, source in named_sources(self.config.data.validation).items():
             batches = validation_batches(
@@ -390,14 +392,16 @@ class Run:
                 pairing=self.pairing,
             )
             batches = self.until_stopped(islice(batches, self.config.train.eval_batches or None))
-            loss, _ = evaluate(self.eval_step, self.state.params, batches, self.share)
-            row |= {f"{name}_loss": loss, **self.perplexity(loss, f"{name}_")}
+            means, _ = evaluate(self.eval_step, self.state.params, batches, self.share)
+            loss = means["loss"]
+            row |= {f"{name}_{what}": mean for what, mean in means.items()}
+            row |= self.perplexity(loss, f"{name}_")
             self.progress.note(f"step {self.step}: {name} loss {loss:.4f}")
         return row
 
     def perplexity(self, loss: float, name: str = "") -> dict[str, float]:
         """exp(loss), kept finite; nothing where the loss is no negative log-likelihood."""
-        if self.config.train.loss != "cross_entropy":
+        if self.config.train.loss != "cross_entropy" or self.config.model.head.kinds[0] not in ("lm", "mlm"):
             return {}
         return {f"{name}perplexity": math.exp(min(loss, 700.0))}
 

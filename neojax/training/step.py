@@ -10,8 +10,8 @@ from neojax.config import TrainConfig
 from neojax.data.batch import Batch
 from neojax.data.share import Share
 from neojax.errors import NeojaxError
-from neojax.kernels.chunked_loss import scored_count
 from neojax.models import Transformer
+from neojax.models.losses import at_least_some
 from neojax.training.compiler import compiler_options, deterministic_options
 from neojax.training.mlm import mask_tokens
 from neojax.training.optimizer import Optimizer, taken
@@ -27,16 +27,19 @@ def make_train_step(
     """The jitted step (state, batch, step) -> (state, metrics); the state is donated.
 
     Its batch is [microbatches, batch, sequence]. Gradients of what is trained are summed over microbatches
-    and divided by the number of scored tokens in all of them, so the step equals that of the whole batch.
+    and divided by the number of scored tokens in all of them, those of further heads by what they score
+    (`Losses.total`), so the step equals that of the whole batch.
     Where the loss or the gradients' norm is not finite, the state comes back as it was, the place in the
     schedule included. `step` (int32 scalar, 0 for the first) seeds dropout and masks. Metrics, float32
     scalars: loss (nats per token), grad_norm (before clipping), learning_rate, and the mean of whatever else
     the model reports. Raises `NeojaxError` for train.compiler_options that the compiler does not take.
     """
     rate = learning_rate(train)
-    drops = any((model.config.embedding.dropout, model.config.attention.dropout, model.config.dropout))
+    config = model.config
+    rates = config.embedding.dropout, config.attention.dropout, config.dropout, config.head.dropout
+    drops = any(rates)
 
-    def objective(trained, frozen, batch, index, step):
+    def objective(trained, frozen, batch, index, step, scored):
         key = None
         if drops:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(train.seed), step), index)
@@ -46,15 +49,15 @@ def make_train_step(
             entmax=train.loss == "entmax",
             dropout_key=key,
         )
-        return losses.objective, losses.sums
+        return losses.total(scored), losses.sums
 
     grad = jax.value_and_grad(objective, has_aux=True)
 
-    def gradients(trained, frozen, batch, step):
+    def gradients(trained, frozen, batch, step, scored):
         """Summed gradients of what is trained, and sums to report, over the microbatches."""
 
         def micro_grad(index, micro):
-            (_, sums), grads = grad(trained, frozen, micro, index, step)
+            (_, sums), grads = grad(trained, frozen, micro, index, step, scored)
             return grads, sums
 
         count = batch.tokens.shape[0]
@@ -78,10 +81,10 @@ def make_train_step(
             batch = mask_tokens(
                 batch, jax.random.fold_in(key, MASKS), train, model.config.n_vocab, model.layout
             )
-        scored = scored_count(batch.targets >= 0, batch.weights)
-        scored = jnp.where(scored > 0, scored, 1.0)
-        grads, sums = gradients(state.trained, state.frozen, batch, step)
-        metrics = {name: total / jnp.where(count > 0, count, 1.0) for name, (total, count) in sums.items()}
+        counts = model.scored(batch)
+        scored = at_least_some(counts["loss"])
+        grads, sums = gradients(state.trained, state.frozen, batch, step, counts)
+        metrics = {name: total / at_least_some(count) for name, (total, count) in sums.items()}
         loss = sums["loss"][0] / scored
         trained, opt_state, norm = optimizer.update(grads, state.opt_state, state.trained, scored, loss)
         metrics |= {"loss": loss, "grad_norm": norm, "learning_rate": rate(taken(state.opt_state))}
@@ -94,8 +97,8 @@ def make_train_step(
 def make_eval_step(
     model: Transformer, train: TrainConfig | None = None
 ) -> Callable[[Mapping[str, jax.Array], Batch], Any]:
-    """The jitted function (params, batch) -> (sum of nats, scored tokens) over a batch of [1, batch,
-    sequence].
+    """The jitted function (params, batch) -> (sum, count) by name, as the model reports them, over a batch of
+    [1, batch, sequence].
 
     `train` says which loss, and whether it is of masked tokens; these are at the same places at every
     evaluation.
@@ -107,8 +110,7 @@ def make_eval_step(
             key = jax.random.fold_in(jax.random.key(train.seed), MASKS)
             batch = mask_tokens(batch, key, train, model.config.n_vocab, model.layout)
         rows = jax.tree.map(lambda x: x[0], batch)
-        losses = model.bind(params).loss(rows, entmax=train.loss == "entmax")
-        return losses.nats, losses.scored
+        return model.bind(params).loss(rows, entmax=train.loss == "entmax").sums
 
     options = deterministic_options(model.layout) if train.deterministic else {}
     return jax.jit(eval_step, compiler_options=options)
@@ -116,13 +118,15 @@ def make_eval_step(
 
 def evaluate(
     eval_step: Callable, params: Mapping[str, jax.Array], batches: Iterator[Batch], share: Share
-) -> tuple[float, float]:
-    """Mean nats per token over `batches`, and the number of tokens scored, or the sum of their weights.
-    Raises `NeojaxError` if there are none."""
-    nats, tokens = 0.0, 0.0
+) -> tuple[dict[str, float], float]:
+    """The means over `batches` of what the model reports, "loss" in nats per token among them, and the number
+    of tokens scored, or the sum of their weights. Raises `NeojaxError` if there are none."""
+    totals: dict[str, list[float]] = {}
     for batch in batches:
-        nll, scored = eval_step(params, share.place(batch))
-        nats, tokens = nats + float(nll), tokens + float(scored)
-    if not tokens:
+        for name, (value, count) in eval_step(params, share.place(batch)).items():
+            total = totals.setdefault(name, [0.0, 0.0])
+            total[0], total[1] = total[0] + float(value), total[1] + float(count)
+    scored = totals.get("loss", [0.0, 0.0])[1]
+    if not scored:
         raise NeojaxError("the evaluation data holds no token to score")
-    return nats / tokens, tokens
+    return {name: value / count for name, (value, count) in totals.items() if count}, scored

@@ -4,6 +4,8 @@
 import numpy as np
 import torch
 from transformers import (
+    AlbertConfig,
+    BertConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoConfig,
@@ -56,6 +58,31 @@ def gpt_neox(**changes):
     return filled(GPTNeoXForCausalLM, GPTNeoXConfig(**{**sizes, **changes}))
 
 
+SIZES = {
+    "vocab_size": N_VOCAB,
+    "hidden_size": 24,
+    "num_attention_heads": 4,
+    "intermediate_size": 20,
+    "max_position_embeddings": 13,
+    "type_vocab_size": 3,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+}
+"""Of an encoder: odd ones where they can be."""
+
+
+def bert(cls, **changes):
+    """A BERT of class `cls` and three layers."""
+    return filled(cls, BertConfig(**{**SIZES, "num_hidden_layers": 3, "classifier_dropout": 0.0, **changes}))
+
+
+def albert(cls, **changes):
+    """An ALBERT of class `cls`: two groups of two inner layers, each of which takes two turns."""
+    sizes = {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2, "embedding_size": 12}
+    still = {"classifier_dropout_prob": 0.0}
+    return filled(cls, AlbertConfig(**{**SIZES, **sizes, **still, **changes}))
+
+
 def filled(cls, config):
     """A model with random weights, biases and scales included, large enough that attention is not uniform."""
     config._attn_implementation = "eager"
@@ -63,7 +90,7 @@ def filled(cls, config):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            centre = 1.0 if (".ln_" in name or "norm" in name) and name.endswith("weight") else 0.0
+            centre = 1.0 if (".ln_" in name or "norm" in name.lower()) and name.endswith("weight") else 0.0
             p.copy_(centre + 0.2 * torch.randn(p.shape, generator=generator))
     return model
 

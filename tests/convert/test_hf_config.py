@@ -180,7 +180,9 @@ OTHER = {
     "mlp.width": 20, "mlp.activation": "relu", "mlp.gated": True, "mlp.macaron": True,
     "norm.kind": "rezero", "norm.order": "post", "norm.epsilon": 1e-3, "positions.kind": "rotary", "positions.axial": (4, 6),  # noqa: E501
     "positions.rotary_dims": 4, "positions.base": 500.0,
-    "embedding.tied": False, "embedding.dropout": 0.1,
+    "embedding.tied": False, "embedding.dropout": 0.1, "embedding.width": 8, "embedding.token_types": 3,
+    "embedding.norm": True, "layer_groups": 2, "inner_layers": 2,
+    "head.kinds": ("mlm",), "head.labels": ("no", "yes", "both"), "head.dropout": 0.2,
 }  # fmt: skip
 INITIAL = {"init.scale_by_depth", "init.scale_by_in", "init.std", "init.method", "init.output"}
 
@@ -191,7 +193,7 @@ def test_every_option_is_known_here():
 
 
 @pytest.mark.parametrize("option", OTHER)
-@pytest.mark.parametrize("family", ["gpt_neo", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("family", ["gpt_neo", "gpt2", "gpt_neox", "bert", "albert"])
 def test_every_option_is_exported_or_refused_by_name(family, option, tmp_path):
     usual = model_config(family=family, n_layer=2, n_embd=32, n_head=4, n_ctx=24)
     value = OTHER[option]
@@ -229,9 +231,9 @@ BAD = {
     "a list": ("[]", "expected a JSON object, got list"),
     "another model": (
         without(model_type="llama"),
-        "model_type 'llama'; neojax reads gpt_neo, gpt_neox and gpt2",
+        "model_type 'llama'; neojax reads gpt_neo, gpt_neox, gpt2, albert and bert",
     ),
-    "nothing": ({}, "no model_type; neojax reads gpt_neo, gpt_neox and gpt2"),
+    "nothing": ({}, "no model_type; neojax reads gpt_neo, gpt_neox, gpt2, albert and bert"),
     "option": (
         {"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True},
         "scale_attn_by_inverse_layer_idx=true is not supported",

@@ -196,8 +196,10 @@ def test_evaluation_weighs_by_token_and_refuses_nothing():
     batches = [batch_of(0), batch_of(5)]
     batches[1].targets[:6] = -1
     share = Share(LAYOUT, 8)
-    loss, count = evaluate(eval_step, state.params, iter(batches), share)
-    means = [evaluate(eval_step, state.params, iter([b]), share) for b in batches]
+    found = [
+        evaluate(eval_step, state.params, iter(part), share) for part in (batches, *([b] for b in batches))
+    ]
+    (loss, count), *means = [(values["loss"], count) for values, count in found]
     assert [n for _, n in means] == [(b.targets >= 0).sum() for b in batches]
     assert count == means[0][1] + means[1][1]
     assert loss == pytest.approx(np.average([m for m, _ in means], weights=[n for _, n in means]), rel=1e-6)

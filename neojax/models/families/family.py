@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from neojax.config import ModelConfig
+from neojax.errors import NeojaxError
 from neojax.models.compute import Compute
 from neojax.models.embedding import Embedding
+from neojax.models.encoder_head import EncoderHead
 from neojax.models.head import LanguageHead
 from neojax.models.stack import Stack
 
-Parts = tuple[Embedding, Stack, LanguageHead]
+Parts = tuple[Embedding, Stack, LanguageHead | EncoderHead]
 Build = Callable[[ModelConfig, Mapping[str, int], Compute], Parts]
 """(a model's configuration, the sizes of its dimensions, how it computes) -> its three parts."""
 
@@ -32,11 +34,16 @@ class HuggingFace:
     axis is a dimension, several joined by `*` from the slowest to the fastest, or among these `i/n`, part i
     of n: queries in a tensor of queries, keys and values are "embd 0/3*heads*head_dim" where the three lie
     side by side, and "embd heads*0/3*head_dim" where every head has its own three together.
-    Tensors of block N begin with `prefix` and `block` with N in it, others with `prefix`, but for the
-    `output` table, which may be called one of `other_outputs` too. `written`: the keys of ours that `write`
-    covers. `attention`: the attention types that it has. `telltale`: a key of config.json that it alone of
-    all families has, by which a file that does not name its family is recognised. `buffers`: names, without
-    prefix, of what transformers once saved beside the weights.
+    Tensors of block N begin with `prefix` and `block` with N in it (where layers share weights, with the
+    numbers of the group and of the block within it), others with `prefix`, but for the `output` table, which
+    may be called one of `other_outputs` too, and for `heads`: role -> (tensor, axes) as in `tensors`, of what
+    a file may have or lack by what it was trained for. `architectures`: class of transformers -> kinds of
+    heads, where they are not one. `output_biases`: the two names of the bias of the output table, that which
+    counts where the table is the embedding, and where it is not. `renamed`: (pattern, replacement) for names
+    in older files. `written`: the keys of ours that `write` covers. `attention`: the attention types that it
+    has. `telltale`: a key of config.json that it alone of all families has, or the first of these, by which a
+    file that does not name its family is recognised. `buffers`: names, without prefix, of what transformers
+    once saved beside the weights.
     """
 
     model_type: str
@@ -52,8 +59,25 @@ class HuggingFace:
     block: str = "h.{}."
     output: str = "lm_head.weight"
     other_outputs: tuple[str, ...] = ()
+    output_biases: tuple[str, str] | None = None
+    heads: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    architectures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    renamed: tuple[tuple[str, str], ...] = ()
     written: tuple[str, ...] = ()
     buffers: re.Pattern[str] = re.compile(r"h\.\d+\.attn\.(attention\.)?(bias|masked_bias)")
+
+    def architecture_of(self, kinds: tuple[str, ...]) -> str:
+        """The class of transformers for a model with heads of these kinds. Raises `NeojaxError` where there
+        is none."""
+        if not self.architectures:
+            return self.architecture
+        for name, own in self.architectures.items():
+            if own == kinds:
+                return name
+        raise NeojaxError(
+            f"model.head.kinds={list(kinds)} cannot be exported: transformers' {self.model_type} has no "
+            "class with these heads"
+        )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,113 @@
+"""What BERT and ALBERT share: how they are put together, and the keys of their heads at Hugging Face."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from neojax.config import ModelConfig
+from neojax.errors import NeojaxError, suggest
+from neojax.models.block import Block
+from neojax.models.compute import Compute
+from neojax.models.embedding import Embedding
+from neojax.models.encoder_head import EncoderHead
+from neojax.models.families.family import Parts
+from neojax.models.stack import Stack
+
+BUFFERS = re.compile(r"embeddings\.(position_ids|token_type_ids)")
+LAYER_NORMS = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
+"""As the first files of transformers had them, after TensorFlow."""
+
+CLASSES = {
+    "ForPreTraining": ("mlm", "pair"),
+    "ForMaskedLM": ("mlm",),
+    "ForSequenceClassification": ("sequence_classification",),
+    "ForTokenClassification": ("token_classification",),
+    "ForQuestionAnswering": ("question_answering",),
+    "ForMultipleChoice": ("multiple_choice",),
+    "Model": (),
+}
+"""End of the name of a class of transformers -> kinds of heads."""
+
+WRITTEN = ("embedding.dropout", "head.kinds", "head.labels")
+"""The keys of ours that `write_head` covers."""
+
+
+def build(
+    config: ModelConfig, sizes: Mapping[str, int], compute: Compute, *, pair_dropout: float = 0.0
+) -> Parts:
+    """The three parts of an encoder."""
+    stack = Stack(
+        lambda kinds, sizes: Block(config, kinds, sizes, compute),
+        config.attention_layers,
+        sizes,
+        compute,
+        groups=config.layer_groups if config.share_parameters else 0,
+        inner=config.inner_layers,
+    )
+    return Embedding(config, sizes, compute), stack, EncoderHead(config, sizes, pair_dropout=pair_dropout)
+
+
+def read_head(
+    raw: Mapping[str, Any], source: str, architectures: Mapping[str, tuple[str, ...]]
+) -> dict[str, Any]:
+    """The kinds of heads by the class of the model, and the names of its classes. Raises `NeojaxError` for a
+    class that is none of `architectures`, for a decoder, for positions of another kind, and for labels that
+    disagree."""
+    if raw.get("is_decoder"):
+        raise NeojaxError(f"{source}: is_decoder=true is not supported; only an encoder is")
+    if (kind := raw.get("position_embedding_type", "absolute")) != "absolute":
+        raise NeojaxError(f"{source}: position_embedding_type {kind!r} is not supported; only 'absolute' is")
+    found: dict[str, Any] = {"embedding.dropout": raw.get("hidden_dropout_prob", 0.1)}
+    if names := raw.get("architectures"):
+        own = next((name for name in map(str, names) if name in architectures), None)
+        if own is None:
+            raise NeojaxError(
+                f"{source}: architectures {names}: there is no model of that kind here"
+                f"{suggest(str(names[0]), architectures)}"
+            )
+        found["head.kinds"] = list(architectures[own])
+    labels = read_labels(raw, source)
+    return found if labels is None else {**found, "head.labels": labels}
+
+
+def read_labels(raw: Mapping[str, Any], source: str) -> list[str] | None:
+    """The names of the classes in their order, None where the file says nothing of them. Raises `NeojaxError`
+    where `id2label`, `label2id` and `num_labels` disagree."""
+    names, count = raw.get("id2label"), raw.get("num_labels")
+    if names is None:
+        return None if count is None else [f"LABEL_{i}" for i in range(int(count))]
+    try:
+        by_id = {int(number): str(name) for number, name in names.items()}
+    except (AttributeError, ValueError):
+        raise NeojaxError(f"{source}: id2label={names!r}: expected numbers and names") from None
+    labels = [by_id[number] for number in sorted(by_id)]
+    if sorted(by_id) != list(range(len(by_id))):
+        raise NeojaxError(
+            f"{source}: id2label has the numbers {sorted(by_id)}; expected 0 to {len(by_id) - 1}"
+        )
+    if count is not None and count != len(labels):
+        raise NeojaxError(
+            f"{source}: id2label names {len(labels)} classes, but num_labels is {count}; mend one"
+        )
+    for name, number in (raw.get("label2id") or {}).items():
+        if by_id.get(number, name) != name:
+            raise NeojaxError(
+                f"{source}: label2id gives {name!r} the number {number}, which is {by_id[number]!r} in "
+                "id2label; mend one"
+            )
+    return labels
+
+
+def write_head(config: ModelConfig) -> dict[str, Any]:
+    """The names of the classes as transformers has them. Raises `NeojaxError` for rates of dropout that it
+    cannot express."""
+    if config.embedding.dropout != config.dropout:
+        raise NeojaxError(
+            f"model.embedding.dropout={config.embedding.dropout} cannot be exported beside model.dropout="
+            f"{config.dropout}: transformers' {config.family} has one rate for both"
+        )
+    labels = config.head.labels
+    return {
+        "id2label": {str(i): name for i, name in enumerate(labels)},
+        "label2id": {name: i for i, name in enumerate(labels)},
+    }
