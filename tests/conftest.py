@@ -1,6 +1,7 @@
 """Tests run on eight fake CPU devices, or on the devices that JAX finds where NEOJAX_TEST_DEVICE (gpu, tpu)
 is set."""
 
+import gc
 import importlib.metadata
 import os
 import signal
@@ -28,9 +29,22 @@ CACHE = os.environ.get("NEOJAX_TEST_CACHE") or str(Path(tempfile.gettempdir()) /
 jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
+MANY_MAPS = 8000  # of memory; a program has one or a few
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job ignores Ctrl-C, and so would the programs that tests start to interrupt them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """After a module, programs are dropped where there are many: in a process with tens of thousands of them,
+    XLA once in a while ends in a segmentation fault when it compiles or keeps the next."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > MANY_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

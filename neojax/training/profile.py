@@ -27,7 +27,10 @@ class Profile:
             yield
             return
         if not self._tracing:
-            jax.profiler.start_trace(self.folder)
+            options = jax.profiler.ProfileOptions()
+            # Every call of a Python function is slow to trace, and lets files grow past what can be written.
+            options.python_tracer_level = 0
+            jax.profiler.start_trace(self.folder, profiler_options=options)
             self._tracing = True
         with jax.profiler.StepTraceAnnotation("train", step_num=number):
             yield

@@ -13,8 +13,8 @@ def traced(folder):
     events."""
     steps, names = [], set()
     for file in sorted(folder.rglob("*.xplane.pb")):
-        found = []
-        for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+        found, data = [], jax.profiler.ProfileData.from_file(str(file))  # which owns all that is read of it
+        for plane in data.planes:
             for event in (event for line in plane.lines for event in line.events):
                 names.add(event.name)
                 if event.name == "train":
