@@ -29,7 +29,7 @@ CACHE = os.environ.get("NEOJAX_TEST_CACHE") or str(Path(tempfile.gettempdir()) /
 jax.config.update("jax_compilation_cache_dir", CACHE)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
-MANY_MAPS = 8000  # of memory; a program has one or a few
+MANY_MAPS = 15_000  # of memory; a program has one or a few
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell's background job ignores Ctrl-C, and so would the programs that tests start to interrupt them.
