@@ -50,6 +50,12 @@ class SourceConfig:
         "TFRecords: a file, a folder or a glob",
     )
     weight: float = key(1.0, "share of the mixture, relative to the other sources", least=0)
+    split: str = key(
+        "",
+        "shares of a token store's documents for training, validation and testing, cut in their order as "
+        'GPT-NeoX and Megatron do, such as "969,30,1"; data.train reads the first of them, data.validation '
+        "the second; empty: all documents",
+    )
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class DataConfig:
         (), "held-out stores, each read once in order at every evaluation"
     )
     tokenizer: str = key("", "tokenizer.json; default: the one beside the first training source")
+    merges: str = key("", "merges.txt, where data.tokenizer is a vocab.json: the two files of GPT-2's BPE")
     isolate_documents: bool = key(
         False,
         "attention stays within a document, and positions begin with it, where several stand in a window; "
@@ -127,16 +134,21 @@ class TrainConfig:
     learning_rate: float = key(6e-4, "peak learning rate", least=0)
     warmup_steps: int = key(100, "steps of linear warmup from zero", least=0)
     schedule: str = key(
-        "cosine", "decay after warmup", choices=("cosine", "linear", "constant", "inverse_sqrt")
+        "cosine",
+        "decay after warmup; linear_to_zero and exponential stop at the floor, others lead to it",
+        choices=("cosine", "linear", "linear_to_zero", "exponential", "constant", "inverse_sqrt"),
     )
     warmup_scales_decay: bool = key(
         False, "gpt-neo's schedule: decay runs from step 0, and warmup multiplies it by step / warmup_steps"
     )
     decay_steps: int | None = key(
-        None, "step at which cosine and linear decay reach their floor; null: steps", least=1
+        None, "step at which the decay ends, that of inverse_sqrt apart; null: steps", least=1
     )
     min_lr_ratio: float = key(
-        0.1, "floor of the cosine and linear schedules, as a share of the peak", least=0, most=1
+        0.1,
+        "floor of the schedules, as a share of the peak; constant and inverse_sqrt have none",
+        least=0,
+        most=1,
     )
     weight_decay: float = key(0.1, "decoupled weight decay, times the learning rate", least=0)
     no_decay: tuple[str, ...] = key(
@@ -226,6 +238,9 @@ class TrainConfig:
     eval_every: int = key(0, "steps between evaluations on data.validation; 0: only at the end", least=0)
     eval_batches: int = key(0, "batches of each validation store to evaluate; 0: all", least=0)
     checkpoint_every: int = key(1000, "steps between checkpoints; one is always written at the end", least=1)
+    checkpoint_steps: tuple = key(
+        (), "further steps at which a checkpoint is written; 0: before the first, of the initial weights"
+    )
     grace_seconds: float = key(
         120.0,
         "seconds that a run which SIGTERM, Ctrl-C or SIGHUP stops may take to save; then it ends as it is, "

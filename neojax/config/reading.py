@@ -273,7 +273,16 @@ def check(config: Config) -> None:
         )
     _check_mlm(model, train)
     check_pairs(config)
-    decays = train.schedule in ("cosine", "linear") and not train.warmup_scales_decay
+    if not all(type(step) is int and step >= 0 for step in train.checkpoint_steps):
+        raise NeojaxError(
+            f"train.checkpoint_steps={list(train.checkpoint_steps)}: expected a list of steps, such as "
+            "[0, 1, 2, 4]"
+        )
+    if config.data.merges and not config.data.tokenizer:
+        raise NeojaxError(
+            f"data.merges={config.data.merges} goes with a vocab.json, which data.tokenizer does not name"
+        )
+    decays = train.schedule not in ("constant", "inverse_sqrt") and not train.warmup_scales_decay
     if decays and train.warmup_steps >= (train.decay_steps or train.steps):
         raise NeojaxError(
             f"train.warmup_steps={train.warmup_steps} leaves nothing of the "

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from neojax.convert.hf_config import CONFIG, read_json
 from neojax.data import tokenizer as tokenizers
 from neojax.data.special_tokens import SpecialTokens
-from neojax.errors import NeojaxError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,29 +25,9 @@ def read_tokenizer(path: str | Path) -> "Tokenizer | None":
         return tokenizers.load(path / TOKENIZER)
     for vocab, merges in PAIRS:
         if (path / vocab).is_file() and (path / merges).is_file():
-            return byte_level(path / vocab, path / merges)
+            return tokenizers.load(path / vocab, path / merges)
     file = tokenizers.file_in(path)
     return None if file is None else tokenizers.load(file)
-
-
-def byte_level(vocab: Path, merges: Path) -> "Tokenizer":
-    """GPT-2's byte-level BPE from its table of ids and its list of merges; `<|endoftext|>` is special."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
-
-    read_json(vocab)
-    try:
-        model = models.BPE.from_file(str(vocab), str(merges))
-    except Exception as e:  # the library raises plain Exception
-        raise NeojaxError(
-            f"{vocab} and {merges} are not a byte-level BPE: {' '.join(str(e).split())}"
-        ) from None
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    if tokenizer.token_to_id(tokenizers.END_OF_DOCUMENT) is not None:
-        tokenizer.add_special_tokens([AddedToken(tokenizers.END_OF_DOCUMENT, special=True)])
-    return tokenizer
 
 
 def read_eos_token_id(path: str | Path) -> int | None:

@@ -65,4 +65,6 @@ def end_id(source: TokenSource, data: DataConfig) -> int | None:
     if (noted := end_of_document_id(source)) is not None:
         return noted
     path = place(data.tokenizer) if data.tokenizer else source.folder / TOKENIZER
-    return tokenizers.usual_end(tokenizers.load(path)) if data.tokenizer or path.is_file() else None
+    if not data.tokenizer and not path.is_file():
+        return None
+    return tokenizers.usual_end(tokenizers.load(path, data.merges))

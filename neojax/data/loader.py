@@ -128,7 +128,7 @@ def _stream(
     mixture, weights = [], []
     for i, source in enumerate(data.train):
         if source.weight > 0:
-            opened = open_source(source.path, "train")
+            opened = open_source(source.path, "train", source.split)
             # Grain shuffles epoch e with seed + e, so seeds that differ by little would share whole epochs.
             source_seed = int(np.random.SeedSequence((seed, i)).generate_state(1)[0])
             if pairing is None:
@@ -199,7 +199,7 @@ def validation_batches(
     Raises `NeojaxError`.
     """
     rows = range(batch_size) if rows is None else rows
-    opened = open_source(source.path, "validation")
+    opened = open_source(source.path, "validation", source.split)
     held: Any
     if pairing is None:
         held = Windows(opened, n_ctx, data)

@@ -79,8 +79,8 @@ def as_text(row: dict[str, Any]) -> str:
 
 def tokenizer_of(config: Config, folder: Path) -> Any:
     """The tokenizer of the run in `folder`, else that of its data, else None."""
-    paths = [folder / TOKENIZER]
-    paths += [Path(config.data.tokenizer)] if config.data.tokenizer else []
-    paths += [Path(source.path) / TOKENIZER for source in config.data.train[:1]]
-    found = next((path for path in paths if path.is_file()), None)
-    return None if found is None else tokenizers.load(found)
+    places = [(folder / TOKENIZER, "")]
+    places += [(Path(config.data.tokenizer), config.data.merges)] if config.data.tokenizer else []
+    places += [(Path(source.path) / TOKENIZER, "") for source in config.data.train[:1]]
+    found = next((place for place in places if place[0].is_file()), None)
+    return None if found is None else tokenizers.load(*found)

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from neojax.data import tfrecord
+from neojax.data.part import Part
 from neojax.data.store import TokenStore, resolve
 from neojax.errors import NeojaxError
 from neojax.storage.remote import place
@@ -65,13 +66,19 @@ def end_of_document_id(source: TokenSource) -> int | None:
     return found if type(found) is int else None
 
 
-def open_source(path: str | Path, split: str) -> TokenSource:
-    """Opens `path`: TFRecord files (a file, a folder or a glob of them), a token store, or the `split`
-    ("train", "validation") of a folder that `neojax prepare` wrote. Raises `NeojaxError`."""
+def open_source(path: str | Path, use: str, split: str = "") -> TokenSource:
+    """Opens `path`: TFRecord files (a file, a folder or a glob of them), a token store, or that for `use`
+    ("train", "validation") of a folder that `neojax prepare` wrote; of a token store the part for `use`,
+    where `split` says its shares. Raises `NeojaxError`."""
     path = str(path)
     if path and not (place(path) / "prepared.json").is_file():
         if files := tfrecord.find(path):
+            if split:
+                raise NeojaxError(
+                    f"data.{use}: split={split} is for token stores, and {path} is of TFRecords; leave it out"
+                )
             return tfrecord.TFRecords(path, files)
         if tfrecord.is_tfrecord(path) or glob.has_magic(path):
-            raise NeojaxError(f"data.{split}: there are no TFRecord files at {path}")
-    return TokenStore(resolve(path, split))
+            raise NeojaxError(f"data.{use}: there are no TFRecord files at {path}")
+    store = TokenStore(resolve(path, use))
+    return Part(store, split, use) if split else store

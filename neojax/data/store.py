@@ -197,6 +197,15 @@ class TokenStore:
         first, last = (bisect_left(bounds, bisect_left(pointers, at * width)) for at in (start, stop))
         return pointers[bounds[first:last]] // width
 
+    @property
+    def n_sequences(self) -> int:
+        """The sequences that the index lists; a document may be several."""
+        return self._n_sequences
+
+    def sequence_start(self, i: int) -> int:
+        """Where sequence `i` begins in the stream; for the number of sequences, where the last one ends."""
+        return int(self._starts[i])
+
     def documents(self, i: int) -> np.ndarray:
         """Token ids [length] of document `i`, its end-of-document token included."""
         if not -self.n_documents <= i < self.n_documents:

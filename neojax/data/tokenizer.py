@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from neojax.data import text_rules, unigram, wordpiece
+from neojax.data import byte_level, text_rules, unigram, wordpiece
+from neojax.data.byte_level import END_OF_DOCUMENT
 from neojax.data.text_rules import TextRules
 from neojax.errors import NeojaxError, suggest
 from neojax.storage.remote import place
@@ -18,7 +19,6 @@ from neojax.storage.remote import place
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-END_OF_DOCUMENT = "<|endoftext|>"
 _OTHER_ENDS = ("</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|eos|>", "[SEP]")
 FILES = ("tokenizer.json", "vocab.txt", "spiece.model")
 KINDS = ("bpe", "wordpiece", "unigram")
@@ -33,11 +33,14 @@ _OF_CHARACTERS = ("BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "StripAccents"
 _BREAK = re.compile(r"(?<=\S)(?=[ \n])")
 
 
-def load(path: str | Path) -> "Tokenizer":
+def load(path: str | Path, merges: str | Path = "") -> "Tokenizer":
     """Reads a `tokenizer.json`, a `vocab.txt` of WordPiece or a `spiece.model` of ALBERT, or the folder that
-    holds one of them; a tokenizer_config.json beside the latter two says how they treat text. Truncation and
-    padding that it asks for are switched off. Raises `NeojaxError`."""
+    holds one of them; a tokenizer_config.json beside the latter two says how they treat text. With `merges`,
+    a `vocab.json` of GPT-2's byte-level BPE. Truncation and padding that it asks for are switched off. Raises
+    `NeojaxError`."""
     path = place(path)
+    if merges:
+        return byte_level.read(path, place(merges))
     if path.is_dir():
         if not (found := file_in(path)):
             raise NeojaxError(f"tokenizer {path} is a folder without {', '.join(FILES)}; name a tokenizer")

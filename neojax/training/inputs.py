@@ -54,8 +54,8 @@ def check_data(config: Config) -> tuple[list[TokenSource], list[TokenSource]]:
             "--out DIR` wrote"
         )
     check_objective(config)
-    sources = [open_source(s.path, "train") for s in config.data.train]
-    held_out = [open_source(s.path, "validation") for s in config.data.validation]
+    sources = [open_source(s.path, "train", s.split) for s in config.data.train]
+    held_out = [open_source(s.path, "validation", s.split) for s in config.data.validation]
     for source in sources + held_out:
         if config.data.pairs != "none":
             sentences_of(source)  # raises where it keeps none
@@ -94,13 +94,14 @@ def read_tokenizer(config: Config, sources: list[TokenSource]) -> str | None:
         if config.data.tokenizer:
             raise NeojaxError(f"data.tokenizer: no file {path}; name a tokenizer.json")
         return None
-    size = tokenizers.n_ids(tokenizers.load(path))
+    tokenizer = tokenizers.load(path, config.data.merges)
+    size = tokenizers.n_ids(tokenizer)
     if size > config.model.n_vocab:
         raise NeojaxError(
             f"{path} has {size} ids but model.n_vocab={config.model.n_vocab}; set model.n_vocab to at least "
             f"{size}"
         )
-    return path.read_text(encoding="utf-8")
+    return tokenizer.to_str() if config.data.merges else path.read_text(encoding="utf-8")
 
 
 def read_end_of_document(sources: list[TokenSource], tokenizer: str | None) -> int | None:

@@ -209,6 +209,8 @@ class Run:
             with self.progress, self.together, watchdog:
                 if self.unevaluated:
                     stops = not self.make_up(metrics)
+                if self.step == 0 and 0 in train.checkpoint_steps:
+                    self.save(checkpoints, lock, spool)
                 while self.step < train.steps and not stops:
                     with profile.step(self.step + 1), watchdog.step(self.step + 1) as ran:
                         try:
@@ -231,6 +233,7 @@ class Run:
                     evaluates &= bool(self.config.data.validation)
                     stops = self.is_stopping()
                     saves = last or stops or self.step % train.checkpoint_every == 0
+                    saves |= self.step in train.checkpoint_steps
                     if logs or evaluates or saves or self.step == first + 1:
                         self.check(checkpoints)  # waits for the step
                         # A checkpoint in the middle of bad steps could push out the last one that is known to

@@ -1,5 +1,8 @@
 """The learning rate as a function of the step."""
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -14,6 +17,8 @@ def learning_rate(train: TrainConfig) -> optax.Schedule:
     - warmup, t < w:   p * t / w
     - cosine:          f + (p - f) * (1 + cos(pi * u)) / 2, where u = min(1, (t - w) / (d - w))
     - linear:          p + (f - p) * u
+    - linear_to_zero:  max(p * (1 - u), f)
+    - exponential:     max(p * exp(-0.693 * u), f), GPT-NeoX's, half of the peak at d
     - constant:        p
     - inverse_sqrt:    p * sqrt(max(w, 1) / max(t, w, 1))
 
@@ -22,11 +27,19 @@ def learning_rate(train: TrainConfig) -> optax.Schedule:
     """
     peak, warmup = train.learning_rate, train.warmup_steps
     span = (train.decay_steps or train.steps) - (0 if train.warmup_scales_decay else warmup)
+
+    def floored(share: Callable[[jax.Array], jax.Array]) -> optax.Schedule:
+        return lambda step: peak * jnp.maximum(share(jnp.clip(step / span, 0, 1)), train.min_lr_ratio)
+
     match train.schedule:
         case "cosine":
             decay = optax.cosine_decay_schedule(peak, span, alpha=train.min_lr_ratio)
         case "linear":
             decay = optax.linear_schedule(peak, train.min_lr_ratio * peak, span)
+        case "linear_to_zero":
+            decay = floored(lambda u: 1 - u)
+        case "exponential":
+            decay = floored(lambda u: jnp.exp(-0.693 * u))
         case "constant":
             decay = optax.constant_schedule(peak)
         case "inverse_sqrt":
