@@ -15,6 +15,7 @@ from neojax import config as configuration
 from neojax.arguments import wrong
 from neojax.config import Config, MeshConfig
 from neojax.convert import hf, hf_config
+from neojax.convert.neox_checkpoint import refuse_checkpoint
 from neojax.convert.place import Fresh
 from neojax.data import tokenizer as tokenizers
 from neojax.errors import NeojaxError
@@ -189,6 +190,7 @@ def find_run(path: Path) -> tuple[Path, int | None]:
         return path, None
     if path.name == "checkpoints" and runs.is_run_dir(path.parent):
         return path.parent, None
+    refuse_checkpoint(path)
     cause = "is neither a run directory (config.yml and checkpoints/) nor a Hugging Face one (config.json)"
     if not path.exists():
         cause = "does not exist"

@@ -3,11 +3,13 @@
 import contextlib
 import os
 from argparse import ArgumentParser, Namespace
+from functools import partial
 from pathlib import Path
 
-from neojax.convert import bundle, google_bert, gpt_neo, hf, mesh_tf
+from neojax.convert import bundle, configs, google_bert, gpt_neo, hf, mesh_tf, neox
 from neojax.convert.bundle import Bundle
 from neojax.convert.hf_config import is_hf_dir
+from neojax.convert.neox_checkpoint import refuse_checkpoint
 from neojax.errors import NeojaxError
 from neojax.files import ending_cleanly, is_free, named
 from neojax.loading import load_trained
@@ -24,7 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="SOURCE",
         help="a Hugging Face directory (GPT-Neo, GPT-NeoX, GPT-2, BERT, ALBERT), a TensorFlow checkpoint of "
         "gpt-neo or of Google's BERT or ALBERT (its folder, or model.ckpt-STEP in it), a gpt-neo config "
-        "(JSON), or a run directory",
+        "(JSON), one or more GPT-NeoX configs (YAML), or a run directory",
     )
     parser.add_argument(
         "dest",
@@ -43,31 +45,37 @@ def add_arguments(parser: ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="section.key=value",
-        help="of a gpt-neo config: values to write in place of its own, as in mesh.shape=data:-1",
+        help="of a config: values to write in place of its own, as in mesh.shape=data:-1",
     )
 
 
 def run(args: Namespace) -> None:
     """Converts, or raises `NeojaxError` and leaves nothing behind."""
-    source, dest = named(args.source, "SOURCE"), named(args.dest, "DEST")
-    prefix = bundle.find(source)
-    is_config = prefix is None and gpt_neo.is_config(source)
+    files: list[str] = [args.source, args.dest, *(word for word in args.overrides if "=" not in word)]
+    *sources, last = files
+    overrides = [word for word in args.overrides if "=" in word]
+    source, dest = named(sources[0], "SOURCE"), named(last, "DEST")
+    prefix = bundle.find(source) if len(sources) == 1 else None
+    is_neox = prefix is None and _is_neox(sources)
+    is_config = is_neox or (prefix is None and gpt_neo.is_config(source))
     if args.config and prefix is None:
         raise NeojaxError(f"--config is for a TensorFlow checkpoint, and {source} is none")
-    if args.overrides and not is_config:
+    if overrides and not is_config:
         raise NeojaxError(
-            f"{args.overrides[0]}: values are for a gpt-neo config (JSON), and {source} is none"
+            f"{overrides[0]}: values are for a gpt-neo or GPT-NeoX config, and {source} is none"
         )
     is_step = not is_run_dir(source) and is_run_dir(source.parent.parent)  # RUN/checkpoints/STEP
     root = source.parent.parent if is_step else source if prefix is None else prefix.parent
-    _check_apart(dest, [root, *filter(None, [args.config])])
+    _check_apart(dest, [root, *sources[1:], *filter(None, [args.config])])
     _check_free(dest, args.force, is_file=is_config)
     owned = Lock(dest, "trained") if args.force and is_run_dir(dest) else contextlib.nullcontext()
     with ending_cleanly(), owned:
         if prefix is not None:
-            _convert_bundle(args, prefix)
+            _convert_bundle(args, prefix, dest)
         elif is_config:
-            write_text(dest, gpt_neo.convert_text(source, args.overrides))
+            of_neox = partial(neox.convert_text, sources)
+            convert = of_neox if is_neox else partial(gpt_neo.convert_text, source)
+            write_text(dest, convert(overrides))
             print(f"wrote {dest}; train with: python train.py {dest}")
         elif is_hf_dir(source):
             write_run(hf.load(source), dest, replace=args.force)
@@ -76,6 +84,7 @@ def run(args: Namespace) -> None:
             hf.save(load_trained(source), dest, replace=args.force)
             print(f"wrote Hugging Face directory {dest}")
         else:
+            refuse_checkpoint(source)
             cause = "is not of a format that neojax converts" if source.exists() else "does not exist"
             raise NeojaxError(
                 f"{source} {cause}; expected a Hugging Face directory (config.json), a folder with "
@@ -83,14 +92,18 @@ def run(args: Namespace) -> None:
             )
 
 
-def _convert_bundle(args: Namespace, prefix: Path) -> None:
+def _is_neox(sources: list[str]) -> bool:
+    return len(sources) > 1 or (neox.located(sources[0]).is_file() and configs.is_neox(sources))
+
+
+def _convert_bundle(args: Namespace, prefix: Path, dest: Path) -> None:
     reader = google_bert if google_bert.is_bert(Bundle(prefix)) else mesh_tf
     loaded = reader.load(args.source, args.config)
-    write_run(loaded.model, args.dest, loaded.config, loaded.step, opt_state(loaded), replace=args.force)
+    write_run(loaded.model, dest, loaded.config, loaded.step, opt_state(loaded), replace=args.force)
     kept = "with" if loaded.keeps_moments else "without (its moments begin at zero)"
     print(
-        f"wrote run directory {args.dest} at step {loaded.step}, {kept} the optimizer's state; go on with: "
-        f"python train.py {args.dest}/config.yml"
+        f"wrote run directory {dest} at step {loaded.step}, {kept} the optimizer's state; go on with: "
+        f"python train.py {dest}/config.yml"
     )
     if loaded.model.tokenizer is None:
         print(

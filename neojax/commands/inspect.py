@@ -25,7 +25,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "config",
         nargs="?",
         metavar="CONFIG_OR_RUN",
-        help="a configuration, a run directory or a Hugging Face one",
+        help="a configuration (GPT-NeoX's in several files, too), a run directory or a Hugging Face one",
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change")
     parser.add_argument(
@@ -55,8 +55,10 @@ def run(args: Namespace) -> None:
     if args.verify:
         verify(path)
         return
-    read = configs.of_folder if path.is_dir() else configs.load
-    config = read(path, args.overrides)
+    if path.is_dir():
+        config = configs.of_folder(path, args.overrides)
+    else:
+        config = configs.load(*configs.words(args.config, args.overrides), asks=False)
     if args.topology:
         on_slice(config, args.topology)
     else:

@@ -9,7 +9,10 @@ from neojax.training.signals import Stop
 def add_arguments(parser: ArgumentParser) -> None:
     """The arguments of `neojax train`."""
     parser.add_argument(
-        "config", metavar="CONFIG.yml", help="a run's configuration; meshconfigs/ has examples"
+        "config",
+        metavar="CONFIG.yml",
+        help="a run's configuration (meshconfigs/ has examples), a gpt-neo JSON, or GPT-NeoX's YAML, of "
+        "which several files are merged",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="section.key=value", help="values to change, as in train.steps=100"

@@ -37,8 +37,7 @@ key:
 """
 
 import sys
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,16 +45,13 @@ from typing import Any
 from neojax import config as configuration
 from neojax.config import ACTIVATIONS
 from neojax.config.spelling import FLAT
+from neojax.convert.config_text import as_yaml
 from neojax.convert.gpt_neo_data import convert_data
 from neojax.convert.gpt_neo_history import attention_types, refuse_other_models
-from neojax.convert.gpt_neo_keys import Conversion, Keys, Sections
 from neojax.convert.hf_config import read_json
+from neojax.convert.keys import Conversion, Keys, Sections
 from neojax.errors import NeojaxError, suggest
-from neojax.layout.mesh import abstract_layout
 from neojax.layout.names import ALIASES, DIMENSIONS, INTERNAL, parse_shape, words
-from neojax.models import Transformer
-from neojax.models.fit import check_fit
-from neojax.runs.run_dir import yaml_word
 
 REQUIRED = {"n_head": "16", "n_embd": "1024", "n_vocab": "50257", "n_layer": "24"}
 RATES = ("embed_dropout", "attn_dropout", "res_dropout")
@@ -350,52 +346,4 @@ def convert_text(path: str | Path, overrides: Iterable[str] = ()) -> str:
     """
     overrides = list(overrides)
     conversion = read(path, configuration.override({}, overrides, str(path)))
-    lines = [f"# From {Path(path).name}, a gpt-neo config; the original's keys stand on the right."]
-    if conversion.ignored:
-        lines.append(f"# Without: {', '.join(conversion.ignored)}")
-    sections = configuration.override(conversion.sections, overrides, str(path))
-    for section in ("model", "mesh", "data", "train"):
-        if section in sections:
-            lines += ["", f"{section}:", *_yaml(sections[section], section, conversion)]
-    text = "".join(f"{_one_line(line)}\n" for line in lines)
-    _check(text, str(path))
-    return text
-
-
-def _yaml(values: dict[str, Any], prefix: str, conversion: Conversion) -> Iterator[str]:
-    """The keys under `prefix` as lines of YAML, groups of keys last, with where each came from."""
-    indent = "  " * (prefix.count(".") + 1)
-    if prefix.startswith("model"):
-        values = {key: values[key] for key in _declared(prefix) if key in values} | values
-    groups = {key: value for key, value in values.items() if prefix == "model" and isinstance(value, dict)}
-    for key, value in values.items():
-        name = f"{prefix}.{key}"
-        if key not in groups:
-            is_read = configuration.value_at(conversion.sections, name, conversion) == value
-            origin = conversion.origin[name] if is_read and not conversion.is_given(name) else "given"
-            yield f"{indent}{key}: {yaml_word(value)}" + (f"  # {origin}" if origin != key else "")
-    for key, group in groups.items():
-        yield f"{indent}{key}:"
-        yield from _yaml(group, f"{prefix}.{key}", conversion)
-
-
-def _declared(prefix: str) -> list[str]:
-    """The keys and groups under `prefix`, in the order in which `neojax inspect --keys` lists them."""
-    names = (name for name, *_ in configuration.describe() if name.startswith(f"{prefix}."))
-    return list(dict.fromkeys(name.removeprefix(f"{prefix}.").partition(".")[0] for name in names))
-
-
-def _check(text: str, source: str) -> None:
-    """Reads a YAML config back and fits its model to its mesh, as training begins with, without devices.
-
-    An axis that takes the devices that are left takes one: how many there are is not for this machine to say.
-    """
-    config = configuration.from_dict(configuration.parse(text, source), source=source)
-    sizes = parse_shape(config.mesh.shape)
-    shape = ", ".join(f"{axis}:{abs(size)}" for axis, size in sizes.items())
-    layout = abstract_layout(replace(config.mesh, shape=shape))
-    check_fit(Transformer(config.model, layout), config.train)
-
-
-def _one_line(text: str) -> str:
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return as_yaml(conversion, overrides, str(path), f"{Path(path).name}, a gpt-neo config")

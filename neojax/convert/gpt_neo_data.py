@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from neojax.convert.gpt_neo_keys import Conversion, Keys
 from neojax.convert.hf_config import read_json
+from neojax.convert.keys import Conversion, Keys
 from neojax.data.sources import ABSENT
 from neojax.errors import NeojaxError
 

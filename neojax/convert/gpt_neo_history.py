@@ -4,7 +4,7 @@ keys."""
 import json
 from typing import Any
 
-from neojax.convert.gpt_neo_keys import Keys
+from neojax.convert.keys import Keys
 from neojax.errors import NeojaxError
 
 # Keys that some version of gpt-neo read and that make another model: key -> what they do, and the values that

@@ -101,7 +101,8 @@ def read_tokenizer(config: Config, sources: list[TokenSource]) -> str | None:
             f"{path} has {size} ids but model.n_vocab={config.model.n_vocab}; set model.n_vocab to at least "
             f"{size}"
         )
-    return tokenizer.to_str() if config.data.merges else path.read_text(encoding="utf-8")
+    is_json = path.suffix == ".json" and not config.data.merges
+    return path.read_text(encoding="utf-8") if is_json else tokenizer.to_str()
 
 
 def read_end_of_document(sources: list[TokenSource], tokenizer: str | None) -> int | None:

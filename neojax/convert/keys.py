@@ -1,4 +1,4 @@
-"""Reading the keys of a gpt-neo config, each with its type, and collecting what they say in ours."""
+"""Reading the keys of another program's config, each with its type, and collecting what they say in ours."""
 
 import contextlib
 import math
@@ -15,7 +15,7 @@ Sections = Mapping[str, Mapping[str, Any]]
 
 
 class Keys:
-    """The keys of a JSON config. Whoever asks for one says of which type it has to be: another is one line.
+    """The keys of a config. Whoever asks for one says of which type it has to be: another is one line.
 
     Numbers and truth values may be written as texts, as gpt-neo's own configs do; null is as if not given.
     """
@@ -81,15 +81,17 @@ class Keys:
 
 @dataclass
 class Conversion:
-    """The sections of a config: section -> key -> value, where each came from, and what was left out.
+    """The sections of a config: section -> key -> value, where each came from, what was left out, and notes
+    on what was taken otherwise than it was said.
 
-    What is `given` on the command line is not asked of the gpt-neo config, whatever stands there.
+    What is `given` on the command line is not asked of the other config, whatever stands there.
     """
 
     given: Sections = field(default_factory=dict)
     sections: dict[str, dict[str, Any]] = field(default_factory=dict)
     origin: dict[str, str] = field(default_factory=dict)
     ignored: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def is_given(self, name: str) -> bool:
         return value_at(self.given, name, self) is not self
@@ -102,6 +104,11 @@ class Conversion:
         elif (read := value()) is not None:
             set_at(self.sections, name.split("."), read)
             self.origin[name] = origin
+
+    def note(self, name: str, text: str) -> None:
+        """Notes how `name` was read, unless it is given."""
+        if not self.is_given(name):
+            self.notes.append(text)
 
     def get(self, name: str, default: Any = None) -> Any:
         """The value that `name` will have: the one given, or the one read."""
