@@ -1,4 +1,4 @@
-"""GPT-2's byte-level BPE from the two files that it was published in: a table of ids, and a list of merges."""
+"""GPT-2's byte-level BPE from the two files that it was published in: a table of ids, a list of merges."""
 
 import json
 from pathlib import Path
