@@ -1,4 +1,4 @@
-"""The published shapes, as our config and as Hugging Face's."""
+"""The published shapes of GPT-Neo and Pythia, as our config and as Hugging Face's."""
 
 from typing import Any
 
@@ -8,23 +8,46 @@ SHAPES = {
     "1.3B": (24, 2048, 16),
     "2.7B": (32, 2560, 20),
     "tiny": (2, 32, 2),  # to see that a benchmark runs
+    # Pythia's: layers, width, heads
+    "14M": (6, 128, 4),
+    "70M": (6, 512, 8),
+    "160M": (12, 768, 12),
+    "410M": (24, 1024, 16),
 }
+FAMILIES = ("gpt_neo", "gpt_neox")
+NEOX_VOCAB = 50304
 
 
-def ours(name: str, n_ctx: int = 2048) -> Any:
+def ours(name: str, n_ctx: int = 2048, family: str = "gpt_neo") -> Any:
     """A `neojax.config.ModelConfig`."""
-    from neojax.config import AttentionConfig, ModelConfig
+    from neojax.config import AttentionConfig, ModelConfig, from_dict
 
     layers, embd, heads = SHAPES[name]
-    return ModelConfig(n_layer=layers, n_embd=embd, n_ctx=n_ctx, attention=AttentionConfig(heads=heads))
+    if family == "gpt_neo":
+        return ModelConfig(n_layer=layers, n_embd=embd, n_ctx=n_ctx, attention=AttentionConfig(heads=heads))
+    sizes = {"n_layer": layers, "n_embd": embd, "n_ctx": n_ctx, "n_vocab": NEOX_VOCAB}
+    parts = {"attention": {"heads": heads}, "positions": {"rotary_dims": embd // heads // 4}}
+    return from_dict({"model": {"family": family, **sizes, **parts}}).model
 
 
-def hugging_face(name: str, n_ctx: int = 2048, device: str = "cpu") -> Any:
-    """A `transformers.GPTNeoForCausalLM` with random weights made on `device`, in eager attention."""
+def hugging_face(name: str, n_ctx: int = 2048, device: str = "cpu", family: str = "gpt_neo") -> Any:
+    """A `transformers` model of `family` with random weights made on `device`, in eager attention."""
     import torch
-    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
     layers, embd, heads = SHAPES[name]
+    if family == "gpt_neox":
+        neox = GPTNeoXConfig(
+            vocab_size=NEOX_VOCAB,
+            num_hidden_layers=layers,
+            hidden_size=embd,
+            num_attention_heads=heads,
+            intermediate_size=4 * embd,
+            max_position_embeddings=n_ctx,
+            attn_implementation="eager",
+        )
+        with torch.device(device):
+            return GPTNeoXForCausalLM(neox)
     config = GPTNeoConfig(
         num_layers=layers,
         hidden_size=embd,

@@ -1,7 +1,7 @@
-"""Tokens/s of our training step and of Hugging Face's PyTorch GPT-Neo: same shapes, type and optimizer.
+"""Tokens/s of our training step and of Hugging Face's in PyTorch: same family, shapes, type and optimizer.
 
-    python benchmarks/training.py [--model 125M] [--batch 2] [--sequence 512] [--dtype float32] [--rounds 5]
-    [--compile]
+    python benchmarks/training.py [--family gpt_neo] [--model 125M] [--batch 2] [--sequence 512]
+    [--dtype float32] [--rounds 5] [--compile]
 
 Both do a whole AdamW step with clipping by the global norm on random tokens. Ours runs as `neojax train`
 does, with huge pages; PyTorch as it comes (with huge pages it was no faster: --huge-pages).
@@ -42,7 +42,7 @@ def neojax_program(options: Mapping[str, Any]) -> tuple[Any, Any, Callable[[], A
     batch, sequence = options["batch"], options["sequence"]
     how = {name: options[name] for name in ("unroll", "remat", "attention_kernel") if name in options}
     model = Transformer(
-        shapes.ours(options["model"], sequence),
+        shapes.ours(options["model"], sequence, options.get("family", "gpt_neo")),
         single_device(),
         compute=Compute(dtype=options["dtype"], **how),
     )
@@ -88,8 +88,9 @@ def unrolled_step(options: Mapping[str, Any]) -> Callable[[], int]:
 
 
 def hugging_face_step(options: Mapping[str, Any]) -> Callable[[], int]:
-    """The usual PyTorch loop around `GPTNeoForCausalLM`, eager or with torch.compile."""
-    net = shapes.hugging_face(options["model"], options["sequence"], torch_device())
+    """The usual PyTorch loop around the model of transformers, eager or with torch.compile."""
+    family = options.get("family", "gpt_neo")
+    net = shapes.hugging_face(options["model"], options["sequence"], torch_device(), family)
     net.train()
     return pytorch_loop(net, lambda model, tokens: model(tokens, labels=tokens).loss, options)
 
@@ -157,6 +158,7 @@ def hugging_face_compiled(options: Mapping[str, Any]) -> Callable[[], int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--family", default="gpt_neo", choices=shapes.FAMILIES)
     parser.add_argument("--model", default="125M", choices=shapes.SHAPES)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--sequence", type=int, default=512)
@@ -170,6 +172,8 @@ def main() -> None:
     )
     parser.add_argument("--save", default="training", metavar="NAME", help="write results/NAME.json")
     options = vars(parser.parse_args())
+    if options["fused"] and options["family"] != "gpt_neo":
+        parser.error("the PyTorch model of --fused is of the family gpt_neo")
     contenders = {
         "neojax": neojax_step,
         "neojax, train.unroll=0": unrolled_step,
@@ -182,7 +186,7 @@ def main() -> None:
     if options["fused"]:
         contenders["PyTorch, fused attention, torch.compile"] = fused_step
     environments = {name: HUGE_PAGES for name in contenders if "neojax" in name or "huge pages" in name}
-    title = "training, {model}, {dtype}, batch {batch} x {sequence}".format(**options)
+    title = "training, {family} {model}, {dtype}, batch {batch} x {sequence}".format(**options)
     rates = measure(contenders, options, options["rounds"], environments)
     save(options["save"], [report(title, rates, "transformers, eager")])
 
