@@ -5,6 +5,7 @@
   where the two differ.
 - gpt_j_residual, gpt_j_tied: model.norm.order; no_weight_tying: model.embedding.tied, negated.
 - activation gelu is the exact one; with bias_gelu_fusion it is the tanh form, gelu_new, as GPT-NeoX computed.
+  A gated MLP (swiglu, ...) is two thirds as wide as intermediate_size says, and that halved.
 - attention_config: flash is global attention; local is a window of blocks, here of as many keys as the last
   token of a block sees; sliding_window_width w lets a token see w before it: a window of w + 1.
 - init_method is that of embeddings and of the first matrices of a branch, output_layer_init_method that of
@@ -32,8 +33,13 @@ ACTIVATIONS = {
     "silu": "silu",
     "mish": "mish",
 }
-GATED = ("geglu", "swiglu", "reglu", "glu", "bilinear")
-NORMS = ("layernorm", "te_layernorm")
+GATED = {"geglu": "gelu", "swiglu": "silu", "reglu": "relu", "glu": "sigmoid", "bilinear": "id"}
+NORMS = {  # -> kind of ours, the key of its epsilon, and what stands where that is not given
+    "layernorm": ("layer", "layernorm_epsilon", 1e-5),
+    "te_layernorm": ("layer", "layernorm_epsilon", 1e-5),
+    "rmsnorm": ("rms", "rms_norm_epsilon", 1e-8),
+    "te_rmsnorm": ("rms", "rms_norm_epsilon", 1e-8),
+}
 INIT = {"normal": "normal", "small_init": "small"}
 OUTPUT_INIT = {"scaled_normal": "scaled", "wang_init": "wang"}
 ATTENTION = {"global": "global", "flash": "global", "local": "local"}
@@ -54,7 +60,7 @@ def convert_model(keys: NeoxKeys, out: Conversion) -> None:
     _attention(keys, out)
     _mlp(keys, out)
     out.put("model.norm.order", partial(_order, keys), "gpt_j_residual")
-    out.put("model.norm.epsilon", partial(_epsilon, keys), "layernorm_epsilon")
+    _norm(keys, out)
     _positions(keys, out)
     out.put("model.embedding.tied", lambda: not keys.flag("no_weight_tying"), "no_weight_tying, negated")
     out.put("model.embedding.dropout", partial(keys.number, "hidden_dropout", 0.0), "hidden_dropout")
@@ -80,8 +86,9 @@ def _check_heads(keys: NeoxKeys, out: Conversion) -> None:
     if width % heads:
         raise keys.error("hidden_size", f"{width} is not a multiple of num_attention_heads={heads}")
     kv_heads = keys.count("num_kv_heads", heads, least=1)
-    if kv_heads != heads:
-        raise keys.error("num_kv_heads", f"{kv_heads} heads of keys for {heads} of queries are not supported")
+    if heads % kv_heads:
+        raise keys.error("num_kv_heads", f"{kv_heads} does not divide num_attention_heads={heads}")
+    out.put("model.attention.kv_heads", lambda: None if kv_heads == heads else kv_heads, "num_kv_heads")
 
 
 def _context(keys: NeoxKeys) -> int:
@@ -194,27 +201,34 @@ def _window(keys: NeoxKeys, out: Conversion) -> int | None:
 def _mlp(keys: NeoxKeys, out: Conversion) -> None:
     out.put("model.mlp.width", partial(_width, keys, out), "intermediate_size")
     out.put("model.mlp.activation", partial(_activation, keys), "activation, bias_gelu_fusion")
-    if not keys.flag("use_bias_in_mlp", True):
-        raise keys.error("use_bias_in_mlp", "an MLP without biases is not supported")
+    out.put("model.mlp.gated", lambda: _kind(keys) in GATED or None, "activation")
+    out.put("model.mlp.bias", partial(keys.flag, "use_bias_in_mlp", True), "use_bias_in_mlp")
 
 
 def _width(keys: NeoxKeys, out: Conversion) -> int | None:
     given, factor = keys.count("intermediate_size", least=1), keys.number("expansion_factor")
     if given is not None and factor is not None:
         raise keys.error("expansion_factor", "stands beside intermediate_size; keep one of them")
-    multiple = 2 * keys.count("mlp_multiple_of", 1, least=1)
+    multiple = keys.count("mlp_multiple_of", 1, least=1)
     width = out.count("model.n_embd", 1)
     wanted = given or (int(factor * width) if factor else 4 * width)
-    padded = -(-wanted // multiple) * multiple
+    if _kind(keys) in GATED:
+        both = int(wanted * 2 / 3)
+        inner = -(-(both // 2) // multiple) * multiple
+        if inner != -(-both // (2 * multiple)) * multiple:
+            raise keys.error("activation", f"halves of {both} features are no multiples of {multiple}")
+        return inner
+    padded = -(-wanted // (2 * multiple)) * 2 * multiple
     return None if padded == 4 * width else padded
 
 
+def _kind(keys: NeoxKeys) -> str:
+    return keys.choice("activation", "gelu", (*ACTIVATIONS, *GATED))
+
+
 def _activation(keys: NeoxKeys) -> str:
-    name = keys.choice("activation", "gelu", (*ACTIVATIONS, *GATED))
-    if name in GATED:
-        raise keys.error("activation", f"a gated MLP ({name}) is not supported")
-    fused = keys.flag("bias_gelu_fusion")
-    return "gelu_new" if name == "gelu" and fused else ACTIVATIONS[name]
+    name, fused = _kind(keys), keys.flag("bias_gelu_fusion")
+    return "gelu_new" if name == "gelu" and fused else {**ACTIVATIONS, **GATED}[name]
 
 
 def _order(keys: NeoxKeys) -> str:
@@ -222,11 +236,16 @@ def _order(keys: NeoxKeys) -> str:
     return "pre" if not parallel else "parallel_shared" if shared else "parallel"
 
 
-def _epsilon(keys: NeoxKeys) -> float:
-    norm = keys.text("norm", "layernorm")
-    if norm.lower() not in NORMS:
-        raise keys.error("norm", f"{norm} is not supported; neojax has layernorm")
-    return keys.number("layernorm_epsilon", 1e-5)
+def _norm(keys: NeoxKeys, out: Conversion) -> None:
+    name = keys.text("norm", "layernorm")
+
+    def known() -> tuple[str, str, float]:
+        if name.lower() not in NORMS:
+            raise keys.error("norm", f"{name} is not supported; neojax has layernorm and rmsnorm")
+        return NORMS[name.lower()]
+
+    out.put("model.norm.kind", lambda: known()[0], "norm")
+    out.put("model.norm.epsilon", lambda: keys.number(*known()[1:]), "layernorm_epsilon, rms_norm_epsilon")
 
 
 def _positions(keys: NeoxKeys, out: Conversion) -> None:
