@@ -17,6 +17,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "embedding": {"tied": False},
         "init": {"std": 0.02},
     },
+    "gpt_j": {
+        "attention": {"types": ["global"], "out_bias": False, "scale": True},
+        "norm": {"order": "parallel_shared"},
+        "positions": {"kind": "rotary", "interleaved": True},
+        "embedding": {"tied": False, "output_bias": True},
+        "init": {"std": 0.02},
+    },
     "gpt2": {"attention": {"types": ["global"], "bias": True, "scale": True}},
     "albert": {
         "n_ctx": 512,
@@ -39,6 +46,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "norm": {"order": "post", "epsilon": 1e-12},
         "embedding": {"token_types": 2, "norm": True, "dropout": 0.1},
         "head": {"kinds": ["mlm", "pair"]},
+        "init": {"std": 0.02},
+    },
+    "llama": {
+        "attention": {"types": ["global"], "out_bias": False, "scale": True},
+        "mlp": {"activation": "silu", "gated": True, "bias": False},
+        "norm": {"kind": "rms"},
+        "positions": {"kind": "rotary"},
+        "embedding": {"tied": False},
         "init": {"std": 0.02},
     },
 }

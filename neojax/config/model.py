@@ -169,6 +169,7 @@ class EmbeddingConfig:
     """The token embedding."""
 
     tied: bool = key(True, "use the token embedding as the output table too")
+    output_bias: bool = key(False, "give the output table a bias, as GPT-J does")
     width: int | None = key(
         None,
         "width of the tables of embeddings, which a matrix then brings to n_embd, as in ALBERT; null: "

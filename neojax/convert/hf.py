@@ -25,7 +25,8 @@ from neojax.convert.hf_tensors import Place
 from neojax.convert.hf_tokenizer import read_eos_token_id, read_tokenizer, write_tokenizer
 from neojax.convert.place import Fresh, Index, place
 from neojax.convert.tensor_files import open_tensors
-from neojax.data.tokenizer import n_ids
+from neojax.data.special_tokens import SpecialTokens
+from neojax.data.tokenizer import first_tokens, n_ids
 from neojax.errors import NeojaxError
 from neojax.files import new_folder
 from neojax.layout.mesh import Layout
@@ -84,7 +85,9 @@ def load(
             return fresh.read(piece, index)
         return where[piece].read(files, name, index)
 
-    return place(model, read, narrow).accompanied(tokenizer, read_eos_token_id(path))
+    first = () if tokenizer is None else first_tokens(tokenizer)
+    mask = None if tokenizer is None or config.causal else SpecialTokens.of(tokenizer).mask
+    return place(model, read, narrow).accompanied(tokenizer, read_eos_token_id(path), first, mask)
 
 
 def _partly(path: Path, matched: hf_tensors.Match) -> str:
@@ -114,8 +117,9 @@ def save(
     is there.
     """
     tokenizer, eos_token_id = tokenizer or model.tokenizer, model.eos_token_id
-    settings = to_json(model.config, eos_token_id)
-    ends = {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
+    first = () if tokenizer is None or not model.config.causal else first_tokens(tokenizer)
+    ends = {"bos_token_id": first[0] if first else eos_token_id, "eos_token_id": eos_token_id}
+    settings = {**to_json(model.config), **(ends if model.config.causal else {})}
     tensors = hf_tensors.to_write(names_of(model.config.family), model.config, pieces(model))
     for name, value in model.params().items():
         if isinstance(value, Quantized) or value.dtype != jnp.float32:
@@ -130,7 +134,7 @@ def save(
         if model.config.causal:
             _write_json(folder / "generation_config.json", {"_from_model_config": True, **ends})
         if tokenizer is not None:
-            write_tokenizer(tokenizer, folder, model.config.n_ctx, eos_token_id)
+            write_tokenizer(tokenizer, folder, model.config.n_ctx, eos_token_id, first)
         _write_weights(model, tensors, folder, max_shard_size)
 
 

@@ -114,17 +114,16 @@ def config_of(raw: Mapping[str, Any], source: str) -> ModelConfig:
     return config
 
 
-def to_json(model: ModelConfig, eos_token_id: int | None) -> dict[str, Any]:
-    """The contents of config.json for `model`. Raises `NeojaxError` for what transformers cannot express."""
+def to_json(model: ModelConfig) -> dict[str, Any]:
+    """The contents of config.json for `model`, without its special tokens. Raises `NeojaxError` for what
+    transformers cannot express."""
     names = names_of(model.family)
     _check_exportable(model, names)
-    ends = {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id} if model.causal else {}
     return {
         "architectures": [names.architecture_of(model.head.kinds)],
         "model_type": names.model_type,
         **{theirs: configuration.value_at(model, ours) for theirs, (ours, _) in names.keys.items()},
         **names.write(model),
-        **ends,
         "dtype": "float32",
     }
 

@@ -115,9 +115,11 @@ def places(names: HuggingFace, config: ModelConfig, pieces: Iterable[Piece]) -> 
             found.append(Place(piece, tensor, axes_of(axes)))
             continue
         tensor, axes = names.tensors[piece.role]
+        if "kv_heads" not in piece.dims:  # every head of queries has keys and values of its own
+            axes = axes.replace("kv_heads", "heads")
         own = () if piece.layer is None else divmod(piece.layer, config.inner_layers)
         block = names.block.format(*own) if own else ""
-        where = "" if tensor == names.output else names.prefix + block
+        where = "" if _is_output(names, tensor) else names.prefix + block
         found.append(Place(piece, where + tensor, axes_of(axes)))
     return found
 
@@ -216,10 +218,15 @@ def _canonical(names: HuggingFace, name: str, wanted: Iterable[str]) -> str:
         name = re.sub(pattern, replacement, name)
     if name in names.other_outputs:
         return names.output
-    is_whole = name == names.output or name.startswith(names.prefix)
+    is_whole = _is_output(names, name) or name.startswith(names.prefix)
     return (
         name if is_whole or any(name == tensor for tensor, _ in names.heads.values()) else names.prefix + name
     )
+
+
+def _is_output(names: HuggingFace, name: str) -> bool:
+    """Whether `name` is the output table or its bias, which stand outside the prefix."""
+    return name.rpartition(".")[0] == names.output.rpartition(".")[0]
 
 
 def _more(names: list[str]) -> str:

@@ -2,6 +2,7 @@
 one file of BERT's or ALBERT's."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,8 +44,15 @@ def read_eos_token_id(path: str | Path) -> int | None:
     return None
 
 
-def write_tokenizer(tokenizer: "Tokenizer", folder: Path, n_ctx: int, eos_token_id: int | None) -> None:
-    """Writes tokenizer.json, and the tokenizer_config.json that lets `transformers.AutoTokenizer` load it."""
+def write_tokenizer(
+    tokenizer: "Tokenizer",
+    folder: Path,
+    n_ctx: int,
+    eos_token_id: int | None,
+    first_tokens: Sequence[int] = (),
+) -> None:
+    """Writes tokenizer.json, and the tokenizer_config.json that lets `transformers.AutoTokenizer` load it.
+    `first_tokens`: those that the tokenizer puts before a text."""
     (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -57,7 +65,7 @@ def write_tokenizer(tokenizer: "Tokenizer", folder: Path, n_ctx: int, eos_token_
     special = SpecialTokens.of(tokenizer)
     roles = {"pad": special.pad, "unk": special.unk, "cls": special.cls, "sep": special.sep}
     if token is not None:
-        roles["bos"] = special.cls
+        roles["bos"] = first_tokens[0] if first_tokens else special.cls
     for role, id in {**roles, "mask": special.mask}.items():
         if id is not None:
             settings[f"{role}_token"] = tokenizer.id_to_token(id)

@@ -7,6 +7,7 @@ a tokenizer was read from, it is a `tokenizers.Tokenizer`, and is kept as a `tok
 import json
 import re
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -144,6 +145,12 @@ def usual_end(tokenizer: "Tokenizer") -> int | None:
         return end_of_document(tokenizer)[1]
     except NeojaxError:
         return None
+
+
+def first_tokens(tokenizer: "Tokenizer") -> tuple[int, ...]:
+    """The tokens that its post-processor puts before every text, such as Llama's <s>; none for most."""
+    found = tokenizer.encode("a")
+    return tuple(id for id, _ in takewhile(lambda pair: pair[1], zip(found.ids, found.special_tokens_mask)))
 
 
 def is_splittable(tokenizer: "Tokenizer") -> bool:

@@ -55,8 +55,8 @@ def score(model: Transformer, texts: Any, contexts: Any = "") -> Any:
 
     contexts: what stands before the texts and is not scored, in the same forms: one for every text, or one
     for all (and a text may be one for all contexts). Without one, the model's end-of-document token stands
-    before a text, as between documents in training. A text is encoded together with the text before it; a
-    token across the border is scored.
+    before a text, as between documents in training, or what all its texts begin with, as Llama's with <s>. A
+    text is encoded together with the text before it; a token across the border is scored.
 
     The model sees n_ctx tokens at most. A text is scored in pieces of n_ctx tokens, each after as many tokens
     before it as there is room for: one before a whole piece, more before the last. So every token is scored
@@ -101,9 +101,9 @@ def _pair(
     if isinstance(context, str) and isinstance(text, str) and context and text:
         both = tokenizer_of(model, "text").encode(context + text, add_special_tokens=False)
         border = sum(end <= len(context) for _, end in both.offsets)
-        before, tokens = both.ids[:border], both.ids[border:]
+        before, tokens = [*model.first_tokens, *both.ids[:border]], both.ids[border:]
     else:
-        before, tokens = encode(model, context, "context"), encode(model, text, "text")
+        before, tokens = encode(model, context, "context"), encode(model, text, "text", begins=False)
     if not before:
         mend = "; give contexts, such as the first token of a text, and texts without it"
         before = [start_token(model, f"nothing stands before text {number}", mend)]

@@ -86,7 +86,9 @@ def converted(model: Transformer, params: dict[str, Any], weights: str = "auto")
         jax.block_until_ready(
             values[name]
         )  # else what is under way would add up to a second copy of the model
-    return target.bind(values).accompanied(model.tokenizer, model.eos_token_id)
+    return target.bind(values).accompanied(
+        model.tokenizer, model.eos_token_id, model.first_tokens, model.mask_token_id
+    )
 
 
 def inference_layout(layout: Layout) -> Layout:

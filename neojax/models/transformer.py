@@ -33,13 +33,16 @@ class Transformer(nnx.Module):
 
     A new instance is abstract: it has names, dimensions and shapes but no values until `init` or `bind` gives
     them. The name of a parameter is its path within the part of the model that it belongs to, such as
-    `blocks.0.attn.query` in the stack. `tokenizer` (a `tokenizers.Tokenizer`) and `eos_token_id` travel with
-    a model that was loaded.
+    `blocks.0.attn.query` in the stack. `tokenizer` (a `tokenizers.Tokenizer`), `eos_token_id` and
+    `first_tokens`, which stand before every text (Llama's <s>), and `mask_token_id`, which stands for a token
+    that is to be told, travel with a model that was loaded.
     """
 
     def __init__(self, config: ModelConfig, layout: Layout | None = None, compute: Compute | None = None):
         self.tokenizer: Any = None
         self.eos_token_id: int | None = None
+        self.first_tokens: tuple[int, ...] = ()
+        self.mask_token_id: int | None = None
         self.config = config
         layout = layout or single_device()
         if config.kv_heads < config.attention.heads:
@@ -125,9 +128,16 @@ class Transformer(nnx.Module):
 
         return self.bind(make(jax.random.key(seed)))
 
-    def accompanied(self, tokenizer: Any, eos_token_id: int | None) -> "Transformer":
-        """This model, which from now on has the tokenizer and the end-of-document token that were given."""
+    def accompanied(
+        self,
+        tokenizer: Any,
+        eos_token_id: int | None,
+        first_tokens: tuple[int, ...] = (),
+        mask_token_id: int | None = None,
+    ) -> "Transformer":
+        """This model, which from now on has the tokenizer and the special tokens that were given."""
         self.tokenizer, self.eos_token_id = tokenizer, eos_token_id
+        self.first_tokens, self.mask_token_id = first_tokens, mask_token_id
         return self
 
     # Computation
@@ -192,7 +202,7 @@ class Transformer(nnx.Module):
         """The model as (graphdef, state) for a compiled function, which does not depend on the tokenizer, nor
         does it keep it alive."""
         bare = copy.copy(self)
-        vars(bare).update(tokenizer=None, eos_token_id=None)
+        vars(bare).update(tokenizer=None, eos_token_id=None, first_tokens=(), mask_token_id=None)
         return nnx.split(bare)
 
     def check_bound(self) -> None:

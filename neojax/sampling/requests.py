@@ -148,11 +148,15 @@ def _ids(prompt: Any, n_vocab: int, name: str) -> list[int]:
     return ids.tolist()
 
 
-def encode(model: Transformer, given: str | list[int], what: str = "prompt") -> list[int]:
-    """The tokens of a text, encoded as documents are for training."""
-    if isinstance(given, list) or not given:
-        return list(given)  # type: ignore[arg-type]
-    return tokenizer_of(model, what).encode(given, add_special_tokens=False).ids
+def encode(
+    model: Transformer, given: str | list[int], what: str = "prompt", *, begins: bool = True
+) -> list[int]:
+    """The tokens of a text, encoded as documents are for training; where it `begins` a row, after the model's
+    `first_tokens`. Ids are left as they are."""
+    if isinstance(given, list):
+        return list(given)
+    first = list(model.first_tokens) if begins else []
+    return first + (tokenizer_of(model, what).encode(given, add_special_tokens=False).ids if given else [])
 
 
 def tokenizer_of(model: Transformer, what: str) -> Any:

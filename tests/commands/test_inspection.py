@@ -51,7 +51,7 @@ def test_every_shipped_config_loads_and_can_be_laid_out(path, capsys):
     assert len(rows_of(capsys.readouterr().out)) >= 16
 
 
-PYTHIA = {
+IN_FOLDERS = {
     "pythia/14M": 14_067_712,
     "pythia/70M": 70_426_624,
     "pythia/160M": 162_322_944,
@@ -62,14 +62,18 @@ PYTHIA = {
     "pythia/6.9B": 6_857_302_016,
     "pythia/12B": 11_846_072_320,
     "neox/20B": 20_554_567_680,
+    "gpt_j/6B": 6_050_882_784,
+    "llama/TinyLlama-1.1B": 1_100_048_384,
+    "llama/2-7B": 6_738_415_616,
+    "llama/3-8B": 8_030_261_248,
 }
 
 
-def test_pythia_and_neox_have_the_published_number_of_parameters_and_fit_the_slice_they_name(capsys):
-    """Facts: the README of Pythia, and GPT-NeoX's."""
+def test_models_in_folders_have_the_published_number_of_parameters_and_fit_the_slice_they_name(capsys):
+    """Facts: the README of Pythia, and GPT-NeoX's; the model cards of the others."""
     found = [path.relative_to(CONFIGS) for path in CONFIGS.glob("*/*.yml")]
-    assert {str(path.with_suffix("")) for path in found} == PYTHIA.keys()
-    for name, count in PYTHIA.items():
+    assert {str(path.with_suffix("")) for path in found} == IN_FOLDERS.keys()
+    for name, count in IN_FOLDERS.items():
         path = CONFIGS / f"{name}.yml"
         rows, columns = re.search(r"^# slice: v5e:(\d+)x(\d+)$", path.read_text(), re.MULTILINE).groups()
         chips = int(rows) * int(columns)

@@ -8,10 +8,14 @@ from transformers import (
     BertConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GPTJConfig,
+    GPTJForCausalLM,
     GPTNeoConfig,
     GPTNeoForCausalLM,
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
 )
 
 N_VOCAB = 53  # divides by no axis, so that a split vocabulary is padded
@@ -81,6 +85,33 @@ def albert(cls, **changes):
     sizes = {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2, "embedding_size": 12}
     still = {"classifier_dropout_prob": 0.0}
     return filled(cls, AlbertConfig(**{**SIZES, **sizes, **still, **changes}))
+
+
+def gpt_j(**changes):
+    """A GPT-J of three layers that rotates half of each head; hidden width and MLP are no powers of two."""
+    sizes = {"vocab_size": N_VOCAB, "n_embd": 48, "n_head": 4, "n_layer": 3, "n_inner": 44, "n_positions": 32}
+    ends = {"bos_token_id": 0, "eos_token_id": 0}
+    return filled(GPTJForCausalLM, GPTJConfig(**{"rotary_dim": 6, **sizes, **ends, **changes}))
+
+
+def llama(**changes):
+    """A Llama of three layers in which four heads of queries read each of two of keys; heads are wider than
+    their share of the hidden width, and all of attention and the MLP have biases."""
+    sizes = {
+        "vocab_size": N_VOCAB,
+        "hidden_size": 40,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 6,
+        "num_hidden_layers": 3,
+        "intermediate_size": 44,
+        "max_position_embeddings": 32,
+        "attention_bias": True,
+        "mlp_bias": True,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+    return filled(LlamaForCausalLM, LlamaConfig(**{**sizes, **changes}))
 
 
 def filled(cls, config):

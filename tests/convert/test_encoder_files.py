@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_named_in_one_line(name, saved):
 
 def test_heads_that_transformers_has_no_class_for_are_not_exported():
     with pytest.raises(NeojaxError, match=r"head\.kinds=\['pair'\] cannot be exported: transformers' albert"):
-        to_json(model_config(family="albert", **{"head.kinds": ["pair"]}), None)
+        to_json(model_config(family="albert", **{"head.kinds": ["pair"]}))
     with pytest.raises(NeojaxError, match=r"head\.kinds.*a gpt2 has the head lm alone"):
         model_config(family="gpt2", **{"head.kinds": ["mlm"]})
     with pytest.raises(NeojaxError, match=r"layer_groups=2 times model\.inner_layers=1"):

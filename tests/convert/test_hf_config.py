@@ -83,7 +83,7 @@ def test_every_key_of_gpt_neo_survives_a_round_trip(tmp_path):
         res_dropout=0.3,
         tie_word_embeddings=False,
     )
-    again = read(tmp_path, to_json(model, 0))
+    again = read(tmp_path, to_json(model))
     assert again == replaced(model, "attention.types", again.attention.types)
     assert again.attention_layers == model.attention_layers
 
@@ -94,7 +94,7 @@ def test_gpt2_has_its_own_keys_and_defaults(size, tmp_path):
     assert model.attention_layers == ("global", "global")
     assert model.attention.bias and model.attention.scale
     assert (model.n_vocab, model.n_embd, model.n_ctx, model.dropout) == (50257, 768, 77, 0.1)
-    assert read(tmp_path, to_json(model, None)) == model
+    assert read(tmp_path, to_json(model)) == model
 
 
 NEOX = {"model_type": "gpt_neox", "hidden_size": 96, "num_attention_heads": 4, "num_hidden_layers": 2}
@@ -117,14 +117,14 @@ def test_gpt_neox_rotates_what_files_of_either_kind_say(keys, dims, base, tmp_pa
     model = read(tmp_path, {**NEOX, **keys})
     assert (model.family, model.norm.order, model.embedding.tied) == ("gpt_neox", "parallel", False)
     assert (model.positions.rotary_dims, model.positions.base) == (dims, base)
-    assert read(tmp_path, to_json(model, None)) == model
+    assert read(tmp_path, to_json(model)) == model
     assert read(tmp_path, {**NEOX, "use_parallel_residual": False}).norm.order == "pre"
 
 
 def test_gpt_neox_has_biases_in_all_of_attention_or_in_none(tmp_path):
     model = read(tmp_path, {**NEOX, "attention_bias": False})
     assert (model.attention.bias, model.attention.out_bias) == (False, False)
-    assert to_json(model, None)["attention_bias"] is False
+    assert to_json(model)["attention_bias"] is False
     assert not any("bias" in name for name in Transformer(model).params() if "attn" in name)
 
 
@@ -133,7 +133,7 @@ def test_gpt_neox_rotates_as_many_features_after_export_as_before(tmp_path):
     for width in range(2, 200, 2):
         config = model_config(family="gpt_neox", n_layer=1, n_head=1, n_embd=width)
         for dims in range(2, width + 1, 2):
-            raw = to_json(replaced(config, "positions.rotary_dims", dims), None)
+            raw = to_json(replaced(config, "positions.rotary_dims", dims))
             assert int(width * raw["rope_parameters"]["partial_rotary_factor"]) == dims, (dims, width)
     assert read(tmp_path, raw).positions.rotary_dims == dims
 
@@ -141,7 +141,7 @@ def test_gpt_neox_rotates_as_many_features_after_export_as_before(tmp_path):
 @pytest.mark.parametrize(
     "keys, words",
     [
-        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear' is not supported"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic' is not supported"),
         ({"rope_parameters": [1]}, r"rope_parameters=\[1\]: expected keys and values"),
         ({"rotary_pct": "half"}, "rotary positions .*expected numbers"),
         ({"rotary_pct": 0.3}, "rotary_dims=7: expected an even number"),
@@ -179,7 +179,10 @@ OTHER = {
     "attention.dropout": 0.1,
     "mlp.width": 20, "mlp.activation": "relu", "mlp.gated": True, "mlp.macaron": True,
     "norm.kind": "rezero", "norm.order": "post", "norm.epsilon": 1e-3, "positions.kind": "rotary", "positions.axial": (4, 6),  # noqa: E501
-    "positions.rotary_dims": 4, "positions.base": 500.0,
+    "positions.rotary_dims": 4, "positions.base": 500.0, "positions.interleaved": True,
+    "positions.scaling": "linear", "positions.scaling_factor": 2.0, "positions.scaling_context": 9,
+    "positions.scaling_long": 0.5, "positions.scaling_short": 3.0,
+    "attention.kv_heads": 2, "attention.head_dim": 6, "mlp.bias": False, "embedding.output_bias": True,
     "embedding.tied": False, "embedding.dropout": 0.1, "embedding.width": 8, "embedding.token_types": 3,
     "embedding.norm": True, "layer_groups": 2, "inner_layers": 2,
     "head.kinds": ("mlm",), "head.labels": ("no", "yes", "both"), "head.dropout": 0.2,
@@ -193,7 +196,7 @@ def test_every_option_is_known_here():
 
 
 @pytest.mark.parametrize("option", OTHER)
-@pytest.mark.parametrize("family", ["gpt_neo", "gpt2", "gpt_neox", "bert", "albert"])
+@pytest.mark.parametrize("family", ["gpt_neo", "gpt2", "gpt_neox", "gpt_j", "llama", "bert", "albert"])
 def test_every_option_is_exported_or_refused_by_name(family, option, tmp_path):
     usual = model_config(family=family, n_layer=2, n_embd=32, n_head=4, n_ctx=24)
     value = OTHER[option]
@@ -201,7 +204,7 @@ def test_every_option_is_exported_or_refused_by_name(family, option, tmp_path):
         value = not value_at(usual, option)
     model = replaced(usual, option, value)
     try:
-        raw = to_json(model, 0)
+        raw = to_json(model)
     except NeojaxError as e:
         assert f"model.{option}" in str(e)
         assert "cannot be exported" in str(e) and "\n" not in str(e)
@@ -210,6 +213,8 @@ def test_every_option_is_exported_or_refused_by_name(family, option, tmp_path):
         assert again.family == family
         if option == "attention.types":
             assert again.attention_layers == model.attention_layers
+        elif option.startswith("positions.scaling_"):  # of which there is none
+            assert again == read(tmp_path, to_json(usual))
         elif family == "gpt_neo" or option != "attention.window":  # which then sees nothing
             assert value_at(again, option) == value
 
@@ -219,7 +224,7 @@ def test_every_option_is_exported_or_refused_by_name(family, option, tmp_path):
 )
 def test_a_value_that_transformers_has_not_is_refused_by_name(changes):
     with pytest.raises(NeojaxError, match=rf"{re.escape(FLAT[next(iter(changes))])}.* cannot be exported"):
-        to_json(model_config(**changes), 0)
+        to_json(model_config(**changes))
 
 
 def test_other_names_of_an_activation_are_understood(tmp_path):
@@ -230,10 +235,10 @@ BAD = {
     "not JSON": ("{", "config.json is not valid JSON"),
     "a list": ("[]", "expected a JSON object, got list"),
     "another model": (
-        without(model_type="llama"),
-        "model_type 'llama'; neojax reads gpt_neo, gpt_neox, gpt2, albert and bert",
+        without(model_type="opt"),
+        "model_type 'opt'; neojax reads gpt_neo, gpt_neox, gptj, gpt2, albert, bert and llama",
     ),
-    "nothing": ({}, "no model_type; neojax reads gpt_neo, gpt_neox, gpt2, albert and bert"),
+    "nothing": ({}, "no model_type; neojax reads gpt_neo, gpt_neox, gptj, gpt2, albert, bert and llama"),
     "option": (
         {"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True},
         "scale_attn_by_inverse_layer_idx=true is not supported",

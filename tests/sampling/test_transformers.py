@@ -24,13 +24,14 @@ from neojax.sampling.generate import generate
 from neojax.sampling.logits import Controls, penalise, warp
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "convert"))  # also where that folder is not collected
-from hf_reference import gpt2, gpt_neo, gpt_neox
+from hf_reference import gpt2, gpt_j, gpt_neo, gpt_neox
 
 CASES = {
     "alternating": lambda: gpt_neo([[["global", "local"], 1]]),
     "irregular": lambda: gpt_neo([[["global"], 1], [["local"], 2]], window_size=5, hidden_size=36),
     "gpt2": gpt2,
     "neox": gpt_neox,
+    "gpt_j": gpt_j,
 }
 LAYOUTS = {
     "one device": ("data:1", "", ""),
@@ -47,6 +48,7 @@ PROMPTS = [[1, 2, 3], [5, 9, 11, 40, 2, 2, 17, 31, 8], [52]]  # one is longer th
         ("irregular", "one device"),
         ("gpt2", "split"),
         ("neox", "split"),
+        ("gpt_j", "one device"),
     ],
 )
 def test_greedy_text_is_that_of_transformers(case, layout, tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 
 from neojax.config import ModelConfig
 from neojax.errors import NeojaxError
+from neojax.models.families import rope
 from neojax.models.families.family import Family, HuggingFace
 from neojax.models.families.gpt_neo import build
 
@@ -25,26 +26,20 @@ def read(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     for key, value in zip(FLAGS, (parallel, biased)):
         if not isinstance(value, bool):
             raise NeojaxError(f"{source}: {key}={value!r}: expected true or false")
-    rope = {"partial_rotary_factor": raw.get("rotary_pct"), "rope_theta": raw.get("rotary_emb_base")}
-    for key in ("rope_scaling", "rope_parameters"):
-        if (given := raw.get(key)) is not None and not isinstance(given, Mapping):
-            raise NeojaxError(f"{source}: {key}={given!r}: expected keys and values")
-        rope |= given or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise NeojaxError(f"{source}: rope_type {kind!r} is not supported; only default is")
-    share, base = rope["partial_rotary_factor"], rope["rope_theta"]
+    said = {"partial_rotary_factor": raw.get("rotary_pct"), "rope_theta": raw.get("rotary_emb_base")}
+    said |= rope.rope(raw, source)
+    share = said["partial_rotary_factor"]
     try:
-        share, base = float(ROTARY_SHARE if share is None else share), float(10000 if base is None else base)
+        share = float(ROTARY_SHARE if share is None else share)
         width = raw.get("hidden_size", 6144) // raw.get("num_attention_heads", 64)
     except (TypeError, ValueError, ZeroDivisionError):
-        raise NeojaxError(f"{source}: rotary positions {rope}: expected numbers") from None
+        raise NeojaxError(f"{source}: rotary positions {said}: expected numbers") from None
     return {
         "norm.order": ORDERS[parallel],
         "attention.bias": biased,
         "attention.out_bias": biased,
         "positions.rotary_dims": int(width * share),
-        "positions.base": base,
+        **rope.read(said, raw.get("max_position_embeddings", 2048), source),
         "embedding.dropout": raw.get("hidden_dropout", 0.0),
     }
 
@@ -68,18 +63,17 @@ def write(config: ModelConfig) -> dict[str, Any]:
             f"model.attention.out_bias={config.attention.out_bias}: transformers' gpt_neox has biases in "
             "both or in neither"
         )
-    width, base = config.head_dim, config.positions.base
+    width = config.head_dim
     dims = config.positions.rotary_dims or width
     share = dims / width
     if int(width * share) < dims:  # as readers have it, who cut off; 26 / 46 of 46 is less than 26
         share = math.nextafter(share, 1.0)
-    rope = {"rope_type": "default", "rope_theta": base, "partial_rotary_factor": share}
     return {
         "intermediate_size": config.mlp_dim,
         "use_parallel_residual": config.norm.order == "parallel",
-        "rope_parameters": rope,
+        **rope.write(config, partial_rotary_factor=share),
         "rotary_pct": share,
-        "rotary_emb_base": base,
+        "rotary_emb_base": config.positions.base,
         "attention_bias": config.attention.bias,
     }
 
@@ -107,7 +101,7 @@ FAMILY = Family(
         written=(
             "norm.order",
             "positions.rotary_dims",
-            "positions.base",
+            *rope.WRITTEN,
             "embedding.dropout",
             "attention.bias",
             "attention.out_bias",
