@@ -10,14 +10,26 @@ if TYPE_CHECKING:
     from neojax import config
     from neojax.evaluate.score import score
     from neojax.loading import load
+    from neojax.sampling.fill_mask import fill_mask
     from neojax.sampling.generate import generate
     from neojax.sampling.requests import Sampling
     from neojax.training.loop import train
 
-__all__ = ["NeojaxError", "Sampling", "__version__", "config", "generate", "load", "score", "train"]
+__all__ = [
+    "NeojaxError",
+    "Sampling",
+    "__version__",
+    "config",
+    "fill_mask",
+    "generate",
+    "load",
+    "score",
+    "train",
+]
 
 _LAZY = {
     "Sampling": "neojax.sampling.requests",
+    "fill_mask": "neojax.sampling.fill_mask",
     "generate": "neojax.sampling.generate",
     "load": "neojax.loading",
     "score": "neojax.evaluate.score",

@@ -1,5 +1,5 @@
-"""The command line: `neojax train|sample|prepare|convert|launch|data|inspect`. JAX is imported by the command
-that needs it."""
+"""The command line, `neojax COMMAND ...`, with the commands that `COMMANDS` names. JAX is imported by the
+command that needs it."""
 
 import argparse
 import errno
@@ -18,6 +18,7 @@ from neojax.version import __version__
 COMMANDS = {
     "train": "train a model, or go on with a run",
     "sample": "generate text from a trained model",
+    "fill-mask": "tell the likeliest tokens in the place of [MASK]",
     "prepare": "turn text into token stores to train on",
     "convert": "bring models from and to other formats",
     "launch": "start several processes of one job on this machine",
@@ -84,7 +85,7 @@ def _run(prog: str, argv: Sequence[str] | None) -> None:
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if name == asked:
-            command = import_module(f"neojax.commands.{name}")
+            command = import_module(f"neojax.commands.{name.replace('-', '_')}")
             command.add_arguments(sub)
             sub.set_defaults(run=command.run)
     # section.key=value may stand anywhere, also behind options, where argparse does not look for it.

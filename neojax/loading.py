@@ -18,6 +18,7 @@ from neojax.convert import hf, hf_config
 from neojax.convert.neox_checkpoint import refuse_checkpoint
 from neojax.convert.place import Fresh
 from neojax.data import tokenizer as tokenizers
+from neojax.data.special_tokens import SpecialTokens
 from neojax.errors import NeojaxError
 from neojax.layout.mesh import Layout, layout_on, make_layout, single_device
 from neojax.models import Transformer
@@ -171,15 +172,20 @@ def restore(saved: Saved, layout: Layout, compute: Compute) -> tuple[Transformer
 
 
 def accompanied(model: Transformer, saved: Saved) -> Transformer:
-    """`model` with the tokenizer and the end-of-document token that its checkpoint holds."""
+    """`model` with the tokenizer and the special tokens that its checkpoint holds. One that was trained on
+    masked tokens has a mask, and begins a row as in training."""
     tokenizer = None
     if saved.meta["tokenizer"] is not None:
         source = f"the tokenizer of {saved.run}, checkpoint {saved.step},"
         tokenizer = tokenizers.parse(saved.meta["tokenizer"], source)
-    if "eos_token_id" in saved.meta:
-        return model.accompanied(tokenizer, saved.meta["eos_token_id"])
-    end = None if tokenizer is None else tokenizers.usual_end(tokenizer)  # written before it was kept
-    return model.accompanied(tokenizer, end)
+    end = None if tokenizer is None else tokenizers.usual_end(tokenizer)
+    train = saved.config.train
+    first = () if train.mlm_cls_token_id is None else (train.mlm_cls_token_id,)
+    mask = train.mlm_mask_id
+    if mask is None and not model.config.causal and tokenizer is not None:
+        mask = SpecialTokens.of(tokenizer).mask
+    # Without a word on its end, the checkpoint was written before it was kept.
+    return model.accompanied(tokenizer, saved.meta.get("eos_token_id", end), first, mask)
 
 
 def find_run(path: Path) -> tuple[Path, int | None]:

@@ -128,7 +128,7 @@ def run(args: Namespace) -> None:
     streaming = not (args.json or args.no_stream) and len(prompts) * args.num_samples == 1
     if streaming:
         print(prompts[0], end="", flush=True)
-    with _ending_at_once():
+    with ending_at_once():
         samples = generate(
             model,
             prompts,
@@ -150,7 +150,7 @@ def run(args: Namespace) -> None:
 
 
 @contextlib.contextmanager
-def _ending_at_once() -> Iterator[None]:
+def ending_at_once() -> Iterator[None]:
     """Inside, Ctrl-C ends the process, which has nothing to lose: JAX swallows a KeyboardInterrupt that is
     raised within its callbacks. Where somebody else handles or ignores the signal, it is left to them."""
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
