@@ -7,10 +7,11 @@ EXTRAS ?= test,hf,buckets
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 
-.PHONY: demo test lint install clean
+.PHONY: demo albert test lint install clean
 .DEFAULT_GOAL := help
 help:
 	@echo "make demo   prepare text, train a small GPT-Neo on 8 fake devices, sample from it (about 5 minutes)"
+	@echo "make albert pre-train a small ALBERT on docstrings: masked words and the order of sentences (minutes)"
 	@echo "make test   install what the tests need and run them"
 	@echo "make lint   check format, style and types"
 	@echo "make clean  remove the environments and the demo"
@@ -35,6 +36,9 @@ install: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
+
+albert: $(VENV)/.installed
+	$(BIN)/python examples/albert.py
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)

@@ -67,17 +67,26 @@ def check_data(config: Config) -> tuple[list[TokenSource], list[TokenSource]]:
 
 def check_objective(config: Config) -> None:
     """Raises `NeojaxError` where the data has not what the heads of the model are trained on: token stores
-    have tokens to predict or to mask, and no labels."""
-    kinds = config.model.head.kinds
+    have tokens to predict or to mask, and pairs of segments where their sentences are kept, and no other
+    labels."""
+    kinds, pairs = config.model.head.kinds, config.data.pairs
+    if pairs != "none" and set(kinds) - {"mlm", "pair"}:
+        raise NeojaxError(
+            f"data.pairs={pairs} is for the heads mlm and pair of model.family=bert and albert; "
+            f"model.head.kinds is {list(kinds)}"
+        )
     if kinds == ("lm",):
         return
     if not kinds:
         raise NeojaxError("model.head.kinds=[] leaves nothing to train; name a head, such as mlm")
+    if pairs != "none":
+        return
     if kinds != ("mlm",):
         others = [kind for kind in kinds if kind != "mlm"]
+        sentences = "data.pairs=nsp or sop, or " if set(others) == {"pair"} else ""
         raise NeojaxError(
             f"model.head.kinds={list(kinds)}: data.train has no labels for {' and '.join(others)}; set "
-            "model.head.kinds=[mlm] to train on masked tokens alone"
+            f"{sentences}model.head.kinds=[mlm] to train on masked tokens alone"
         )
     if config.train.mlm_mask_id is None:
         raise NeojaxError(
