@@ -20,11 +20,12 @@ TEXTS = [
 ]
 ROOMS = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
 ROOTS = (REPOSITORY, PACKAGE, REPOSITORY / "benchmarks")  # where a path may begin
-GPT_NEO = (  # files of the original
+ORIGINALS = (  # files of gpt-neo and GPT-NeoX
     "data/create_tfrecords.py",
     "data/train_tokenizer.py",
     "models/gpt2/gpt2.py",
     "models/layers.py",
+    "tools/ckpts/convert_neox_to_hf.py",
 )
 
 
@@ -45,7 +46,7 @@ def missing(page: Path, text: str) -> list[str]:
     `room.module.name` or `neojax.room.module.name`, parts of the package. NAME stands for a name that the
     reader chooses."""
     paths = set(re.findall(r"(?<![\w./-])[a-z][\w.-]*/(?:[\w.-]+/)*[\w.-]+\.(?:py|md)\b", text)).difference(
-        GPT_NEO
+        ORIGINALS
     )
     lost = [path for path in paths if not any((root / path).exists() for root in ROOTS)]
     if page.suffix == ".md":
