@@ -81,8 +81,8 @@ def compare() -> None:
     """Prints the held-out accuracies beside what one gets who always says the commonest."""
     from neojax import config as configuration
     from neojax.data.loader import validation_batches
+    from neojax.data.pairing import pairing_of
     from neojax.data.store import TokenStore
-    from neojax.training.pairing import pairing_of
 
     config = configuration.of_run(ROOT / RUN)
     pairing = pairing_of(config, (ROOT / RUN / "tokenizer.json").read_text(encoding="utf-8"))

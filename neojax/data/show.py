@@ -8,7 +8,9 @@ import numpy as np
 
 from neojax.config import Config
 from neojax.data import tokenizer as tokenizers
-from neojax.data.loader import Place, train_places
+from neojax.data.batch import NOT_SCORED
+from neojax.data.loader import Place, train_batches, train_places
+from neojax.data.pairing import pairing_of
 from neojax.errors import NeojaxError
 from neojax.output import json_line
 
@@ -20,6 +22,10 @@ def show(config: Config, folder: Path, step: int, as_json: bool = False) -> None
     if step < 1:
         raise NeojaxError(f"--step {step}: the first step of a run is 1")
     tokenizer = tokenizer_of(config, folder)
+    if config.data.pairs != "none":
+        for row in pair_rows(config, step, tokenizer):
+            print(json_line(row) if as_json else pair_text(row))
+        return
     for row in rows(config, step):
         for document in row["documents"]:
             if tokenizer is not None:
@@ -42,6 +48,38 @@ def rows(config: Config, step: int) -> Iterator[dict[str, Any]]:
             "source": str(place.source),
             "documents": list(documents(place)),
         }
+
+
+def pair_rows(config: Config, step: int, tokenizer: Any) -> Iterator[dict[str, Any]]:
+    """The rows of pairs of the global batch of `step`: step, microbatch, row in it, label, the token ids that
+    the model sees, the places of the masked ones and their true ids; and the text of both."""
+    train = config.train
+    each = train.microbatch or train.batch_size
+    pairing = pairing_of(config, None if tokenizer is None else tokenizer.to_str())
+    size = train.batch_size
+    batches = train_batches(config.data, config.model.n_ctx, size, train.seed, step - 1, pairing=pairing)
+    batch = next(batches)
+    assert batch.segments is not None and batch.labels is not None
+    for i in range(size):
+        is_own, is_masked = batch.segments[i] > 0, batch.targets[i] != NOT_SCORED
+        tokens, masked = batch.tokens[i][is_own].tolist(), batch.targets[i][is_masked].tolist()
+        yield {
+            "step": step,
+            "microbatch": i // each,
+            "row": i % each,
+            "label": int(batch.labels[i]),
+            "tokens": tokens,
+            "masked": np.flatnonzero(is_masked).tolist(),
+            "targets": masked,
+            "text": tokenizer.decode(tokens, skip_special_tokens=False),
+            "target_text": [tokenizer.decode([id], skip_special_tokens=False) for id in masked],
+        }
+
+
+def pair_text(row: dict[str, Any]) -> str:
+    """A row of a pair for reading."""
+    head = f"=== step {row['step']}, microbatch {row['microbatch']}, row {row['row']}: label {row['label']}"
+    return f"{head}\n{row['text']}\n--- masked: {' | '.join(row['target_text'])}"
 
 
 def documents(place: Place) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from neojax.arguments import wrong
 from neojax.config import Config
 from neojax.data.fingerprint import fingerprint
 from neojax.data.loader import train_batches, validation_batches
+from neojax.data.pairing import pairing_of
 from neojax.data.pairs import Pairing
 from neojax.data.share import Share
 from neojax.errors import NeojaxError
@@ -47,7 +48,6 @@ from neojax.training.inputs import (
 from neojax.training.memory import check_memory
 from neojax.training.metrics import MetricsWriter, Progress, Stopwatch, Throughput
 from neojax.training.optimizer import Optimizer, make_optimizer
-from neojax.training.pairing import pairing_of
 from neojax.training.profile import Profile
 from neojax.training.resume import go_on, may_begin
 from neojax.training.signals import Stop, Stopped

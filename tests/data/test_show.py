@@ -9,6 +9,7 @@ from neojax import config as configuration
 from neojax.cli import main
 from neojax.config import DataConfig, SourceConfig
 from neojax.data.loader import train_batches, train_places
+from neojax.data.prepare import prepare
 from neojax.data.store import StoreWriter
 from neojax.data.tokenizer import train as train_tokenizer
 
@@ -103,3 +104,32 @@ def test_what_is_wrong_is_one_line(prepared, capsys, args, words):
         status = e.code
     err = capsys.readouterr().err
     assert status == 2 and words in err and err.count("\n") == 1
+
+
+def test_rows_of_pairs_are_shown_as_the_model_sees_them_with_what_is_masked(tmp_path, capsys):
+    texts = [
+        "One two three four. Five six seven. Eight nine ten eleven.",
+        "Twelve. Thirteen is it. Fourteen.",
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts * 3))
+    options = {"train_tokenizer": 60, "tokenizer_kind": "wordpiece", "sentences": "marks", "workers": 1}
+    prepare([tmp_path / "a.jsonl"], tmp_path / "data", **options, validation=0)
+    raw = {
+        "model": {"family": "bert", "n_ctx": 24, "n_vocab": 60, "n_layer": 1},
+        "data": {"train": f"{tmp_path}/data", "pairs": "nsp"},
+        "train": {"batch_size": 4, "microbatch": 2},
+    }
+    (tmp_path / "c.yml").write_text(configuration.dump(configuration.from_dict(raw)))
+    main(["data", "show", str(tmp_path / "c.yml"), "--step", "2", "--json"])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["microbatch"], row["row"]) for row in rows] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for row in rows:
+        assert row["label"] in (0, 1) and len(row["masked"]) == len(row["targets"]) >= 1
+        whole = list(row["tokens"])
+        for place, id in zip(row["masked"], row["targets"]):
+            whole[place] = id
+        assert (whole[0], whole[-1], whole.count(3)) == (2, 3, 2)  # [CLS] A [SEP] B [SEP]
+        assert row["text"].startswith("[CLS] ") and row["text"].endswith(" [SEP]")
+    main(["data", "show", str(tmp_path / "c.yml"), "--step", "2"])
+    printed = capsys.readouterr().out
+    assert f"microbatch 1, row 1: label {rows[3]['label']}" in printed and rows[3]["text"] in printed
