@@ -51,11 +51,14 @@ def convert_batch(keys: NeoxKeys, out: Conversion, asks: bool) -> None:
     own = keys.count("train_micro_batch_size_per_gpu", least=1)
     turns = keys.count("gradient_accumulation_steps", least=1)
     whole, replicas = keys.count("train_batch_size", least=1), _replicas(keys, out)
-    if own and replicas and whole and whole != own * replicas * (turns or whole // (own * replicas) or 1):
-        parts = f"{own} x {turns or 'a whole number'} x {replicas}"
-        raise keys.error(
-            "train_batch_size", f"{whole} is not {parts} (rows of a GPU x accumulation x replicas)"
-        )
+    is_theirs = not any(map(out.is_given, ("mesh.shape", "mesh.cpu_devices", "train.batch_size")))
+    if is_theirs and own and replicas and whole:
+        rows = own * replicas
+        if whole != rows * (turns or max(1, whole // rows)):
+            parts = f"{own} x {turns or 'a whole number'} x {replicas}"
+            raise keys.error(
+                "train_batch_size", f"{whole} is not {parts} (rows of a GPU x accumulation x replicas)"
+            )
     out.put(
         "train.batch_size", partial(_batch_size, keys, asks, own, turns, whole, replicas), "batch of all GPUs"
     )

@@ -92,6 +92,8 @@ def refused(call, *args):
         ("train.profile_steps=[0, 2]", ["train.profile_steps=[0, 2]", "is 1"]),
         ("train.profile_steps=[4, 3]", ["train.profile_steps=[4, 3]", "such as [10, 12]"]),
         ("train.profile_steps=3", ["train.profile_steps", "a list", "3"]),
+        ("train.checkpoint_steps=[1, -2]", ["train.checkpoint_steps=[1, -2]", "a list of steps"]),
+        ("data.merges=merges.txt", ["data.merges=merges.txt", "vocab.json", "data.tokenizer"]),
         ("steps=3", ["'steps=3'", "section.key=value"]),
         ("train.steps", ["'train.steps'", "section.key=value"]),
         ("train.steps=[", ["train.steps=[", "YAML"]),

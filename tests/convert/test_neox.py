@@ -225,8 +225,10 @@ def test_the_batch_is_that_of_all_gpus_and_asked_for_where_none_are_named(tmp_pa
     ):
         configs.load(write(tmp_path))
     assert configs.load(write(tmp_path), asks=False).train.batch_size == 4
+    fixed = write(tmp_path, '"train_batch_size": 30, "global_num_gpus": 2')
     with pytest.raises(NeojaxError, match="train_batch_size: 30 is not 4 x a whole number x 2"):
-        configs.load(write(tmp_path, '"train_batch_size": 30'), ["mesh.shape=data:2"])
+        configs.load(fixed)
+    assert configs.load(fixed, ["mesh.shape=data:3"]).train.batch_size == 30
 
 
 def test_weighted_paths_and_one_pair_that_is_cut(tmp_path):
