@@ -72,6 +72,7 @@ IN_FOLDERS = {
 def test_models_in_folders_have_the_published_number_of_parameters_and_fit_the_slice_they_name(capsys):
     """Facts: the README of Pythia, and GPT-NeoX's; the model cards of the others."""
     found = [path.relative_to(CONFIGS) for path in CONFIGS.glob("*/*.yml")]
+    found = [path for path in found if path.parent.name not in ("bert", "albert")]  # see below
     assert {str(path.with_suffix("")) for path in found} == IN_FOLDERS.keys()
     for name, count in IN_FOLDERS.items():
         path = CONFIGS / f"{name}.yml"
@@ -83,6 +84,37 @@ def test_models_in_folders_have_the_published_number_of_parameters_and_fit_the_s
         train = config.train
         assert f": {count:,} parameters" in path.read_text()
         assert train.batch_size % chips == (train.microbatch or train.batch_size) % chips == 0
+
+
+ENCODERS = {
+    "bert/tiny": 4_433_468,
+    "bert/mini": 11_267_900,
+    "bert/small": 29_058_876,
+    "bert/medium": 41_668_412,
+    "bert/base": 110_106_428,
+    "bert/large": 336_226_108,
+    "albert/base": 11_813_810,
+    "albert/large": 17_847_474,
+    "albert/xlarge": 59_021_490,
+    "albert/xxlarge": 223_158_450,
+}
+
+
+def test_encoders_have_the_parameters_of_transformers_and_can_be_laid_out(capsys):
+    """With the heads of pre-training, as counted from the tensors of `BertForPreTraining` and
+    `AlbertForPreTraining`."""
+    found = [
+        path.relative_to(CONFIGS) for kind in ("bert", "albert") for path in CONFIGS.glob(f"{kind}/*.yml")
+    ]
+    assert {str(path.with_suffix("")) for path in found} == ENCODERS.keys()
+    for name, count in ENCODERS.items():
+        path = CONFIGS / f"{name}.yml"
+        config = configuration.load(path, ["mesh.shape=data:8"])
+        print_model(config, abstract_layout(config.mesh))  # raises where the layout does not divide
+        assert f"{count:,} parameters" in capsys.readouterr().out
+        assert f": {count:,} parameters" in path.read_text()
+        assert (config.train.microbatch or config.train.batch_size) % 8 == 0
+        assert config.data.pairs == ("nsp" if name.startswith("bert") else "sop")
 
 
 def test_a_hugging_face_directory_is_shown_without_its_weights(tmp_path, capsys):
