@@ -148,10 +148,10 @@ def reference(
     if segments is not None:
         query, key = named.lay(segments, "batch sequence"), named.lay(segments, "batch memory_length")
         own = together(query, key)
-        if (
-            not causal
-        ):  # padding sees what is none, as in transformers: answers are a softmax over all positions
-            own |= (query[..., :, None] == 0) & (key[..., None, :] > 0)
+        if not causal:
+            # As in transformers, padding is seen by none and sees all else: what it makes of that has a share
+            # where a softmax is over all positions, as of answers.
+            own = (own | (query == 0)[..., :, None]) & (key > 0)[..., None, :]
         seen = seen & own
     seen = seen[:, None] if seen.ndim == 3 else seen
     return attend(q, token_keys(k, v, seen), *memory_keys(memory), dropout=dropout)
