@@ -106,9 +106,12 @@ def _convert_bundle(args: Namespace, prefix: Path, dest: Path) -> None:
         f"python train.py {dest}/config.yml"
     )
     if loaded.model.tokenizer is None:
+        is_causal = loaded.model.config.causal
+        use = "to sample text" if is_causal else "to read text"
+        which = "tokenizer.json (GPT-2's is the usual one)" if is_causal else "vocab.txt or spiece.model"
         print(
-            f"note: there is no tokenizer beside {args.source}; to sample text, put the model's "
-            "tokenizer.json (GPT-2's is the usual one) there and convert again"
+            f"note: there is no tokenizer beside {args.source}; {use}, put the model's {which} there and "
+            "convert again"
         )
 
 

@@ -66,7 +66,7 @@ def rows(name):
     shape = (4, CHOICES, LENGTH) if "Choice" in name else (4, LENGTH)
     there = np.ones(shape, np.int32)
     there[1, ..., 9:], there[2, ..., 1:] = 0, 0
-    tokens = rng.integers(1, N_VOCAB, shape) * there
+    tokens = rng.integers(1, N_VOCAB, shape)  # padding as well: transformers trains no row of its own padding
     types = rng.integers(0, 3, shape) * there
     batch = Batch(tokens, np.full(shape, -1), segments=there, token_types=types)
     if "PreTraining" in name or "MaskedLM" in name or "Token" in name:
@@ -152,8 +152,8 @@ def test_outputs_and_gradients_are_those_of_transformers(case, layout, tmp_path)
     hf.save(model.bind(grads), tmp_path / "gradients")  # so that they get transformers' names
     ours = load_file(tmp_path / "gradients" / hf.WEIGHTS)
     most = max(np.abs(grad).max() for grad in gradients.values())
-    for key, grad in gradients.items():  # that of a key's bias is 0 but for rounding
-        limit = max(1e-4 * np.abs(grad).max(), 1e-7 * most)
+    for key, grad in gradients.items():  # those of biases that a softmax takes out are 0 but for rounding
+        limit = max(1e-4 * np.abs(grad).max(), 1e-6 * most)
         np.testing.assert_allclose(ours.pop(key), grad, atol=limit, rtol=0, err_msg=key)
     unused = {key for key in ours if key.endswith("predictions.bias")}  # by transformers, see below
     assert ours.keys() == unused and bool(unused) == ("MaskedLM" in name)
