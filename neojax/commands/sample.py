@@ -18,7 +18,7 @@ from neojax.errors import NeojaxError
 from neojax.loading import find_run, load
 from neojax.output import json_line
 from neojax.sampling.generate import Sample, generate
-from neojax.sampling.requests import Sampling, sample_count
+from neojax.sampling.requests import Sampling, sample_count, usable
 from neojax.storage.remote import place
 
 
@@ -120,7 +120,7 @@ def run(args: Namespace) -> None:
     settings = {f.name: getattr(args, f.name) for f in fields(Sampling) if hasattr(args, f.name)}
     sampling = Sampling(**settings)  # before the weights are read
     sample_count(args.num_samples)
-    model = load(args.source, mesh=mesh, weights=args.weights)
+    model = usable(load(args.source, mesh=mesh, weights=args.weights), "continue a text")
     if model.tokenizer is None:
         raise NeojaxError(
             f"{args.source} has no tokenizer, so there is no text to continue; use neojax.generate"

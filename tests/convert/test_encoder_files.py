@@ -108,11 +108,10 @@ def test_a_file_of_old_is_read(saved):
 def test_heads_that_a_file_lacks_begin_at_random_and_are_named_once(saved):
     """The same numbers on every mesh; those of other heads are left, and told too."""
     model, folder = saved
-    configure(
-        folder, architectures=["BertForSequenceClassification"], id2label={"0": "a", "1": "b", "2": "c"}
-    )
+    labels = {"id2label": {"0": "a", "1": "b", "2": "c"}, "label2id": None}
+    configure(folder, architectures=["BertForSequenceClassification"], **labels)
     with pytest.warns(
-        UserWarning, match=r"no classifier\.weight, classifier\.bias, .*cls\.predictions"
+        UserWarning, match=r"no classifier\.bias, classifier\.weight, .*cls\.predictions"
     ) as told:
         loaded = hf.load(folder)
     assert len(told) == 1 and "\n" not in str(told[0].message)
@@ -131,7 +130,7 @@ def test_training_begins_with_the_heads_that_are_asked_for(saved):
     model, folder = saved
     configure(folder, architectures=["BertForMaskedLM"])
     asked = Transformer(replaced(model.config, "head.kinds", ("sequence_classification",)))
-    with pytest.warns(UserWarning, match=r"no classifier\.weight, classifier\.bias"):
+    with pytest.warns(UserWarning, match=r"no classifier\.bias, classifier\.weight"):
         params = load_params(folder, asked, seed=0)
     assert params.keys() == asked.stored().keys()
     np.testing.assert_array_equal(params["pooler.weight"], model.params()["pooler.weight"])
@@ -147,14 +146,14 @@ BAD = {
     "activation": ({"hidden_act": "geglu"}, "hidden_act 'geglu' is not one that neojax has"),
     "positions": ({"position_embedding_type": "relative_key"}, "position_embedding_type 'relative_key'"),
     "decoder": ({"is_decoder": True}, "is_decoder=true is not supported"),
-    "class": ({"architectures": ["BertForQA"]}, "did you mean BertForQuestionAnswering"),
+    "class": ({"architectures": ["BertForQuestionAnswer"]}, "did you mean BertForQuestionAnswering"),
     "count of labels": ({"id2label": {"0": "a"}, "num_labels": 2}, "names 1 classes, but num_labels is 2"),
     "gap": ({"id2label": {"0": "a", "2": "b"}}, r"id2label has the numbers \[0, 2\]; expected 0 to 1"),
     "two maps": ({"id2label": {"0": "a"}, "label2id": {"b": 0}}, "label2id gives 'b' the number 0"),
     "same names": ({"id2label": {"0": "a", "1": "a"}, "label2id": None}, r"head\.labels=.* each once"),
     "shape": (
         {"architectures": ["BertForSequenceClassification"], "id2label": {"0": "a"}, "label2id": None},
-        r"classifier\.weight has shape \[2, 24\], but by config.json it has \[1, 24\] \(the labels",
+        r"classifier\.bias has shape \[2\], but by config.json it has \[1\] \(the labels",
     ),
 }
 

@@ -34,7 +34,7 @@ def run(tmp_path_factory):
     train = [
         f"data.train={data}",
         f"data.validation={data}",
-        "mesh.shape=data:1",
+        "mesh.shape=data:8",
         f"train.run_dir={folder / 'run'}",
         "train.batch_size=8",
         "train.steps=20",
