@@ -21,8 +21,8 @@ def print_model(config: Config, layout: Layout | None = None) -> None:
     layout: default that of the configuration, over devices that need not be here. Raises `NeojaxError` where
     the model cannot be laid out so, or `train.frozen` does not fit it.
     """
-    layout = layout or abstract_layout(config.mesh)
-    model = Transformer(config.model, layout)
+    model = Transformer(config.model, layout or abstract_layout(config.mesh))
+    layout = model.layout  # in which kv_heads are split as heads
     dims, stored = model.dims(), model.stored()
     frozen = frozen_names(config.train.frozen, dims)
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -89,7 +89,7 @@ def test_blocked_equals_reference_in_values_and_gradients(length, window, start,
     equals_reference(blocked, length, window, start)
 
 
-@pytest.mark.parametrize("kernel, window", [(reference, None), (local, 5), (blocked, 7)])
+@pytest.mark.parametrize("kernel, window", [(local, 5), (blocked, 7)])
 def test_heads_of_queries_that_share_a_head_of_keys_see_it_alike(kernel, window, monkeypatch):
     """Against heads of keys and values repeated for each of them, values and gradients."""
     monkeypatch.setattr(kernels, "BLOCK", 5)
