@@ -122,7 +122,8 @@ def check_resume(saved: Config, now: Config, run_dir: Path, step: int) -> list[s
     if not step:  # converted weights: nothing has been trained with the settings that stand there
         return []
     changed = differences({k: old[k] for k in ("data", "train")}, {k: new[k] for k in ("data", "train")})
-    data = [d for d in changed if d.startswith(("data.train", "train.seed", "train.batch_size"))]
+    order = "data.train ", "data.pairs ", "data.short_prob ", "train.seed ", "train.batch_size "
+    data = [d for d in changed if d.startswith(order)]
     lines = []
     if changed:
         lines.append(f"resuming with changed settings: {', '.join(changed)}")
