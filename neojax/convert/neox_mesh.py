@@ -65,12 +65,12 @@ def convert_batch(keys: NeoxKeys, out: Conversion, asks: bool) -> None:
     batch = out.count("train.batch_size", 1)
     if turns is None and whole and own and replicas:
         turns = whole // (own * replicas)
-    if (turns or 1) > 1 and batch % (turns or 1):
-        out.note(
-            "train.microbatch", f"gradient_accumulation_steps={turns} does not divide a batch of {batch}"
-        )
+    turns = turns or 1
+    if turns > 1 and batch % (turns * (own or 1)):
+        rows = f"{turns} times {own} sequences for each replica" if own else f"{turns} parts"
+        out.note("train.microbatch", f"no accumulation: a batch of {batch} is not {rows}")
         return
-    out.put("train.microbatch", lambda: batch // turns if turns and turns > 1 else None, "accumulation")
+    out.put("train.microbatch", lambda: batch // turns if turns > 1 else None, "gradient_accumulation_steps")
 
 
 def _replicas(keys: NeoxKeys, out: Conversion) -> int | None:

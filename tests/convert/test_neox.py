@@ -183,7 +183,8 @@ MEANT = [
     ('"zero_optimization": {"stage": 0}', "mesh.param_layout", ""),
     ('"model-parallel-size": 2', "mesh.layout", "batch:data, heads:model, mlp:model, vocab:model"),
     ('"pipe-parallel-size": 2', "mesh.shape", "data:-1"),
-    ('"gradient_accumulation_steps": 4', "train.microbatch", 2),
+    ('"gradient_accumulation_steps": 2', "train.microbatch", 4),
+    ('"gradient_accumulation_steps": 4', "train.microbatch", 0),  # 8 sequences are not 4 times 4
     ('"fp16": {"enabled": true}', "train.precision", "bfloat16"),
     ('"fp16": {"enabled": true, "type": "bfloat16"}', "train.precision", "bfloat16"),
     ("", "train.precision", "float32"),
