@@ -24,7 +24,8 @@ class Pooler(nnx.Module):
 
     def __call__(self, hidden: jax.Array) -> jax.Array:
         """hidden [batch, sequence, embd] -> [batch, features], as many of these as embd."""
-        first = hidden.at[:, 0].get(out_sharding=named.sharding("batch embd"))
+        first = jnp.arange(hidden.shape[1])[:, None] == 0
+        first = jnp.sum(jnp.where(first, hidden, 0), axis=1)  # no slice, which a split sequence has not
         x = einsum("batch embd, embd features -> batch features", first, self.weight)
         return jnp.tanh(named.biased(x, self.bias, "features"))
 

@@ -65,9 +65,9 @@ def measured(shape, layout, param_layout):
     "layout",
     [
         ("x:2, y:4", "batch:x, sequence:y", "embd:x+y"),
-        ("data:2, model:4", "batch:data, heads:model, mlp:model, vocab:model, token_embd:data", "embd:data"),
+        ("data:2, model:4", "batch:data, heads:model, mlp:model, token_embd:model", "embd:data"),
     ],
-    ids=["sequence", "vocabulary and width"],
+    ids=["sequence", "width"],
 )
 def test_the_objective_and_its_gradients_are_the_same_everywhere(layout):
     total, sums, grads = measured("data:1", "", "")
@@ -165,7 +165,7 @@ def test_the_type_of_labels_says_which_loss_it_is(labels, words):
             jax.eval_shape(lambda p: model.bind(p).loss(batch), model.stored())
         return
     sums = jax.eval_shape(lambda p: model.bind(p).loss(batch), model.stored()).sums
-    assert list(sums)[-1] == words
+    assert "loss" in sums and ("accuracy" in sums) == (words == "accuracy")
 
 
 def test_flops_count_the_matrix_between_and_the_share_of_tokens_that_is_masked():
