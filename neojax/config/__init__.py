@@ -1,5 +1,6 @@
-"""Run configuration: what keys there are (`keys`), and how they are read and written (`reading`)."""
+"""Run configuration: its keys (`keys`), which of them go together (`checks`), and their `reading`."""
 
+from neojax.config.checks import check
 from neojax.config.families import FAMILIES
 from neojax.config.keys import Config, DataConfig, MeshConfig, SourceConfig, TrainConfig
 from neojax.config.model import (
@@ -18,7 +19,6 @@ from neojax.config.model import (
 )
 from neojax.config.paths import replaced, set_at, value_at
 from neojax.config.reading import (
-    check,
     describe,
     dump,
     from_dict,

@@ -13,13 +13,14 @@ from typing import Any
 
 import yaml
 
+from neojax.config.checks import check
 from neojax.config.declare import LARGEST_FLOAT
 from neojax.config.families import FAMILIES
 from neojax.config.formats import FORMAT, upgrade
-from neojax.config.keys import Config, SourceConfig, TrainConfig
-from neojax.config.model import HEADS, ModelConfig, PositionsConfig
+from neojax.config.keys import Config, SourceConfig
+from neojax.config.model import ModelConfig
 from neojax.config.paths import value_at
-from neojax.config.recipes import RECIPES, check_pairs
+from neojax.config.recipes import RECIPES
 from neojax.config.spelling import FLAT, GROUPS, lay_over
 from neojax.errors import NeojaxError, nearest, suggest
 from neojax.storage.remote import place
@@ -241,190 +242,6 @@ def _number(value: Any, kind: type) -> int | float | None:
 def _freeze(value: Any) -> Any:
     """Lists as tuples, all the way down, so that a config can be hashed."""
     return tuple(_freeze(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def check(config: Config) -> None:
-    """Checks what spans several keys. Raises `NeojaxError`; the mesh is checked by `neojax.layout.mesh`."""
-    model, train = config.model, config.train
-    _check_heads(model)
-    _ = model.attention_layers  # raises where the pattern does not fit n_layer
-    _check_rotary(model)
-    _check_axial(model)
-    _check_sharing(model)
-    _check_head(model)
-    if train.microbatch and train.batch_size % train.microbatch:
-        raise NeojaxError(
-            f"train.microbatch={train.microbatch} does not divide train.batch_size={train.batch_size}"
-        )
-    match train.profile_steps:
-        case ():
-            pass
-        case (int(first), int(last)) if 1 <= first <= last:
-            pass
-        case _:
-            raise NeojaxError(
-                f"train.profile_steps={list(train.profile_steps)}: expected the first and the last step to "
-                "trace, such as [10, 12]; the first step of a run is 1"
-            )
-    if train.optimizer == "adafactor" and train.moment_dtype != "float32":
-        raise NeojaxError(
-            f"train.moment_dtype={train.moment_dtype}: adafactor's state is float32; leave it out or use "
-            "adamw"
-        )
-    _check_mlm(model, train)
-    check_pairs(config)
-    if not all(type(step) is int and step >= 0 for step in train.checkpoint_steps):
-        raise NeojaxError(
-            f"train.checkpoint_steps={list(train.checkpoint_steps)}: expected a list of steps, such as "
-            "[0, 1, 2, 4]"
-        )
-    if config.data.merges and not config.data.tokenizer:
-        raise NeojaxError(
-            f"data.merges={config.data.merges} goes with a vocab.json, which data.tokenizer does not name"
-        )
-    decays = train.schedule not in ("constant", "inverse_sqrt") and not train.warmup_scales_decay
-    if decays and train.warmup_steps >= (train.decay_steps or train.steps):
-        raise NeojaxError(
-            f"train.warmup_steps={train.warmup_steps} leaves nothing of the "
-            f"{train.decay_steps or train.steps} steps to decay over; lower it or raise train.steps"
-        )
-
-
-def _check_heads(model: ModelConfig) -> None:
-    attention, heads = model.attention, model.attention.heads
-    if attention.head_dim is None and model.n_embd % heads:
-        raise NeojaxError(
-            f"model.n_embd={model.n_embd} is not a multiple of model.attention.heads={heads}; change one of "
-            "them"
-        )
-    if heads % model.kv_heads:
-        raise NeojaxError(
-            f"model.attention.kv_heads={model.kv_heads} does not divide model.attention.heads={heads}: every "
-            "head of keys is read by equally many of queries; change one of them"
-        )
-    if model.kv_heads < heads and attention.memory_slots:
-        raise NeojaxError(
-            f"model.attention.memory_slots={attention.memory_slots} is for models with as many kv_heads as "
-            f"heads ({heads}), this has {model.kv_heads}; leave one of the two out"
-        )
-
-
-def _check_mlm(model: ModelConfig, train: TrainConfig) -> None:
-    is_language_model = "lm" in model.head.kinds
-    if (model.causal or is_language_model) and model.causal != (train.mlm_mask_id is None):
-        raise NeojaxError(
-            f"model.causal={str(model.causal).lower()} with train.mlm_mask_id={train.mlm_mask_id}: masked "
-            "tokens are predicted by a model that is not causal, and by no other; set both or neither"
-        )
-    if train.mlm_mask_id is None:
-        return
-    for name in ("mlm_mask_id", "mlm_cls_token_id"):
-        if (value := getattr(train, name)) is not None and value >= model.n_vocab:
-            raise NeojaxError(f"train.{name}={value} is not below model.n_vocab={model.n_vocab}")
-    if not all(isinstance(id, int) for id in train.mlm_mask_ignore_ids):
-        raise NeojaxError(
-            f"train.mlm_mask_ignore_ids={list(train.mlm_mask_ignore_ids)}: expected a list of ids"
-        )
-    if train.mlm_same_token_prob + train.mlm_random_token_prob > 1:
-        raise NeojaxError("train.mlm_same_token_prob + mlm_random_token_prob is a share of at most 1")
-
-
-def _check_sharing(model: ModelConfig) -> None:
-    groups, inner = model.layer_groups, model.inner_layers
-    if not model.share_parameters and (groups, inner) != (1, 1):
-        raise NeojaxError(
-            f"model.layer_groups={groups} and model.inner_layers={inner} are for "
-            "model.share_parameters=true; set that, or leave them out"
-        )
-    if model.n_layer % (groups * inner):
-        raise NeojaxError(
-            f"model.n_layer={model.n_layer} is not a multiple of model.layer_groups={groups} times "
-            f"model.inner_layers={inner}; every group has as many layers, and every set of weights as many "
-            "turns"
-        )
-
-
-def _check_head(model: ModelConfig) -> None:
-    kinds, usual = model.head.kinds, FAMILIES[model.family].get("head", {}).get("kinds", ["lm"])
-    given = f"model.head.kinds={list(kinds)}"
-    if unknown := [kind for kind in kinds if kind not in HEADS]:
-        raise NeojaxError(f"{given}: there is no head {unknown[0]!r}{suggest(unknown[0], HEADS)}")
-    if len(set(kinds)) < len(kinds):
-        raise NeojaxError(f"{given} names one head twice; name each once")
-    if "lm" in usual:
-        if kinds != ("lm",):
-            raise NeojaxError(f"{given}: a {model.family} has the head lm alone; leave the key out")
-        if model.embedding.width is not None:
-            raise NeojaxError(
-                f"model.embedding.width={model.embedding.width}: the head lm has no table of another width "
-                "than n_embd; leave it out"
-            )
-        return
-    if "lm" in kinds or (len(kinds) > 1 and set(kinds) != {"mlm", "pair"}):
-        raise NeojaxError(
-            f"{given}: a {model.family} has mlm, pair, both of them, or one of {', '.join(HEADS[3:])}"
-        )
-    if model.causal:
-        raise NeojaxError(
-            f"model.causal=true: the tokens of a {model.family} see those after them; leave it out"
-        )
-    if not model.head.labels or len(set(model.head.labels)) < len(model.head.labels):
-        raise NeojaxError(
-            f"model.head.labels={list(model.head.labels)}: expected the names of the classes, each once"
-        )
-
-
-def _check_rotary(model: ModelConfig) -> None:
-    dims, kind = model.positions.rotary_dims, model.positions.kind
-    usual, positions = PositionsConfig(), model.positions
-    if kind != "rotary":
-        for name in ("rotary_dims", "interleaved", "scaling"):
-            if (value := getattr(positions, name)) != getattr(usual, name):
-                raise NeojaxError(
-                    f"model.positions.{name}={value} is for model.positions.kind=rotary, which is {kind}; "
-                    "set that, or leave it out"
-                )
-        return
-    width = "attention.head_dim" if model.attention.head_dim else "n_embd / attention.heads"
-    if dims is None and model.head_dim % 2:
-        raise NeojaxError(
-            f"model.positions.kind=rotary rotates pairs of features, but {width} = {model.head_dim} is odd; "
-            "change model.attention.heads"
-        )
-    if dims is not None and (dims % 2 or dims > model.head_dim):
-        raise NeojaxError(
-            f"model.positions.rotary_dims={dims}: expected an even number, at most {width} = {model.head_dim}"
-        )
-    if positions.scaling == "none" and positions.scaling_factor != usual.scaling_factor:
-        raise NeojaxError(
-            f"model.positions.scaling_factor={positions.scaling_factor} needs "
-            "model.positions.scaling, linear or llama3"
-        )
-    if positions.scaling == "llama3" and positions.scaling_long >= positions.scaling_short:
-        raise NeojaxError(
-            f"model.positions.scaling_long={positions.scaling_long} is not below scaling_short="
-            f"{positions.scaling_short}: wavelengths between the two are stretched in part; change one"
-        )
-
-
-def _check_axial(model: ModelConfig) -> None:
-    axial, kind = model.positions.axial, model.positions.kind
-    given = f"model.positions.axial={list(axial)}"
-    if kind != "axial":
-        if axial:
-            raise NeojaxError(
-                f"{given} is for model.positions.kind=axial, which is {kind}; set that, or leave it out"
-            )
-        return
-    match axial:
-        case (int(rows), int(columns)) if rows > 0 and columns > 0:
-            if rows * columns < model.n_ctx:
-                raise NeojaxError(
-                    f"{given} has {rows * columns} positions, but model.n_ctx={model.n_ctx}; make their "
-                    "product at least that"
-                )
-        case _:
-            raise NeojaxError(f"{given}: expected two counts, [a, b]")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
