@@ -28,6 +28,7 @@ def run(args: Namespace) -> None:
         from neojax.layout.peers import ends_without_peers
         from neojax.training.loop import train
 
-        with ends_without_peers(), told_before_joining(args.overrides):
-            train(configs.load(args.config, args.overrides), stop)
+        files, overrides = configs.words(args.config, args.overrides)
+        with ends_without_peers(), told_before_joining(overrides):
+            train(configs.load(files, overrides), stop)
     drop_untaken()  # the run is whole without it

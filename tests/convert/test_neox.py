@@ -308,8 +308,12 @@ def test_files_that_are_no_gpt_neox_configs_are_named(tmp_path, capsys):
         NeojaxError, match=r"b\.json: no key num_attention_heads, which a GPT-NeoX config needs"
     ):
         configs.load(tmp_path / "b.json")
-    assert cli.main(["train", str(tmp_path / "a.yml"), str(tmp_path / "gone.yml")]) == 2
-    assert "gone.yml" in capsys.readouterr().err
+    assert cli.main(["train", str(tmp_path / "a"), str(tmp_path / "gone.yml"), "train.steps=1"]) == 2
+    assert "cannot read config" in (error := capsys.readouterr().err) and "gone.yml" in error
+    (tmp_path / "c.yml").write_text("seed: 3")
+    for command in ("train", "inspect"):
+        assert cli.main([command, str(tmp_path / "a"), str(tmp_path / "c"), "model.n_embd=15"]) == 2
+        assert "num_attention_heads=2" in capsys.readouterr().err
 
 
 def test_convert_merges_and_says_where_each_key_came_from(tmp_path, capsys):
