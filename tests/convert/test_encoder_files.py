@@ -1,6 +1,7 @@
 """BERT and ALBERT directories: published configurations, old files, heads that lack, and what is refused."""
 
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -26,12 +27,19 @@ def encoder(family="bert", **keys):
     return noisy(model_config(family=family, **SIZES, **groups, **keys))
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A BERT for pre-training, and where it is saved."""
+    model, folder = encoder(), tmp_path_factory.mktemp("bert") / "hf"
+    hf.save(model, folder)
+    return model, folder
+
+
 @pytest.fixture
-def saved(tmp_path):
-    """A BERT for pre-training, safe to spoil."""
-    model = encoder()
-    hf.save(model, tmp_path / "hf")
-    return model, tmp_path / "hf"
+def saved(original, tmp_path):
+    """The same, safe to spoil."""
+    model, folder = original
+    return model, shutil.copytree(folder, tmp_path / "hf")
 
 
 def edit(folder, change):
@@ -192,7 +200,7 @@ def test_a_checkpoint_of_google_is_read_with_its_moments(tmp_path):
         raw = json.loads((folder / "hf" / "config.json").read_text())
         kept = {key: raw[key] for key in raw if key not in ("architectures", "model_type", "layer_norm_eps")}
         (folder / f"{family}_config.json").write_text(json.dumps({**kept, "hidden_act": "gelu"}))
-        loaded = google_bert.load(folder, layout=SPLIT)
+        loaded = google_bert.load(folder)
         assert loaded.model.config == replaced(model.config, "mlp.activation", "gelu_new")
         rows = {
             name: np.asarray(value)[: len(model.params()[name])]

@@ -21,9 +21,9 @@ from neojax.training.state import init_state
 from neojax.training.step import make_train_step
 
 N_VOCAB, LENGTH = 61, 24
-SIZES = {"n_layer": 4, "n_embd": 32, "n_head": 4, "n_ctx": LENGTH, "n_vocab": N_VOCAB, "dropout": 0.0}
+SIZES = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_ctx": LENGTH, "n_vocab": N_VOCAB, "dropout": 0.0}
 STILL = {"embedding.dropout": 0.0, "attention.dropout": 0.0, "head.dropout": 0.0}
-ALBERT = model_config(family="albert", **SIZES, **STILL, inner_layers=2, **{"embedding.width": 16})
+ALBERT = model_config(family="albert", **SIZES, **STILL, **{"embedding.width": 16})
 RNG = np.random.default_rng(0)
 
 
@@ -87,26 +87,20 @@ def test_the_objective_and_its_gradients_are_the_same_everywhere(layout):
 
 def test_a_step_in_microbatches_is_the_step_of_the_whole_batch():
     """Each objective is a mean over what it scores in all of them: they hold unequal numbers of masked
-    tokens and of pairs. Its gradients are those that the objective has."""
+    tokens and of pairs. The gradients of one device on the whole batch have the norm of the step's."""
     layout = layout_of("data:2", "batch:data")
     model = noisy(ALBERT, layout)
-    train = TrainConfig(batch_size=8, learning_rate=1.0, warmup_steps=0, schedule="constant", clip_norm=0.0)
+    train = TrainConfig(batch_size=8, warmup_steps=0, schedule="constant", clip_norm=0.0)
     optimizer = make_optimizer(train, model.dims(), N_VOCAB)
-    found = []
     with jax.set_mesh(layout.mesh):
-        for count in (1, 4):
-            step = make_train_step(model, optimizer, train)
-            state = init_state(model.bind(jax.tree.map(jnp.array, model.params())), optimizer)
-            found.append(step(state, Share(layout, 8 // count).place(pairs()), jnp.int32(0))[1])
-    whole, parts = found
-    assert whole.keys() >= {"loss", "accuracy", "pair_loss", "pair_accuracy"}
-    for name, value in whole.items():
-        assert float(parts[name]) == pytest.approx(float(value), rel=1e-5), name
+        step = make_train_step(model, optimizer, train)
+        _, metrics = step(init_state(model, optimizer), Share(layout, 2).place(pairs()), jnp.int32(0))
     _, sums, grads = measured("data:1", "", "")
-    assert float(whole["grad_norm"]) == pytest.approx(
-        np.sqrt(sum((g**2).sum() for g in grads.values())), rel=1e-4
-    )
-    assert float(whole["pair_loss"]) == pytest.approx(sums["pair_loss"][0] / 7, rel=1e-5)
+    assert sums.keys() == {"loss", "accuracy", "pair_loss", "pair_accuracy"}
+    for name, (total, count) in sums.items():
+        assert float(metrics[name]) == pytest.approx(total / count, rel=1e-5), name
+    norm = np.sqrt(sum((grad**2).sum() for grad in grads.values()))
+    assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-4)
 
 
 def test_what_stands_in_padding_changes_nothing_and_a_shorter_row_gives_the_same():
@@ -121,7 +115,6 @@ def test_what_stands_in_padding_changes_nothing_and_a_shorter_row_gives_the_same
         np.testing.assert_allclose(other[name][real], found[name][real], atol=1e-6)
         np.testing.assert_allclose(short[name][0], found[name][2, :9], atol=1e-5)
     np.testing.assert_allclose(short["pair"][0], found["pair"][2], atol=1e-5)
-    np.testing.assert_array_equal(model(batch.tokens, **given), found["mlm"])
 
 
 def test_losses_of_classes_are_those_of_their_definitions():
@@ -173,4 +166,4 @@ def test_flops_count_the_matrix_between_and_the_share_of_tokens_that_is_masked()
     a row, pooler and pair."""
     layer = 4 * 32 * 32 + 2 * 32 * 128 + 2 * 32 * LENGTH
     ends = 16 * 32 + 0.15 * (32 * 16 + 16 * N_VOCAB) + (32 * 32 + 2 * 32) / LENGTH
-    assert forward_flops_per_token(ALBERT) == pytest.approx(2 * (4 * layer + ends))
+    assert forward_flops_per_token(ALBERT) == pytest.approx(2 * (2 * layer + ends))
