@@ -90,7 +90,8 @@ def main() -> None:
     found["smoothed bigram"] = {"held_out": bigram_loss(*stores, neox.model.n_vocab)}
     for name, row in found.items():
         print(f"{name:16} held-out loss {row['held_out']:.3f}")
-    save(options.pop("save"), {"options": options, "models": found})
+    sizes = {name: options[name] for name in ("width", "context", "steps", "batch", "rate")}
+    save(options["save"], {"options": sizes, "models": found})
 
 
 if __name__ == "__main__":
