@@ -1,4 +1,4 @@
-"""The published shapes of GPT-Neo and Pythia, as our config and as Hugging Face's."""
+"""The published shapes of GPT-Neo, Pythia and BERT, as our config and as Hugging Face's."""
 
 from typing import Any
 
@@ -13,32 +13,56 @@ SHAPES = {
     "70M": (6, 512, 8),
     "160M": (12, 768, 12),
     "410M": (24, 1024, 16),
+    "base": (12, 768, 12),  # BERT's
 }
-FAMILIES = ("gpt_neo", "gpt_neox")
-NEOX_VOCAB = 50304
+VOCAB = {"gpt_neo": 50257, "gpt_neox": 50304, "bert": 30522}  # of each family
 
 
 def ours(name: str, n_ctx: int = 2048, family: str = "gpt_neo") -> Any:
-    """A `neojax.config.ModelConfig`."""
+    """A `neojax.config.ModelConfig`, without dropout."""
     from neojax.config import AttentionConfig, ModelConfig, from_dict
 
     layers, embd, heads = SHAPES[name]
     if family == "gpt_neo":
         return ModelConfig(n_layer=layers, n_embd=embd, n_ctx=n_ctx, attention=AttentionConfig(heads=heads))
-    sizes = {"n_layer": layers, "n_embd": embd, "n_ctx": n_ctx, "n_vocab": NEOX_VOCAB}
-    parts = {"attention": {"heads": heads}, "positions": {"rotary_dims": embd // heads // 4}}
+    sizes = {"n_layer": layers, "n_embd": embd, "n_ctx": n_ctx, "n_vocab": VOCAB[family]}
+    if family == "bert":
+        still = {"dropout": 0.0, "embedding": {"dropout": 0.0}}
+        parts = {"attention": {"heads": heads, "dropout": 0.0}, **still}
+    else:
+        parts = {"attention": {"heads": heads}, "positions": {"rotary_dims": embd // heads // 4}}
     return from_dict({"model": {"family": family, **sizes, **parts}}).model
 
 
 def hugging_face(name: str, n_ctx: int = 2048, device: str = "cpu", family: str = "gpt_neo") -> Any:
     """A `transformers` model of `family` with random weights made on `device`, in eager attention."""
     import torch
-    from transformers import GPTNeoConfig, GPTNeoForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
+    from transformers import (
+        BertConfig,
+        BertForPreTraining,
+        GPTNeoConfig,
+        GPTNeoForCausalLM,
+        GPTNeoXConfig,
+        GPTNeoXForCausalLM,
+    )
 
     layers, embd, heads = SHAPES[name]
+    if family == "bert":
+        bert = BertConfig(
+            num_hidden_layers=layers,
+            hidden_size=embd,
+            num_attention_heads=heads,
+            intermediate_size=4 * embd,
+            max_position_embeddings=n_ctx,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            attn_implementation="eager",
+        )
+        with torch.device(device):
+            return BertForPreTraining(bert)
     if family == "gpt_neox":
         neox = GPTNeoXConfig(
-            vocab_size=NEOX_VOCAB,
+            vocab_size=VOCAB[family],
             num_hidden_layers=layers,
             hidden_size=embd,
             num_attention_heads=heads,
