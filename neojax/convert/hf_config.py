@@ -9,7 +9,7 @@ from neojax import config as configuration
 from neojax.config import ModelConfig
 from neojax.config.families import FAMILIES
 from neojax.errors import NeojaxError, suggest
-from neojax.models.families import HuggingFace, family
+from neojax.models.families import HuggingFace, class_names, family
 
 CONFIG = "config.json"
 
@@ -63,7 +63,7 @@ def family_of(raw: Mapping[str, Any], source: str) -> str:
     known = exported()
     kind = raw.get("model_type")
     if kind is None:
-        classes = " ".join(map(str, raw.get("architectures") or ()))
+        classes = " ".join(class_names(raw, source))
         own = {name: {names.architecture, *names.architectures} for name, names in known.items()}
         kind = next((known[name].model_type for name in known if own[name] & set(classes.split())), None)
     if kind is None:  # neither is there
@@ -98,7 +98,7 @@ def config_of(raw: Mapping[str, Any], source: str) -> ModelConfig:
     for theirs, (ours, default) in names.keys.items():
         configuration.set_at(model, ours.split("."), raw.get(theirs, default))
     activation = model["mlp"]["activation"]
-    model["mlp"]["activation"] = ACTIVATIONS.get(activation, activation)
+    model["mlp"]["activation"] = ACTIVATIONS.get(str(activation), activation)
     if model["mlp"]["activation"] not in SHARED_ACTIVATIONS:
         near = suggest(str(activation), [*SHARED_ACTIVATIONS, *ACTIVATIONS])
         key = next(key for key, (ours, _) in names.keys.items() if ours == "mlp.activation")

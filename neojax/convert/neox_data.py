@@ -53,7 +53,7 @@ def _split(keys: NeoxKeys) -> tuple[str, list[float]]:
     text = str(keys.get("split") if "split" in keys else SPLIT)
     parts = shares(text, keys.at("split"))
     if not math.isclose(parts[0], 0.0):
-        return ",".join(f"{part:g}" for part in parts), parts
+        return ",".join(repr(part).removesuffix(".0") for part in parts), parts
     raise keys.error("split", f"{text} leaves nothing to train on")
 
 

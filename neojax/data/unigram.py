@@ -107,7 +107,7 @@ def _settled(vocab: list[tuple[str, float]]) -> list[tuple[str, float]]:
     table in their last digits, and so does which characters it adds in the end, each a step likelier than the
     one before: these all become as unlikely as the first."""
     special, found = vocab[: len(SPECIAL)], dict(vocab[len(SPECIAL) :])
-    least, characters = min(found.values()), [piece for piece in found if len(piece) == 1]
+    least, characters = min(found.values(), default=0.0), [piece for piece in found if len(piece) == 1]
     for character in characters:
         steps = (found[character] - least) / _ADDED
         if round(steps) < len(characters) and abs(steps - round(steps)) < 0.01:

@@ -251,6 +251,20 @@ BAD = {
         without(activation_function="gelu_10"),
         "activation_function 'gelu_10' is not one that neojax has",
     ),
+    "activations": (
+        without(activation_function=["gelu"]),
+        "activation_function ['gelu'] is not one that neojax has",
+    ),
+    "class": (without("model_type", architectures=5), "architectures=5: expected a list of names"),
+    "classes": ({"model_type": "bert", "num_labels": "three"}, "num_labels='three': expected how many"),
+    "numbers of classes": (
+        {"model_type": "bert", "id2label": {"0": "a"}, "label2id": {"a": [0]}},
+        "label2id={'a': [0]}: expected names and numbers",
+    ),
+    "rotary": (
+        {"model_type": "llama", "rope_parameters": {"rope_type": ["yarn"]}},
+        "rope_type ['yarn'] is not supported",
+    ),
     "layers": (without(num_layers=5), "gives 4 layers but model.n_layer is 5"),
     "disagree": (
         without(attention_layers=LAYERS[::-1]),

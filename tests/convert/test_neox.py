@@ -240,6 +240,8 @@ def test_weighted_paths_and_one_pair_that_is_cut(tmp_path):
     data = load(tmp_path, '"data_path": "p", "split": "949, 50, 1"').data
     assert [(s.path, s.split) for s in (*data.train, *data.validation)] == [("p", "949,50,1")] * 2
     assert load(tmp_path, '"data_path": "p", "split": "1,0,0"').data.validation == ()
+    data = load(tmp_path, '"data_path": "p", "split": "98765432, 0.5, 1"').data
+    assert data.train[0].split == "98765432,0.5,1"  # every digit of a count of documents
     data = load(tmp_path, '"data_path": "p", "vocab_file": "v", "merge_file": "m"', "data.train=mine").data
     assert (data.train[0].path, data.train[0].split, data.validation, data.tokenizer) == ("mine", "", (), "")
 

@@ -5,9 +5,9 @@ A family is `neojax.models.families.NAME` for each NAME of `neojax.config.famili
 
 from importlib import import_module
 
-from neojax.models.families.family import Family, HuggingFace
+from neojax.models.families.family import Family, HuggingFace, class_names
 
-__all__ = ["Family", "HuggingFace", "family"]
+__all__ = ["Family", "HuggingFace", "class_names", "family"]
 
 
 def family(name: str) -> Family:

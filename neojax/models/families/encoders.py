@@ -10,7 +10,7 @@ from neojax.models.block import Block
 from neojax.models.compute import Compute
 from neojax.models.embedding import Embedding
 from neojax.models.encoder_head import EncoderHead
-from neojax.models.families.family import Parts
+from neojax.models.families.family import Parts, class_names
 from neojax.models.stack import Stack
 
 BUFFERS = re.compile(r"embeddings\.(position_ids|token_type_ids)")
@@ -58,12 +58,12 @@ def read_head(
     if (kind := raw.get("position_embedding_type", "absolute")) != "absolute":
         raise NeojaxError(f"{source}: position_embedding_type {kind!r} is not supported; only 'absolute' is")
     found: dict[str, Any] = {"embedding.dropout": raw.get("hidden_dropout_prob", 0.1)}
-    if names := raw.get("architectures"):
-        own = next((name for name in map(str, names) if name in architectures), None)
+    if names := class_names(raw, source):
+        own = next((name for name in names if name in architectures), None)
         if own is None:
             raise NeojaxError(
                 f"{source}: architectures {names}: there is no model of that kind here"
-                f"{suggest(str(names[0]), architectures)}"
+                f"{suggest(names[0], architectures)}"
             )
         found["head.kinds"] = list(architectures[own])
     labels = read_labels(raw, source)
@@ -74,8 +74,10 @@ def read_labels(raw: Mapping[str, Any], source: str) -> list[str] | None:
     """The names of the classes in their order, None where the file says nothing of them. Raises `NeojaxError`
     where `id2label`, `label2id` and `num_labels` disagree."""
     names, count = raw.get("id2label"), raw.get("num_labels")
+    if count is not None and (type(count) is not int or count < 1):
+        raise NeojaxError(f"{source}: num_labels={count!r}: expected how many classes there are")
     if names is None:
-        return None if count is None else [f"LABEL_{i}" for i in range(int(count))]
+        return None if count is None else [f"LABEL_{i}" for i in range(count)]
     try:
         by_id = {int(number): str(name) for number, name in names.items()}
     except (AttributeError, ValueError):
@@ -89,7 +91,10 @@ def read_labels(raw: Mapping[str, Any], source: str) -> list[str] | None:
         raise NeojaxError(
             f"{source}: id2label names {len(labels)} classes, but num_labels is {count}; mend one"
         )
-    for name, number in (raw.get("label2id") or {}).items():
+    numbers = raw.get("label2id") or {}
+    if not isinstance(numbers, Mapping) or not all(type(number) is int for number in numbers.values()):
+        raise NeojaxError(f"{source}: label2id={numbers!r}: expected names and numbers")
+    for name, number in numbers.items():
         if by_id.get(number, name) != name:
             raise NeojaxError(
                 f"{source}: label2id gives {name!r} the number {number}, which is {by_id[number]!r} in "

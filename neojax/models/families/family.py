@@ -18,6 +18,14 @@ Build = Callable[[ModelConfig, Mapping[str, int], Compute], Parts]
 """(a model's configuration, the sizes of its dimensions, how it computes) -> its three parts."""
 
 
+def class_names(raw: Mapping[str, Any], source: str) -> list[str]:
+    """The classes of transformers that a config.json names. Raises `NeojaxError`."""
+    names = raw.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise NeojaxError(f"{source}: architectures={names!r}: expected a list of names")
+    return names
+
+
 def _nothing(*_: Any) -> dict[str, Any]:
     return {}
 

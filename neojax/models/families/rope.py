@@ -34,7 +34,7 @@ def rope(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
 def read(said: Mapping[str, Any], n_ctx: Any, source: str) -> dict[str, Any]:
     """The keys of ours for what `rope` gives. Raises `NeojaxError` for a scaling that is not built."""
     kind = said.get("rope_type", said.get("type", "default"))
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise NeojaxError(
             f"{source}: rope_type {kind!r} is not supported, only {', '.join(KINDS)}: with other rotary "
             "positions it would be another model"
