@@ -14,7 +14,7 @@ from neojax.errors import NeojaxError
 from neojax.files import ending_cleanly, is_free, named
 from neojax.loading import load_trained
 from neojax.lock import Lock
-from neojax.runs.run_dir import is_run_dir, write_text
+from neojax.runs.run_dir import is_run_dir, use_of, write_text
 from neojax.training.moments import opt_state
 from neojax.training.new_run import write_run
 
@@ -66,6 +66,13 @@ def run(args: Namespace) -> None:
         )
     is_step = not is_run_dir(source) and is_run_dir(source.parent.parent)  # RUN/checkpoints/STEP
     root = source.parent.parent if is_step else source if prefix is None else prefix.parent
+    if prefix is None and not (is_config or is_hf_dir(source) or is_step or is_run_dir(source)):
+        refuse_checkpoint(source)
+        cause = "is not of a format that neojax converts" if source.exists() else "does not exist"
+        raise NeojaxError(
+            f"{source} {cause}; expected a Hugging Face directory (config.json), a folder with "
+            "model.ckpt-STEP.index, or a run directory (config.yml)"
+        )
     _check_apart(dest, [root, *sources[1:], *filter(None, [args.config])])
     _check_free(dest, args.force, is_file=is_config)
     owned = Lock(dest, "trained") if args.force and is_run_dir(dest) else contextlib.nullcontext()
@@ -78,18 +85,12 @@ def run(args: Namespace) -> None:
             write_text(dest, convert(overrides))
             print(f"wrote {dest}; train with: python train.py {dest}")
         elif is_hf_dir(source):
-            write_run(hf.load(source), dest, replace=args.force)
-            print(f"wrote run directory {dest}; sample with: python sample.py {dest}")
-        elif is_step or is_run_dir(source):
+            model = hf.load(source)
+            write_run(model, dest, replace=args.force)
+            print(f"wrote run directory {dest}; {use_of(model.config, dest)}")
+        else:
             hf.save(load_trained(source), dest, replace=args.force)
             print(f"wrote Hugging Face directory {dest}")
-        else:
-            refuse_checkpoint(source)
-            cause = "is not of a format that neojax converts" if source.exists() else "does not exist"
-            raise NeojaxError(
-                f"{source} {cause}; expected a Hugging Face directory (config.json), a folder with "
-                "model.ckpt-STEP.index, or a run directory (config.yml)"
-            )
 
 
 def _is_neox(sources: list[str]) -> bool:

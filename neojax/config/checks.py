@@ -83,15 +83,15 @@ def _check_mlm(model: ModelConfig, train: TrainConfig) -> None:
             f"model.causal={str(model.causal).lower()} with train.mlm_mask_id={train.mlm_mask_id}: masked "
             "tokens are predicted by a model that is not causal, and by no other; set both or neither"
         )
+    if not all(type(id) is int for id in train.mlm_mask_ignore_ids):
+        raise NeojaxError(
+            f"train.mlm_mask_ignore_ids={list(train.mlm_mask_ignore_ids)}: expected a list of ids"
+        )
     if train.mlm_mask_id is None:
         return
     for name in ("mlm_mask_id", "mlm_cls_token_id"):
         if (value := getattr(train, name)) is not None and value >= model.n_vocab:
             raise NeojaxError(f"train.{name}={value} is not below model.n_vocab={model.n_vocab}")
-    if not all(isinstance(id, int) for id in train.mlm_mask_ignore_ids):
-        raise NeojaxError(
-            f"train.mlm_mask_ignore_ids={list(train.mlm_mask_ignore_ids)}: expected a list of ids"
-        )
     if train.mlm_same_token_prob + train.mlm_random_token_prob > 1:
         raise NeojaxError("train.mlm_same_token_prob + mlm_random_token_prob is a share of at most 1")
 

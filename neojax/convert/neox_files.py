@@ -65,7 +65,8 @@ class NeoxKeys(Keys):
         value = self.text(key, default)
         found = {choice.lower(): choice for choice in choices}.get(value.lower())
         if found is None:
-            raise self.error(key, f"neojax has no {value!r} here{suggest(value.lower(), choices)}")
+            named = [choice for choice in choices if choice]
+            raise self.error(key, f"neojax has no {value!r} here{suggest(value.lower(), named)}")
         return found
 
     def texts(self, key: str) -> list[str]:

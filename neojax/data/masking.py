@@ -96,8 +96,9 @@ class Masking:
             ends.append(np.append(starts[1:], stop))
         begin, end = np.concatenate(begins), np.concatenate(ends)
         if self.never:
-            banned = np.array([np.isin(tokens[a:b], self.never).any() for a, b in zip(begin, end)], bool)
-            begin, end = begin[~banned], end[~banned]
+            before = np.append(0, np.cumsum(np.isin(tokens, self.never)))  # how many are before each place
+            allowed = before[begin] == before[end]
+            begin, end = begin[allowed], end[allowed]
         if not len(begin):
             return begin, end, begin
         index = np.arange(len(begin))

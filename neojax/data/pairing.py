@@ -21,6 +21,7 @@ def pairing_of(config: Config, tokenizer: str | None) -> Pairing | None:
     parsed = tokenizers.parse(tokenizer, "data.tokenizer")
     special = SpecialTokens.of(parsed)
     cls, sep, mask = special.need("cls", "sep", "mask", why=why)
+    pad = sep if special.pad is None else special.pad
     n_ids = tokenizers.n_ids(parsed)
     masking = Masking(
         mask_id=mask,
@@ -31,7 +32,7 @@ def pairing_of(config: Config, tokenizer: str | None) -> Pairing | None:
         word_starts=word_starts(parsed, config.model.n_vocab) if train.mlm_whole_words else None,
         max_ngram=train.mlm_max_ngram,
         max_predictions=train.mlm_max_predictions,
-        never=tuple(train.mlm_mask_ignore_ids),
+        # Special tokens that a text spells out, too.
+        never=tuple({*train.mlm_mask_ignore_ids, cls, sep, mask, pad}),
     )
-    pad = sep if special.pad is None else special.pad
     return Pairing(data.pairs, data.short_prob, cls, sep, pad, masking)

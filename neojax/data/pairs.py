@@ -17,6 +17,7 @@ import numpy as np
 from neojax.data.batch import NOT_SCORED, Batch
 from neojax.data.draws import Draws, between, bits, uniform
 from neojax.data.masking import Masking
+from neojax.data.part import Part
 from neojax.data.sources import TokenSource
 from neojax.data.store import TokenStore
 from neojax.errors import NeojaxError
@@ -200,6 +201,11 @@ def sentences_of(source: TokenSource) -> tuple[np.ndarray, np.ndarray]:
         starts, bounds = source.sentences
         if len(starts) > len(bounds):
             return starts, bounds
+    if isinstance(source, Part):
+        raise NeojaxError(
+            f"{source}: data.pairs takes whole stores; leave split out, and prepare what is held out apart "
+            "(`neojax prepare` does)"
+        )
     raise NeojaxError(
         f"{source} does not keep where sentences end, which data.pairs needs; prepare the text with "
         "`neojax prepare ... --sentences marks`"

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from neojax import config as configuration
-from neojax.config import Config
+from neojax.config import Config, ModelConfig
 from neojax.data import tokenizer as tokenizers
 from neojax.errors import NeojaxError
 from neojax.files import new_file
@@ -22,6 +22,15 @@ def is_run_dir(path: str | Path) -> bool:
     """Whether `path` is a folder that `train.py` or `neojax convert` wrote."""
     path = place(path)
     return (path / CONFIG).is_file() and (path / "checkpoints").is_dir()
+
+
+def use_of(model: ModelConfig, run_dir: str | Path) -> str:
+    """What can be done with a run that has a checkpoint, in a few words."""
+    if model.causal:
+        return f"sample with: python sample.py {run_dir}"
+    if {"lm", "mlm"} & set(model.head.kinds):
+        return f'fill masks with: neojax fill-mask {run_dir} "... [MASK] ..."'
+    return f"open it with: neojax.load({str(run_dir)!r})"
 
 
 def checkpoints_in(run_dir: str | Path) -> list[int]:

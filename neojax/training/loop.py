@@ -262,7 +262,9 @@ class Run:
         if self.step < train.steps or self.unevaluated:
             self.progress.note(f"stopped at step {self.step}; the same command goes on from there")
         else:
-            self.progress.note(f"finished {train.steps} steps; sample with: python sample.py {train.run_dir}")
+            self.progress.note(
+                f"finished {train.steps} steps; {runs.use_of(self.config.model, train.run_dir)}"
+            )
 
     def save(self, checkpoints: Checkpoints, lock: Lock | BucketLock, spool: Spool) -> None:
         """Starts to save the state, where the run directory is still this run's and all numbers are

@@ -67,8 +67,9 @@ def test_a_place_in_use_or_a_source_of_no_known_format_is_named(folder, tmp_path
         convert(folder, tmp_path / "used")
     with pytest.raises(NeojaxError, match="used is not of a format that neojax converts"):
         convert(tmp_path / "used", tmp_path / "out")
-    with pytest.raises(NeojaxError, match="nowhere does not exist"):
-        convert(tmp_path / "nowhere", tmp_path / "out")
+    for dest in (tmp_path / "out", tmp_path / "used"):  # the source is told of first
+        with pytest.raises(NeojaxError, match="nowhere does not exist"):
+            convert(tmp_path / "nowhere", dest)
     spoiled = tmp_path / "spoiled"
     spoiled.mkdir()
     (spoiled / "config.json").write_text(

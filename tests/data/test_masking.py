@@ -5,9 +5,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from neojax.config import from_dict
 from neojax.data import tokenizer as tokenizers
 from neojax.data.draws import Draws, bits
 from neojax.data.masking import Masking
+from neojax.data.pairing import pairing_of
 from neojax.data.words import word_starts
 from neojax.errors import NeojaxError
 
@@ -46,6 +48,20 @@ def test_no_more_is_masked_than_is_asked_and_never_nothing():
     for tokens, chosen, _ in rows(Masking(MASK, N_VOCAB, 0.15, never=never), 20):
         assert chosen.sum() == 19 and (tokens[chosen] % 2 == 1).all()
     assert not next(rows(Masking(MASK, N_VOCAB, never=tuple(range(N_VOCAB)))))[1].any()
+
+
+def test_special_tokens_that_a_text_spells_out_are_never_told():
+    tokenizer = tokenizers.train(["to be or not to be"], 64, "wordpiece")
+    config = from_dict({"model": {"family": "bert", "n_vocab": 64}, "data": {"pairs": "sop"}})
+    pairing = pairing_of(config, tokenizer.to_str())
+    ids = tokenizer.encode("to [SEP] be [MASK] or [CLS] not [PAD] to be", add_special_tokens=False).ids
+    special = {pairing.cls, pairing.sep, pairing.pad, pairing.masking.mask_id}
+    assert special < set(ids)
+    told = set()
+    for i in range(100):
+        chosen = pairing.masking.chosen(np.array(ids), [(0, len(ids))], Draws(bits(i)))
+        told |= set(np.array(ids)[chosen].tolist())
+    assert told == set(ids) - special
 
 
 def test_words_are_masked_whole_in_runs_of_one_to_three_within_a_segment():

@@ -203,6 +203,11 @@ def test_a_long_text_in_pieces_gives_the_same_tokens(spiece, vocab, texts):
         assert [id for row in pieces for id in row] == tokenizer.encode(text, add_special_tokens=False).ids
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_a_text_without_a_character_leaves_the_special_tokens(kind):
+    assert tokenizers.n_ids(train([" \n "], 300, kind)) == 5
+
+
 def test_a_piece_without_a_score_or_type_is_an_ordinary_one():
     model = unigram.parse(b"\x0a\x03\x0a\x01a\x0a\x07\x0a\x03<u>\x18\x02")
     assert model == ([("a", 0.0), ("<u>", 0.0)], 1, b"")

@@ -6,7 +6,7 @@ import pytest
 
 from neojax import config as configuration
 from neojax.errors import NeojaxError
-from neojax.runs.run_dir import check_resume, config_of, meta
+from neojax.runs.run_dir import check_resume, config_of, meta, use_of
 
 SAVED = configuration.from_dict({})
 
@@ -61,3 +61,12 @@ def test_a_run_of_an_earlier_format_goes_on_as_it_was(name):
     now = configuration.from_dict(meta(saved, None, None)["config"])
     for config in (configuration.load(path), now):
         assert check_resume(saved, config, Path("runs/a"), 5) == []
+
+
+def test_what_a_run_is_good_for_is_said_by_its_model():
+    def said(**model):
+        return use_of(configuration.from_dict({"model": model}).model, "runs/a")
+
+    assert said() == "sample with: python sample.py runs/a"
+    assert "neojax fill-mask runs/a" in said(family="bert")
+    assert "neojax.load('runs/a')" in said(family="bert", head={"kinds": ["sequence_classification"]})
