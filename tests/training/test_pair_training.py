@@ -74,7 +74,11 @@ def test_keys_that_do_not_go_with_pairs_are_named(data, tmp_path):
     cases = [
         ("bert", {"train.mlm_mask_id": 4}, "train.mlm_mask_id is told by the tokenizer where data.pairs=nsp"),
         ("bert", {"train.mlm_mask_ignore_ids": "[a]"}, r"train.mlm_mask_ignore_ids=\['a'\]: expected a list"),
-        ("bert", {"data.train": {"path": str(data), "split": "9,1"}}, "takes whole stores; leave split out"),
+        (
+            "bert",
+            {"data.train": {"path": str(data / "data"), "split": "9,1"}},
+            "takes whole stores; leave split out",
+        ),
         ("bert", {"data.isolate_documents": "true"}, "a row is one pair; leave data.isolate_documents out"),
         ("bert", {"model.n_ctx": 7}, "model.n_ctx=7 tokens is too short"),
         ("bert", {"data.pairs": "none", "train.mlm_max_ngram": 2}, "train.mlm_max_ngram=2 is for pairs"),
