@@ -104,11 +104,13 @@ def load_params(path: str | Path, model: Transformer, seed: int = 0) -> dict[str
     folder = place(path)
     names = family(model.config.family).hugging_face
     heads = set() if names is None else set(names.heads)
+    ours = model.stored()
     if heads and hf.is_hf_dir(folder):
-        return hf.load(folder, model.layout, model.compute, head=model.config.head, seed=seed).params()
-    theirs, ours = load_trained(path, model.layout, model.compute).params(), model.stored()
-    if heads:
-        theirs = _with_heads(theirs, model, heads, seed, path)
+        loaded = hf.load(folder, model.layout, model.compute, head=model.config.head, seed=seed)
+        theirs = dict(loaded.params())
+    else:
+        theirs = load_trained(path, model.layout, model.compute).params()
+        theirs = _with_heads(theirs, model, heads, seed, path) if heads else theirs
     for name in {**ours, **theirs}:
         mine, its = (tuple(p[name].shape) if name in p else "none" for p in (ours, theirs))
         if mine != its:

@@ -198,6 +198,8 @@ def _cut(a: np.ndarray, b: np.ndarray, room: int, draws: Draws) -> tuple[np.ndar
 def sentences_of(source: TokenSource) -> tuple[np.ndarray, np.ndarray]:
     """The sentences of a source, see `TokenStore.sentences`. Raises `NeojaxError` where it keeps none."""
     if isinstance(source, TokenStore):
+        if not source.n_tokens:
+            raise NeojaxError(f"{source} holds no token to train on or to score")
         starts, bounds = source.sentences
         if len(starts) > len(bounds):
             return starts, bounds

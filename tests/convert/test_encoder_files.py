@@ -178,6 +178,13 @@ def test_what_does_not_fit_is_named_in_one_line(name, saved):
     assert "\n" not in str(e.value)
 
 
+@pytest.mark.parametrize("key, value", [("n_layer", 2), ("n_vocab", 60)])
+def test_weights_of_another_shape_than_the_configuration_begin_no_run(key, value, original):
+    model, folder = original
+    with pytest.raises(NeojaxError, match=r"parameter \S+ is \(.* there but \(.* in this configuration"):
+        load_params(folder, Transformer(replaced(model.config, key, value)))
+
+
 def test_heads_that_transformers_has_no_class_for_are_not_exported():
     with pytest.raises(NeojaxError, match=r"head\.kinds=\['pair'\] cannot be exported: transformers' albert"):
         to_json(model_config(family="albert", **{"head.kinds": ["pair"]}))
