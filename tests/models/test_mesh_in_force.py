@@ -88,11 +88,11 @@ def test_within_jit_the_models_own_mesh_is_in_force_or_none(model, expected):
 
 def test_what_is_compiled_depends_on_no_tokenizer(model):
     model(TOKENS)
-    size = transformer._jitted_logits._cache_size()
+    size = transformer._jitted._cache_size()
     other = model.bind(model.params())
     other.tokenizer, other.eos_token_id = tokenizers.train(["to be or not"], 260), 0
     other(TOKENS)
-    assert transformer._jitted_logits._cache_size() == size
+    assert transformer._jitted._cache_size() == size
     assert other.tokenizer is not None and other.eos_token_id == 0
 
 
