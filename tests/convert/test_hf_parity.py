@@ -1,5 +1,6 @@
 """Weights of transformers compute the same here, logits and gradients, on one device and on a split mesh."""
 
+import json
 from copy import deepcopy
 
 import jax
@@ -13,8 +14,11 @@ import torch
 from helpers import layout_of
 from hf_reference import batch, gpt2, gpt_j, gpt_neo, gpt_neox, llama
 from safetensors.numpy import load_file
+from transformers import AutoConfig
 
+from neojax.config import from_dict
 from neojax.convert import hf
+from neojax.convert.hf_config import exported, read_config, to_json
 from neojax.data.batch import Batch
 from neojax.models.families import family
 
@@ -135,3 +139,13 @@ def test_what_is_saved_is_what_transformers_had(case, tmp_path):
     with torch.no_grad():
         got = again(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
     np.testing.assert_array_equal(got, logits)
+
+
+@pytest.mark.parametrize("name", exported())
+def test_transformers_opens_the_configuration_of_a_model_that_leaves_out_what_it_can(name, tmp_path):
+    """It takes no null for the width of an MLP or for a rate of dropout."""
+    model = from_dict({"model": {"family": name}}, ["model.head.dropout=null"]).model
+    (tmp_path / "config.json").write_text(json.dumps(to_json(model)))
+    AutoConfig.from_pretrained(tmp_path)
+    again = read_config(tmp_path)
+    assert (again.mlp_dim, again.head_dropout) == (model.mlp_dim, model.head_dropout)

@@ -42,8 +42,13 @@ def read(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def write(config: ModelConfig) -> dict[str, Any]:
-    """The names of the classes, and the number of layers as transformers counts them."""
-    return {**write_head(config), "num_hidden_layers": config.n_layer // config.inner_layers}
+    """What all encoders write, the rate of dropout of heads, and the number of layers as transformers counts
+    them."""
+    return {
+        **write_head(config),
+        "classifier_dropout_prob": config.head_dropout,
+        "num_hidden_layers": config.n_layer // config.inner_layers,
+    }
 
 
 FAMILY = Family(

@@ -104,8 +104,8 @@ def read_labels(raw: Mapping[str, Any], source: str) -> list[str] | None:
 
 
 def write_head(config: ModelConfig) -> dict[str, Any]:
-    """The names of the classes as transformers has them. Raises `NeojaxError` for rates of dropout that it
-    cannot express."""
+    """The width of the MLP, for which transformers has no word but a number, and the names of the classes.
+    Raises `NeojaxError` for rates of dropout that it cannot express."""
     if config.embedding.dropout != config.dropout:
         raise NeojaxError(
             f"model.embedding.dropout={config.embedding.dropout} cannot be exported beside model.dropout="
@@ -113,6 +113,7 @@ def write_head(config: ModelConfig) -> dict[str, Any]:
         )
     labels = config.head.labels
     return {
+        "intermediate_size": config.mlp_dim,
         "id2label": {str(i): name for i, name in enumerate(labels)},
         "label2id": {name: i for i, name in enumerate(labels)},
     }
