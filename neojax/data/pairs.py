@@ -209,8 +209,8 @@ def sentences_of(source: TokenSource) -> tuple[np.ndarray, np.ndarray]:
             "(`neojax prepare` does)"
         )
     raise NeojaxError(
-        f"{source} does not keep where sentences end, which data.pairs needs; prepare the text with "
-        "`neojax prepare ... --sentences marks`"
+        f"{source} does not keep where sentences end, which data.pairs needs, or no document in it has two; "
+        "prepare the text with `neojax prepare ... --sentences marks`"
     )
 
 
