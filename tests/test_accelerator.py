@@ -64,6 +64,7 @@ def test_training_and_sampling_import_nothing_that_only_reads_data():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_every_part_runs_here_at_tiny_shapes_without_the_packages_that_read_data(tmp_path):
     program = f"import runpy\nrunpy.run_path({str(BENCHMARKS / 'accelerator.py')!r}, run_name='__main__')"
     done = run_blocked(program, "--tiny", "--out", str(tmp_path))

@@ -28,6 +28,7 @@ def compare(now, was, what):
         assert not EXACT or here["crc32"] == then["crc32"], f"{what} of {name}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", pins.CONFIGS)
 def test_a_feature_computes_what_it_did(name):
     now, was = pins.measured(name), KEPT["pins"][name]

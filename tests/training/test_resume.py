@@ -81,6 +81,7 @@ def test_sigkill_while_saving_and_while_training(settings, whole_run, tmp_path):
     assert_same_run(run, whole_run)
 
 
+@pytest.mark.slow
 def test_the_promise_holds_with_the_compilers_optimisations(settings, tmp_path):
     """All other tests compile without them. Two processes, each of which compiles for itself, as a user's
     do."""

@@ -48,6 +48,7 @@ def size(run: Path) -> dict[str, int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self/task"), reason="reads what Linux tells of a process")
 def test_a_long_run_holds_and_leaves_no_more_than_a_short_one(settings, tmp_path, monkeypatch):
     held: list[dict[str, int]] = []
