@@ -67,7 +67,9 @@ def test_microbatches_equal_the_whole_batch(microbatches, whole):
     for name, value in metrics.items():
         assert value == pytest.approx(whole[1][name], rel=1e-5), name
     for name, value in true_rows(state.params).items():
-        np.testing.assert_allclose(value, true_rows(whole[0].params)[name], atol=2e-6, err_msg=name)
+        # Adam's step magnifies the rounding of a gradient that is tiny.
+        whole_value = true_rows(whole[0].params)[name]
+        np.testing.assert_allclose(value, whole_value, rtol=1e-5, atol=2e-6, err_msg=name)
 
 
 def test_metrics_are_the_loss_the_norm_before_clipping_and_the_rate(whole):
