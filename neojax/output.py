@@ -63,7 +63,8 @@ def own_streams() -> None:
 def complain(text: str) -> None:
     """A line on stderr; where nobody can read it, as on a full disk, the exit status says it alone."""
     with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{text}\n")  # at once: what C++ prints meanwhile would come before the line's end
+        sys.stderr.flush()
 
 
 def json_line(value: Any) -> str:
