@@ -6,12 +6,10 @@ from typing import Any
 
 from neojax.config import ModelConfig
 from neojax.errors import NeojaxError, suggest
-from neojax.models.block import Block
 from neojax.models.compute import Compute
-from neojax.models.embedding import Embedding
 from neojax.models.encoder_head import EncoderHead
 from neojax.models.families.family import Parts, class_names
-from neojax.models.stack import Stack
+from neojax.models.families.gpt_neo import trunk
 
 BUFFERS = re.compile(r"embeddings\.(position_ids|token_type_ids)")
 LAYER_NORMS = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
@@ -36,15 +34,7 @@ def build(
     config: ModelConfig, sizes: Mapping[str, int], compute: Compute, *, pair_dropout: float = 0.0
 ) -> Parts:
     """The three parts of an encoder."""
-    stack = Stack(
-        lambda kinds, sizes: Block(config, kinds, sizes, compute),
-        config.attention_layers,
-        sizes,
-        compute,
-        groups=config.layer_groups if config.share_parameters else 0,
-        inner=config.inner_layers,
-    )
-    return Embedding(config, sizes, compute), stack, EncoderHead(config, sizes, pair_dropout=pair_dropout)
+    return *trunk(config, sizes, compute), EncoderHead(config, sizes, pair_dropout=pair_dropout)
 
 
 def read_head(

@@ -19,6 +19,11 @@ from neojax.models.stack import Stack
 
 def build(config: ModelConfig, sizes: Mapping[str, int], compute: Compute) -> Parts:
     """The three parts of a GPT-Neo."""
+    return *trunk(config, sizes, compute), LanguageHead(config, sizes)
+
+
+def trunk(config: ModelConfig, sizes: Mapping[str, int], compute: Compute) -> tuple[Embedding, Stack]:
+    """What stands before the head: the embedding and the stack."""
     stack = Stack(
         lambda kinds, sizes: Block(config, kinds, sizes, compute),
         config.attention_layers,
@@ -27,7 +32,7 @@ def build(config: ModelConfig, sizes: Mapping[str, int], compute: Compute) -> Pa
         groups=config.layer_groups if config.share_parameters else 0,
         inner=config.inner_layers,
     )
-    return Embedding(config, sizes, compute), stack, LanguageHead(config, sizes)
+    return Embedding(config, sizes, compute), stack
 
 
 def read(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
