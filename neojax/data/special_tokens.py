@@ -79,3 +79,17 @@ def named_roles(settings: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, str):
             found[role] = value
     return found
+
+
+def enclose(tokenizer: "Tokenizer", special: Mapping[str, str], ids: Mapping[str, int]) -> None:
+    """Makes `special`, role -> token, of those in `ids` special tokens of BERT's or ALBERT's `tokenizer`,
+    which then writes [CLS] A [SEP] and [CLS] A [SEP] B [SEP], with token types 0 and 1."""
+    from tokenizers import AddedToken, processors
+
+    tokenizer.add_special_tokens([AddedToken(n, special=True) for n in special.values() if n in ids])
+    cls, sep = special["cls"], special["sep"]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{cls}:0 $A:0 {sep}:0",
+        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
+        special_tokens=[(name, ids[name]) for name in (cls, sep)],
+    )

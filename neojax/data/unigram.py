@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neojax.data.alphabet import alphabet, within
+from neojax.data.special_tokens import enclose
 from neojax.data.text_rules import TextRules
 from neojax.errors import NeojaxError
 
@@ -67,20 +68,13 @@ def with_pieces(
 ) -> "Tokenizer":
     """The tokenizer of these pieces, each with its log-probability, the special tokens among them. Characters
     are normalised by `charsmap`, or by NFKC."""
-    from tokenizers import AddedToken, Tokenizer, models, processors
+    from tokenizers import Tokenizer, models
 
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id, False))
     _set_text(tokenizer, rules, charsmap)
     ids = {name: id for id, (name, _) in enumerate(pieces)}
     special = {role: rules.token(role, name) for role, name in SPECIAL.items()}
-    added = [AddedToken(n, special=True, normalized=False) for n in special.values() if n in ids]
-    tokenizer.add_special_tokens(added)
-    cls, sep = special["cls"], special["sep"]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls}:0 $A:0 {sep}:0",
-        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-        special_tokens=[(name, ids[name]) for name in (cls, sep)],
-    )
+    enclose(tokenizer, special, ids)
     return tokenizer
 
 

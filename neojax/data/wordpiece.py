@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neojax.data.alphabet import alphabet
+from neojax.data.special_tokens import enclose
 from neojax.data.text_rules import TextRules
 from neojax.errors import NeojaxError
 
@@ -39,7 +40,7 @@ def read(path: Path, rules: TextRules) -> "Tokenizer":
 
 def with_vocabulary(vocab: Mapping[str, int], rules: TextRules) -> "Tokenizer":
     """The tokenizer whose pieces and special tokens are in `vocab`, piece -> id."""
-    from tokenizers import AddedToken, Tokenizer, models, processors
+    from tokenizers import Tokenizer, models
 
     special = {role: rules.token(role, name) for role, name in SPECIAL.items()}
     model = models.WordPiece(
@@ -50,13 +51,7 @@ def with_vocabulary(vocab: Mapping[str, int], rules: TextRules) -> "Tokenizer":
     )
     tokenizer = Tokenizer(model)
     _set_text(tokenizer, rules)
-    tokenizer.add_special_tokens([AddedToken(n, special=True) for n in special.values() if n in vocab])
-    cls, sep = special["cls"], special["sep"]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{cls}:0 $A:0 {sep}:0",
-        pair=f"{cls}:0 $A:0 {sep}:0 $B:1 {sep}:1",
-        special_tokens=[(name, vocab[name]) for name in (cls, sep)],
-    )
+    enclose(tokenizer, special, vocab)
     return tokenizer
 
 
