@@ -19,6 +19,7 @@ COMMANDS = {
     "train": "train a model, or go on with a run",
     "sample": "generate text from a trained model",
     "fill-mask": "tell the likeliest tokens in the place of [MASK]",
+    "eval": "measure a model on held-out text",
     "prepare": "turn text into token stores to train on",
     "convert": "bring models from and to other formats",
     "launch": "start several processes of one job on this machine",

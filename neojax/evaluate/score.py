@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +13,7 @@ from flax import nnx
 
 from neojax.data.batch import Batch
 from neojax.errors import NeojaxError
+from neojax.evaluate.windows import Window, disjoint
 from neojax.models import Transformer
 from neojax.sampling.batching import bucket, power_of_two, rounded
 from neojax.sampling.requests import encode, listed, start_token, tokenizer_of, usable
@@ -38,15 +39,6 @@ class Score:
         """The log-probability of the whole text after its context in nats, summed in float64; 0 for an empty
         text."""
         return float(np.sum(self.logprobs, dtype=np.float64))
-
-
-class _Window(NamedTuple):
-    """Tokens that are read together: `tokens`, of which the last `scored` are scored; those of text number
-    `text`."""
-
-    text: int
-    tokens: list[int]
-    scored: int
 
 
 def score(model: Transformer, texts: Any, contexts: Any = "") -> Any:
@@ -79,19 +71,28 @@ def score(model: Transformer, texts: Any, contexts: Any = "") -> Any:
         )
     given, before = given * many if single else given, before * many if same else before
     pairs = [_pair(model, i + 1, *pair) for i, pair in enumerate(zip(before, given))]
-    windows = _windows(pairs, model.config.n_ctx)
-    with model.layout.in_force() as is_free:
-        if not is_free:
-            raise NeojaxError("score runs by itself: call it outside of jax.jit and its like")
-        found = _run(model, windows)
+    n_ctx = model.config.n_ctx
+    _tell_cut(pairs, n_ctx)
+    windows = [disjoint(*pair, n_ctx) for pair in pairs]
+    found = iter(score_windows(model, [window for own in windows for window in own]))
     scores = []
-    for i, (text, context, (_, tokens)) in enumerate(zip(given, before, pairs)):
-        logprobs, greedy = map(np.concatenate, zip(_NONE, *found.get(i, ())))
+    for text, context, (_, tokens), own in zip(given, before, pairs, windows):
+        logprobs, greedy = map(np.concatenate, zip(_NONE, *(next(found) for _ in own)))
         scores.append(Score(text, context, np.array(tokens, np.int32), logprobs, greedy))
     return scores[0] if single and same else scores
 
 
 _NONE = np.zeros(0, np.float32), np.zeros(0, bool)
+
+
+def score_windows(model: Transformer, windows: Sequence[Window]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(log-probabilities float32, whether each is the likeliest) of the scored tokens of every window, in
+    order. A window has at most n_ctx + 1 tokens, of which all but the last are read. Raises `NeojaxError`
+    within `jax.jit`."""
+    with model.layout.in_force() as is_free:
+        if not is_free:
+            raise NeojaxError("score runs by itself: call it outside of jax.jit and its like")
+        return _run(model, windows)
 
 
 def _pair(
@@ -110,18 +111,9 @@ def _pair(
     return before, tokens
 
 
-def _windows(pairs: Sequence[tuple[list[int], list[int]]], n_ctx: int) -> list[_Window]:
-    """The windows of contexts and texts, in order; see `score`."""
-    windows, cut = [], []
-    for number, (context, tokens) in enumerate(pairs):
-        whole = context + tokens
-        for first in range(0, len(tokens), n_ctx):
-            scored = min(n_ctx, len(tokens) - first)
-            end = len(context) + first + scored
-            start = max(0, end - n_ctx - 1)
-            if start and not first:
-                cut.append(number)
-            windows.append(_Window(number, whole[start:end], scored))
+def _tell_cut(pairs: Sequence[tuple[list[int], list[int]]], n_ctx: int) -> None:
+    """Warns of contexts that lose their first tokens, since all of the text does not fit behind them."""
+    cut = [i for i, (context, tokens) in enumerate(pairs) if tokens and _missing(context, tokens, n_ctx)]
     if cut:
         others = f" ({len(cut) - 1} more are too long as well)" if len(cut) > 1 else ""
         context, tokens = pairs[cut[0]]
@@ -130,17 +122,21 @@ def _windows(pairs: Sequence[tuple[list[int], list[int]]], n_ctx: int) -> list[_
             f"{max(1, n_ctx + 1 - len(tokens))} are used, since context and text share {n_ctx} positions",
             stacklevel=3,
         )
-    return windows
 
 
-def _run(model: Transformer, windows: Sequence[_Window]) -> dict[int, list[tuple[np.ndarray, np.ndarray]]]:
-    """Text number -> (log-probabilities, whether greedy) of its windows in order."""
+def _missing(context: Sequence[int], tokens: Sequence[int], n_ctx: int) -> bool:
+    """Whether the first window leaves tokens of the context out."""
+    return len(context) + min(n_ctx, len(tokens)) > n_ctx + 1
+
+
+def _run(model: Transformer, windows: Sequence[Window]) -> list[tuple[np.ndarray, np.ndarray]]:
     layout, n_ctx = model.layout, model.config.n_ctx
     parts, graphdef_and_state = layout.split("batch"), model.halves()
     even = math.lcm(layout.split("sequence"), layout.split("memory_length"))
     found: list[tuple[np.ndarray, np.ndarray]] = [_NONE] * len(windows)
     # Rows of like length together, so that little is padded; the longest first, which need most memory.
-    order = sorted(range(len(windows)), key=lambda i: -len(windows[i].tokens))
+    order = [i for i, window in enumerate(windows) if window.scored]
+    order.sort(key=lambda i: -len(windows[i].tokens))
     while order:
         longest = bucket(len(windows[order[0]].tokens) - 1)
         length = min(n_ctx, -(-longest // even) * even)
@@ -157,10 +153,7 @@ def _run(model: Transformer, windows: Sequence[_Window]) -> dict[int, list[tuple
         for row, i in enumerate(batch):
             at = targets[row] >= 0
             found[i] = logprobs[row, at], greedy[row, at]
-    by_text: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-    for window, part in zip(windows, found):
-        by_text.setdefault(window.text, []).append(part)
-    return by_text
+    return found
 
 
 @partial(jax.jit, static_argnums=0)

@@ -1,0 +1,135 @@
+"""`neojax eval RUN_OR_DIR [DATA ...] [--stride N] [--by-document] [--json] [mesh.key=value ...]`."""
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from neojax import config
+from neojax.commands.sample import mesh_of
+from neojax.convert import hf
+from neojax.errors import NeojaxError
+from neojax.evaluate.held_out import Reading, documents
+from neojax.evaluate.likelihood import Measured, Tally, measure
+from neojax.loading import find_run, load
+from neojax.models import Transformer
+from neojax.output import json_line
+from neojax.sampling.requests import usable
+from neojax.storage.remote import place
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The arguments of `neojax eval`."""
+    parser.add_argument(
+        "source",
+        metavar="RUN_OR_DIR",
+        help="a run directory, RUN/checkpoints/STEP, or a Hugging Face directory",
+    )
+    parser.add_argument(
+        "data",
+        nargs="*",
+        metavar="DATA",
+        help="held-out data: token stores, folders that `neojax prepare` wrote, TFRecords, or files, folders "
+        "and globs of text (default: the run's data.validation); mesh.key=value among them, such as "
+        "mesh.cpu_devices=8, says what to run on (default: one device)",
+    )
+    parser.add_argument(
+        "--stride",
+        type=int,
+        metavar="N",
+        help="windows that begin every N tokens, with nothing before a document, as on Hugging Face's page "
+        "on perplexity (default: disjoint windows after the end-of-document token, as lm-evaluation-harness)",
+    )
+    parser.add_argument(
+        "--wikitext",
+        action="store_true",
+        help="the text is a raw file of WikiText: its pages are documents, shown detokenized and counted as "
+        "they are; with --stride, its lines joined as Hugging Face does",
+    )
+    parser.add_argument(
+        "--text-key",
+        default="text",
+        metavar="KEY",
+        help="key of JSON lines that holds the text (%(default)s)",
+    )
+    parser.add_argument("--by-document", action="store_true", help="show every document, too")
+    parser.add_argument(
+        "--dtype", default="auto", help="compute in float32 or bfloat16 (default: bfloat16 on TPU and GPU)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object for each DATA")
+    parser.set_defaults(overrides=[])  # those behind options
+
+
+def run(args: Namespace) -> None:
+    """Prints what the arguments ask for."""
+    overrides = [word for word in args.data if word.startswith("mesh.") and "=" in word]
+    named = [word for word in args.data if word not in overrides]
+    data = [(word, "") for word in named] or held_out_of(args.source)
+    mesh = mesh_of(args.source, [*overrides, *args.overrides])
+    model = usable(load(args.source, mesh=mesh, dtype=args.dtype), "score a text token by token")
+    reading = Reading(args.text_key, args.wikitext, joined=args.wikitext and args.stride is not None)
+    for path, split in data:
+        for row in rows(model, path, split, reading, args.stride, args.by_document):
+            if not jax.process_index():
+                print(json_line(row) if args.json else table(row), flush=True)
+
+
+def held_out_of(source: str) -> list[tuple[str, str]]:
+    """The paths of a run's data.validation, each with the shares of it. Raises `NeojaxError` where there are
+    none."""
+    path = place(source)
+    if hf.is_hf_dir(path):
+        raise NeojaxError(f"{source} has no held-out data of its own; name token stores or text files")
+    run_dir = find_run(path)[0]
+    found = config.of_run(run_dir).data.validation
+    if not found:
+        raise NeojaxError(f"{run_dir} has no data.validation; name token stores or text files")
+    return [(each.path, each.split) for each in found]
+
+
+def rows(
+    model: Transformer, path: str, split: str, reading: Reading, stride: int | None, by_document: bool
+) -> Iterator[dict[str, Any]]:
+    """What there is to say of the documents at `path`, where asked one by one, and then of all."""
+    tally = Tally()
+    for found in measure(model, documents(model, path, reading, split), stride):
+        tally.add(found)
+        if by_document:
+            yield of_document(found)
+    yield tally.row(path)
+
+
+def of_document(found: Measured) -> dict[str, Any]:
+    """What there is to say of one document; of one without a token to score, its name alone."""
+    if not found.tokens:
+        return {"document": found.document.name, "tokens": 0}
+    alone = Tally()
+    alone.add(found)
+    row = alone.row(found.document.name)
+    kept = {name: value for name, value in row.items() if name not in ("data", "documents")}
+    return {"document": found.document.name, **kept}
+
+
+def table(row: dict[str, Any]) -> str:
+    """A row of `--json` for people: one line of a document, some of all."""
+    sizes = [f"{row[name]:,} {name}" for name in ("documents", "tokens", "bytes", "words") if row.get(name)]
+    if "document" in row:
+        parts = [f"{label} {row[name]:.4f}" for name, label in MEASURES if row.get(name) is not None]
+        return f"{row['document']}: {', '.join([*sizes, *parts])}"
+    lines = [f"{row['data']}: {', '.join(sizes)}"]
+    for name, label in MEASURES:
+        if row[name] is not None:
+            error = row[f"{name}_stderr"]
+            spread = "" if error is None else f" +- {error:.4f}"
+            lines.append(f"  {label:<16} {row[name]:>10.4f}{spread}")
+    lines.append(f"  {'likeliest token':<16} {100 * row['greedy']:>10.2f} %")
+    return "\n".join(lines)
+
+
+MEASURES = (
+    ("nats_per_token", "nats per token"),
+    ("perplexity", "perplexity"),
+    ("bits_per_byte", "bits per byte"),
+    ("word_perplexity", "word perplexity"),
+)

@@ -1,0 +1,93 @@
+"""`neojax eval`: what it measures where, and how it says it."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import perturbed, tiny
+
+import neojax
+from neojax import config as configuration
+from neojax.cli import main
+from neojax.config import Config, DataConfig, SourceConfig
+from neojax.data.store import StoreWriter
+from neojax.data.tokenizer import train
+from neojax.models import Transformer
+from neojax.runs.checkpoint import Checkpoints
+from neojax.runs.run_dir import meta
+
+TEXT = "the cat sat on the mat and the dog sat on the log. " * 3
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with held-out data of two documents."""
+    folder = tmp_path_factory.mktemp("runs")
+    tokenizer = train([TEXT], 270)
+    with StoreWriter(folder / "held_out", 270) as writer:
+        for text in ("the cat sat", TEXT):
+            ids = [*tokenizer.encode(text).ids, 0]
+            writer.add(np.array(ids), np.array([len(ids)]))
+    data = DataConfig(validation=(SourceConfig(path=str(folder / "held_out")),))
+    config = Config(model=tiny(n_layer=2, n_ctx=64, n_vocab=tokenizer.get_vocab_size()), data=data)
+    params = perturbed(Transformer(config.model).init(0).params())
+    run = folder / "run"
+    run.mkdir()
+    with Checkpoints(run, keep=1) as checkpoints:
+        state = {"params": params, "opt_state": {"count": jnp.zeros(())}}
+        checkpoints.save(1, state, meta(config, tokenizer.to_str(), 0))
+        checkpoints.wait()
+    (run / "config.yml").write_text(configuration.dump(config))
+    return str(run)
+
+
+def evaluated(capsys, *arguments):
+    assert main(["eval", *arguments]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def fails(capsys, *arguments):
+    try:
+        status = main(["eval", *arguments])
+    except SystemExit as e:
+        status = e.code
+    out, err = capsys.readouterr()
+    assert status == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+def test_the_held_out_data_of_a_run_is_measured_and_each_document_where_asked(run, capsys):
+    rows = evaluated(capsys, run, "--json", "--by-document", "mesh.cpu_devices=8").splitlines()
+    *parts, whole = map(json.loads, rows)
+    scores = neojax.score(neojax.load(run), ["the cat sat", TEXT])
+    for part, found in zip(parts, scores, strict=True):
+        assert part["tokens"] == len(found.tokens)
+        assert part["nats_per_token"] == pytest.approx(-found.logprob / len(found.tokens), rel=1e-5)
+    assert whole["documents"] == 2 and whole["bytes"] == len("the cat sat" + TEXT)
+    loss = -sum(found.logprob for found in scores) / sum(len(found.tokens) for found in scores)
+    assert whole["nats_per_token"] == pytest.approx(loss, rel=1e-5)
+    assert whole["standard_errors_over"] == "documents" and whole["nats_per_token_stderr"] > 0
+
+
+def test_text_files_are_measured_in_a_table(run, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text(TEXT)
+    out = evaluated(capsys, run, str(tmp_path / "a.txt"), "--stride", "16")
+    first, *rest = out.splitlines()
+    assert first.startswith(f"{tmp_path / 'a.txt'}: 1 documents, ") and f"{len(TEXT)} bytes" in first
+    assert [line.split("  ")[1] for line in rest] == [
+        "nats per token",
+        "perplexity",
+        "bits per byte",
+        "word perplexity",
+        "likeliest token",
+    ]
+
+
+def test_what_cannot_be_done_is_one_line(run, tmp_path, capsys):
+    assert "does not exist" in fails(capsys, run, str(tmp_path / "nowhere.txt"))
+    assert "does not exist" in fails(capsys, str(tmp_path / "no_run"))
+    assert "expected auto, float32 or bfloat16" in fails(capsys, run, "--dtype", "float8")
+    assert "expected 1 to the model's context" in fails(capsys, run, "--stride", "0")
