@@ -113,10 +113,11 @@ class TrainConfig:
         "offload: as names, those being kept in the host's memory",
         choices=("none", "full", "names", "offload"),
     )
-    unroll: int = key(
-        1,
+    unroll: int | None = key(
+        None,
         "repetitions of the layer group compiled into one turn of the loop over layers; more take longer to "
-        "compile and more memory, and may run faster; 0: all, the fastest on CPU",
+        "compile and more memory, and may run faster; 0: all, the fastest on CPU; null: all on GPUs, "
+        "elsewhere 1",
         least=0,
     )
     attention_kernel: str = key(

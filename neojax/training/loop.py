@@ -27,7 +27,7 @@ from neojax.layout.processes import alone, join
 from neojax.loading import load_params
 from neojax.lock import Lock
 from neojax.models import Transformer
-from neojax.models.compute import Compute, check_remat, compute_type
+from neojax.models.compute import Compute, check_remat, compute_type, turns
 from neojax.models.fit import check_fit
 from neojax.models.flops import flops_per_token, mfu
 from neojax.runs import run_dir as runs
@@ -66,7 +66,7 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
         compute_type(train.precision, layout),
         train.reduce_dtype,
         train.remat,
-        train.unroll,
+        turns(train.unroll, layout),
         train.attention_kernel,
     )
     model = Transformer(config.model, layout, compute)
