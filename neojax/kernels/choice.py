@@ -23,9 +23,9 @@ the layout splits `sequence`, `memory_length` or `head_dim`, since each needs th
 | `reference` | all else: the whole matrix of scores |
 
 Documents stand apart where `data.isolate_documents` is true: each token has a segment and sees no other. To
-cuDNN that is a bias of [batch, 1, sequence, sequence], since of its own form JAX has no public function. That,
-and attention that is not causal, it does where it is named; `auto` leaves both to XLA, since on a GPU they have
-not been run yet.
+cuDNN that is a bias of [batch, 1, sequence, sequence], since of its own form JAX has no public function.
+That, and attention that is not causal, it does where it is named; `auto` leaves both to XLA, since on a GPU
+they have not been run yet.
 
 Decoding one token at a time, and linear attention, have no choice of kernels. Linear attention without a
 causal mask has one sum for the whole row, and is refused where documents stand apart.
