@@ -5,13 +5,13 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
-from neojax.data.batch import Batch
+from neojax.data.batch import NOT_SCORED, Batch
 from neojax.errors import NeojaxError
 from neojax.evaluate.windows import Window, disjoint
 from neojax.models import Transformer
@@ -20,6 +20,7 @@ from neojax.sampling.requests import encode, listed, start_token, tokenizer_of, 
 
 BATCH = 64  # rows scored at once at most, in every part of a split batch,
 TOKENS = 1 << 14  # and their tokens at most, so that activations stay bounded
+FEW = 16  # places for what is scored of a row, at least: few programs serve all
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,33 +130,74 @@ def _missing(context: Sequence[int], tokens: Sequence[int], n_ctx: int) -> bool:
     return len(context) + min(n_ctx, len(tokens)) > n_ctx + 1
 
 
+class _Row(NamedTuple):
+    """Tokens that are read, and what is scored of them: `targets`, each after the token at its position
+    (`at`). `parts` says which of these are whose: (window, first, number)."""
+
+    tokens: list[int]
+    at: list[int]
+    targets: list[int]
+    parts: list[tuple[int, int, int]]
+
+
+def _rows(windows: Sequence[Window]) -> list[_Row]:
+    """The rows that windows are read in. What is read of one may be how another begins, as where both
+    continue one context by a token; such are read together, since no token sees those behind it."""
+    # In this order what begins another row stands right before one that it begins.
+    order = sorted((i for i, w in enumerate(windows) if w.scored), key=lambda i: windows[i].tokens[:-1])
+    rows: list[_Row] = []
+    for i in reversed(order):
+        tokens, scored = windows[i]
+        read = tokens[:-1]
+        if not (rows and rows[-1].tokens[: len(read)] == read):
+            rows.append(_Row(read, [], [], []))
+        row = rows[-1]
+        row.parts.append((i, len(row.at), scored))
+        row.at.extend(range(len(read) - scored, len(read)))
+        row.targets.extend(tokens[len(tokens) - scored :])
+    return rows
+
+
 def _run(model: Transformer, windows: Sequence[Window]) -> list[tuple[np.ndarray, np.ndarray]]:
     layout, n_ctx = model.layout, model.config.n_ctx
     parts, graphdef_and_state = layout.split("batch"), model.halves()
     even = math.lcm(layout.split("sequence"), layout.split("memory_length"))
     found: list[tuple[np.ndarray, np.ndarray]] = [_NONE] * len(windows)
     # Rows of like length together, so that little is padded; the longest first, which need most memory.
-    order = [i for i, window in enumerate(windows) if window.scored]
-    order.sort(key=lambda i: -len(windows[i].tokens))
-    while order:
-        longest = bucket(len(windows[order[0]].tokens) - 1)
+    rows = sorted(_rows(windows), key=lambda row: -len(row.tokens))
+    while rows:
+        longest = bucket(len(rows[0].tokens))
         length = min(n_ctx, -(-longest // even) * even)
         most = parts * min(BATCH, power_of_two(max(1, TOKENS // length) + 1) // 2)
-        batch, order = order[:most], order[most:]
-        inputs = np.zeros((rounded(len(batch), parts), length), np.int32)
-        targets = np.full_like(inputs, -1)
-        for row, i in enumerate(batch):
-            tokens, scored = windows[i].tokens, windows[i].scored
-            inputs[row, : len(tokens) - 1] = tokens[:-1]
-            targets[row, len(tokens) - 1 - scored : len(tokens) - 1] = tokens[len(tokens) - scored :]
-        placed = (layout.put(a, "batch", "sequence") for a in (inputs, targets))
-        logprobs, greedy = map(layout.fetch, _scores(*graphdef_and_state, *placed))
-        for row, i in enumerate(batch):
-            at = targets[row] >= 0
-            found[i] = logprobs[row, at], greedy[row, at]
+        batch, rows = rows[:most], rows[most:]
+        count = max(FEW, power_of_two(max(len(row.at) for row in batch)))
+        count = -(-count // even) * even
+        # Where most of a row is scored, all positions are: nothing is moved, and a split sequence stays so.
+        each = 2 * count > length and all(len(set(row.at)) == len(row.at) for row in batch)
+        height = rounded(len(batch), parts)
+        inputs = np.zeros((height, length), np.int32)
+        at = np.zeros((height, length if each else count), np.int32)
+        targets = np.full_like(at, NOT_SCORED)
+        for number, row in enumerate(batch):
+            inputs[number, : len(row.tokens)] = row.tokens
+            at[number, : len(row.at)] = row.at
+            targets[number, row.at if each else slice(len(row.at))] = row.targets
+        tokens = layout.put(inputs, "batch", "sequence")
+        if each:
+            scores = _scores(*graphdef_and_state, tokens, layout.put(targets, "batch", "sequence"))
+        else:
+            picked = (layout.put(array, "batch", "scored") for array in (targets, at))
+            scores = _scores(*graphdef_and_state, tokens, *picked)
+        logprobs, greedy = map(layout.fetch, scores)
+        for number, row in enumerate(batch):
+            for window, first, size in row.parts:
+                own = row.at[first : first + size] if each else slice(first, first + size)
+                found[window] = logprobs[number, own], greedy[number, own]
     return found
 
 
 @partial(jax.jit, static_argnums=0)
-def _scores(graphdef: Any, state: Any, inputs: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return nnx.merge(graphdef, state).token_scores(Batch(inputs, targets))
+def _scores(
+    graphdef: Any, state: Any, inputs: jax.Array, targets: jax.Array, at: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    return nnx.merge(graphdef, state).token_scores(Batch(inputs, targets), at)

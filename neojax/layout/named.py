@@ -165,6 +165,20 @@ def reshaped(array: jax.Array, shape: Sequence[int], dims: str) -> jax.Array:
     return _reshape(array, shape, sharding(dims))
 
 
+def picked(hidden: jax.Array, at: jax.Array) -> jax.Array:
+    """The tokens of hidden states [batch, sequence, embd] at positions int32 [batch, scored] of their row, as
+    [batch, scored, embd]."""
+    dims = "batch scored embd", "batch scored"
+    specs = tuple(sharding(d).spec for d in dims)
+
+    def own_rows(hidden: jax.Array, at: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(hidden, at[..., None], axis=1)
+
+    mesh = current_layout().mesh
+    take = jax.shard_map(own_rows, mesh=mesh, in_specs=specs, out_specs=specs[0])
+    return take(*(lay(x, d) for x, d in zip((hidden, at), dims)))
+
+
 def einsum(equation: str, *operands: Param | jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
     """`jnp.einsum` over dimension names, as in ``"batch sequence embd, embd mlp -> batch sequence mlp"``.
 

@@ -24,6 +24,7 @@ DIMENSIONS = {
 }
 """The dimensions that a layout may split."""
 INTERNAL = {
+    "scored": "tokens of a row that are scored, where these are picked out",
     "slots": "entries of the key-value cache while sampling",
     "key_dim": "width of a head of queries and keys where they are rotated or summed, which needs all of it",
     "microbatches": "parts of a batch, trained one after another",

@@ -242,16 +242,6 @@ class Transformer(nnx.Module):
             )
         return found.plus(sums)
 
-    def answered(self, batch: Batch) -> tuple[Sums, jax.Array]:
-        """What `loss` reports of a batch, without dropout, and the logits of the first head."""
-        flat = self._flat(batch)
-        hidden, _, sums = self.hidden(flat.tokens, _context(flat))
-        choices = flat.tokens.shape[0] // batch.tokens.shape[0]
-        with self.names_in_force():
-            found = self.head.loss(hidden, self.embedding.wte, flat)
-            logits = self.head.outputs(hidden, self.embedding.wte, choices)[self.config.head.kinds[0]]
-        return found.plus(sums).sums, logits
-
     def _flat(self, batch: Batch) -> Batch:
         """`batch` with its choices one below the other, as rows [batch, sequence]."""
         if batch.tokens.ndim == 2:
@@ -266,13 +256,17 @@ class Transformer(nnx.Module):
             own = {n: rows(x) for n, x in batch._asdict().items() if x is not None and n != "labels"}
         return batch._replace(**own)
 
-    def token_scores(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def token_scores(self, batch: Batch, at: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """(log-probability of every target in nats, float32; whether it is the likeliest token), [batch,
-        sequence]. Where nothing is scored the results mean nothing."""
+        sequence]. Where nothing is scored the results mean nothing. With positions `at`, int32 [batch,
+        scored], the targets are those of these positions and the results [batch, scored]: a position may have
+        several, or none."""
         hidden, _, _ = self.hidden(batch.tokens, _context(batch))
         if not isinstance(self.head, LanguageHead):
             raise NeojaxError(f"a {self.config.family} has no probabilities of next tokens")
         with self.names_in_force():
+            if at is not None:
+                hidden = named.picked(hidden, at)
             return self.head.token_scores(hidden, self.embedding.wte, batch.targets)
 
     def hidden(

@@ -14,6 +14,7 @@ from neojax.data.tokenizer import train
 from neojax.errors import NeojaxError
 from neojax.evaluate import score as module
 from neojax.evaluate.score import score
+from neojax.evaluate.windows import disjoint
 from neojax.kernels import chunked_loss
 from neojax.models import Transformer
 from neojax.models.compute import Compute
@@ -131,6 +132,20 @@ def test_batches_of_few_tokens_change_nothing_and_few_programs_serve_all_lengths
     before = module._scores._cache_size()
     score(model, [[1] * (1 + i % 16) for i in range(100, 164)])
     assert module._scores._cache_size() == before
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_texts_that_begin_alike_are_read_together_and_score_as_alone(model, name):
+    """Choices of one token after one context, and all that is read of one text within another."""
+    meshed = noisy(model.config, layout_of(*LAYOUTS[name]))
+    whole = RNG.integers(0, N_VOCAB, 20).tolist()
+    contexts = [whole[:5]] * 4 + [whole[:7], whole[:2], [*whole[:5], 1], whole[:5]]
+    texts = [[1], [2], whole[5:9], whole[5:], [4, 5], whole[2:6], [3], [2]]
+    for found, context, text in zip(score(meshed, texts, contexts), contexts, texts):
+        check(found, expected(model, context, text))
+    windows = [disjoint(*pair, model.config.n_ctx) for pair in zip(contexts, texts)]
+    rows = module._rows([window for own in windows for window in own])
+    assert sorted(len(row.tokens) for row in rows) == [6, 8, 19]
 
 
 @pytest.mark.parametrize("name, layout", [("gpt-neo", "fsdp and model"), ("gpt2", "one device")])
