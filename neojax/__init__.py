@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from neojax.loading import load
     from neojax.sampling.fill_mask import fill_mask
     from neojax.sampling.generate import generate
-    from neojax.sampling.predict import predict
     from neojax.sampling.requests import Sampling
     from neojax.training.loop import train
 
@@ -24,7 +23,6 @@ __all__ = [
     "fill_mask",
     "generate",
     "load",
-    "predict",
     "score",
     "train",
 ]
@@ -34,7 +32,6 @@ _LAZY = {
     "fill_mask": "neojax.sampling.fill_mask",
     "generate": "neojax.sampling.generate",
     "load": "neojax.loading",
-    "predict": "neojax.sampling.predict",
     "score": "neojax.evaluate.score",
     "train": "neojax.training.loop",
 }

@@ -7,9 +7,11 @@ from typing import Any
 import jax
 
 from neojax import config
+from neojax.arguments import whole
 from neojax.commands.sample import mesh_of
 from neojax.convert import hf
 from neojax.errors import NeojaxError
+from neojax.evaluate import harness
 from neojax.evaluate.held_out import Reading, documents
 from neojax.evaluate.likelihood import Measured, Tally, measure
 from neojax.loading import find_run, load
@@ -53,6 +55,18 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="KEY",
         help="key of JSON lines that holds the text (%(default)s)",
     )
+    parser.add_argument(
+        "--tasks",
+        default="",
+        metavar="A,B",
+        help="tasks of lm-evaluation-harness instead of DATA, by their names (pip install 'neojax[eval]')",
+    )
+    number = parser.add_argument
+    number("--num-fewshot", type=int, metavar="N", help="examples before each question (default: the task's)")
+    number("--limit", type=int, metavar="N", help="the first N documents of each task (default: all)")
+    parser.add_argument(
+        "--include-path", metavar="DIR", help="a folder with yaml files of tasks, such as of local files"
+    )
     parser.add_argument("--by-document", action="store_true", help="show every document, too")
     parser.add_argument(
         "--dtype", default="auto", help="compute in float32 or bfloat16 (default: bfloat16 on TPU and GPU)"
@@ -65,14 +79,41 @@ def run(args: Namespace) -> None:
     """Prints what the arguments ask for."""
     overrides = [word for word in args.data if word.startswith("mesh.") and "=" in word]
     named = [word for word in args.data if word not in overrides]
-    data = [(word, "") for word in named] or held_out_of(args.source)
+    tasks = [word for word in args.tasks.split(",") if word]
+    check(args, named, tasks)
+    data = [] if tasks else [(word, "") for word in named] or held_out_of(args.source)
     mesh = mesh_of(args.source, [*overrides, *args.overrides])
     model = usable(load(args.source, mesh=mesh, dtype=args.dtype), "score a text token by token")
+    if tasks:
+        found = harness.evaluate(
+            model,
+            tasks,
+            num_fewshot=args.num_fewshot,
+            limit=args.limit,
+            include_path=args.include_path,
+        )
+        if not jax.process_index():
+            print(json_line(harness.plain(found)) if args.json else harness.table(found), flush=True)
     reading = Reading(args.text_key, args.wikitext, joined=args.wikitext and args.stride is not None)
     for path, split in data:
         for row in rows(model, path, split, reading, args.stride, args.by_document):
             if not jax.process_index():
                 print(json_line(row) if args.json else table(row), flush=True)
+
+
+def check(args: Namespace, data: list[str], tasks: list[str]) -> None:
+    """Raises `NeojaxError` for arguments that do not go together, or are no numbers that are good."""
+    of_tasks = {"--num-fewshot": args.num_fewshot, "--limit": args.limit, "--include-path": args.include_path}
+    for name, value in of_tasks.items():
+        if value is not None and not tasks:
+            raise NeojaxError(f"{name} is for tasks; name some with --tasks")
+    if tasks and (data or args.stride is not None or args.wikitext or args.by_document):
+        what = data[0] if data else "--stride, --wikitext and --by-document"
+        raise NeojaxError(f"--tasks have texts of their own; leave {what} out, or run another command for it")
+    if args.num_fewshot is not None:
+        whole("--num-fewshot", args.num_fewshot, lambda n: n >= 0, "at least 0")
+    if args.limit is not None:
+        whole("--limit", args.limit, lambda n: n >= 1, "at least 1")
 
 
 def held_out_of(source: str) -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """WikiText as its raw files have it: its pages, and its spaced-out punctuation put back.
 
-Source: lm-evaluation-harness, `tasks/wikitext/preprocess_wikitext.py`, and the data set
+Source: lm-evaluation-harness, `preprocess_wikitext.py` of its task wikitext, and the data set
 EleutherAI/wikitext_document_level, whose rows are the pages.
 """
 

@@ -1,0 +1,94 @@
+"""Tasks of lm-evaluation-harness, run on a model of ours."""
+
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+from neojax.errors import NeojaxError, nearest
+from neojax.models import Transformer
+
+BOOTSTRAP = 1000  # resamples behind standard errors that have no formula; the harness's 100,000 take minutes
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as e:
+        if e.name is None or e.name.partition(".")[0] == "neojax":
+            raise
+        raise NeojaxError(
+            f"lm-evaluation-harness needs {e.name}, which is not installed: pip install 'neojax[eval]'"
+        ) from None
+
+
+def evaluate(
+    model: Transformer,
+    tasks: Sequence[str],
+    *,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    include_path: str | None = None,
+) -> dict[str, Any]:
+    """The results of `tasks`, by the names that the harness or the yaml files in `include_path` give them, as
+    the harness has them (`results`, `n-shot`, `n-samples`, `configs`, ...). num_fewshot: examples before each
+    question; None: as each task says. limit: how many documents of each. Raises `NeojaxError`, also where a
+    task cannot be read."""
+    own = _module("neojax.evaluate.lm_eval")
+    lm = own.NeojaxLM(model)
+    manager = _manager(tasks, include_path)
+    try:
+        loaded = manager.load(list(tasks))
+    except Exception as e:  # of data sets' hubs, yaml, templates, tasks' own code
+        line = next(iter(str(e).strip().splitlines()), "")
+        raise NeojaxError(
+            f"--tasks {','.join(tasks)} cannot be read: {type(e).__name__}: {line}; tasks of local files are "
+            "read with --include-path DIR"
+        ) from None
+    manager.load = lambda _: loaded  # once is enough
+    with contextlib.redirect_stdout(sys.stderr):  # the harness says there what it does
+        return _module("lm_eval").simple_evaluate(
+            lm,
+            tasks=list(tasks),
+            num_fewshot=num_fewshot,
+            limit=limit,
+            task_manager=manager,
+            bootstrap_iters=BOOTSTRAP,
+            log_samples=False,
+        )
+
+
+def _manager(tasks: Sequence[str], include_path: str | None) -> Any:
+    """The harness's index of tasks; its own are left out, which takes seconds, where they are not asked
+    for."""
+    make = _module("lm_eval.tasks").TaskManager
+    if include_path is not None:
+        manager = make(include_path=include_path, include_defaults=False)
+        if all(name in manager.all_tasks for name in tasks):
+            return manager
+    manager = make(include_path=include_path)
+    for name in tasks:
+        if name not in manager.all_tasks:
+            near = nearest(name, manager.all_tasks)
+            raise NeojaxError(
+                f"lm-evaluation-harness has no task {name}"
+                + (f"; did you mean {near}?" if near else "; `lm-eval ls tasks` lists them")
+            )
+    return manager
+
+
+def plain(results: dict[str, Any]) -> dict[str, Any]:
+    """The results as JSON has them: functions of tasks by their names."""
+    return json.loads(json.dumps(results, default=str))
+
+
+def table(results: dict[str, Any]) -> str:
+    """The results for people, as the harness shows them."""
+    make_table = _module("lm_eval.utils").make_table
+    tables = [make_table(results)]
+    if results.get("groups"):
+        tables.append(make_table(results, "groups"))
+    return "\n".join(tables)
