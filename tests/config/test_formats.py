@@ -30,7 +30,7 @@ model:
   init: {std: 0.02, scale_by_depth: true, scale_by_in: true}
 mesh: {shape: "data:4, model:2"}
 data: {train: [{path: a, weight: 2}, b]}
-train: {run_dir: runs/old, init_from: old/hf, mlm_mask_id: 3, mlm_mask_ignore_ids: [1, 2]}
+train: {run_dir: runs/old, init_from: old/hf, mlm_mask_id: 3, mlm_mask_ignore_ids: [1, 2], unroll: 1}
 """
 
 
