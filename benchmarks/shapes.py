@@ -35,7 +35,8 @@ def ours(name: str, n_ctx: int = 2048, family: str = "gpt_neo") -> Any:
 
 
 def hugging_face(name: str, n_ctx: int = 2048, device: str = "cpu", family: str = "gpt_neo") -> Any:
-    """A `transformers` model of `family` with random weights made on `device`, in eager attention."""
+    """A `transformers` model of `family` with random weights made on `device`: eager attention for GPT-Neo,
+    which has no other without packages of its own, the default (SDPA) for the others."""
     import torch
     from transformers import (
         BertConfig,
@@ -56,7 +57,6 @@ def hugging_face(name: str, n_ctx: int = 2048, device: str = "cpu", family: str 
             max_position_embeddings=n_ctx,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
-            attn_implementation="eager",
         )
         with torch.device(device):
             return BertForPreTraining(bert)
@@ -68,7 +68,6 @@ def hugging_face(name: str, n_ctx: int = 2048, device: str = "cpu", family: str 
             num_attention_heads=heads,
             intermediate_size=4 * embd,
             max_position_embeddings=n_ctx,
-            attn_implementation="eager",
         )
         with torch.device(device):
             return GPTNeoXForCausalLM(neox)

@@ -36,17 +36,18 @@ def neojax_program(options: Mapping[str, Any]) -> tuple[Any, Any, Callable[[], A
     from neojax.data.share import Share
     from neojax.layout.mesh import single_device
     from neojax.models import Transformer
-    from neojax.models.compute import Compute
+    from neojax.models.compute import Compute, turns
     from neojax.training.optimizer import make_optimizer
     from neojax.training.state import init_state
     from neojax.training.step import make_train_step
 
     batch, sequence = options["batch"], options["sequence"]
-    how = {name: options[name] for name in ("unroll", "remat", "attention_kernel") if name in options}
+    how = {name: options[name] for name in ("remat", "attention_kernel") if name in options}
+    layout = single_device()
     model = Transformer(
         shapes.ours(options["model"], sequence, options.get("family", "gpt_neo")),
-        single_device(),
-        compute=Compute(dtype=options["dtype"], **how),
+        layout,
+        compute=Compute(dtype=options["dtype"], unroll=turns(options.get("unroll"), layout), **how),
     )
     train = TrainConfig(
         schedule="constant",

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from neojax.loading import load
     from neojax.sampling.fill_mask import fill_mask
     from neojax.sampling.generate import generate
+    from neojax.sampling.predict import predict
     from neojax.sampling.requests import Sampling
     from neojax.training.loop import train
 
@@ -23,6 +24,7 @@ __all__ = [
     "fill_mask",
     "generate",
     "load",
+    "predict",
     "score",
     "train",
 ]
@@ -32,6 +34,7 @@ _LAZY = {
     "fill_mask": "neojax.sampling.fill_mask",
     "generate": "neojax.sampling.generate",
     "load": "neojax.loading",
+    "predict": "neojax.sampling.predict",
     "score": "neojax.evaluate.score",
     "train": "neojax.training.loop",
 }

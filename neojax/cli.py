@@ -20,6 +20,7 @@ COMMANDS = {
     "sample": "generate text from a trained model",
     "fill-mask": "tell the likeliest tokens in the place of [MASK]",
     "eval": "measure a model on held-out text",
+    "predict": "tell the class of texts, or the number",
     "prepare": "turn text into token stores to train on",
     "convert": "bring models from and to other formats",
     "launch": "start several processes of one job on this machine",

@@ -190,6 +190,19 @@ def accompanied(model: Transformer, saved: Saved) -> Transformer:
     return model.accompanied(tokenizer, saved.meta.get("eos_token_id", end), first, mask)
 
 
+def tokenizer_at(path: str | Path) -> tuple[Any, int | None]:
+    """The tokenizer of the model at `path`, as `load` takes it, and the id that ends a document; None where
+    there is none. Raises `NeojaxError`."""
+    path = place(path)
+    if hf.is_hf_dir(path):
+        return hf.read_tokenizer(path), hf.read_eos_token_id(path)
+    saved = open_run(path)
+    text = saved.meta["tokenizer"]
+    return None if text is None else tokenizers.parse(text, f"the tokenizer of {path}"), saved.meta.get(
+        "eos_token_id"
+    )
+
+
 def find_run(path: Path) -> tuple[Path, int | None]:
     """Splits RUN or RUN/checkpoints/STEP into the run directory and the step (None for the newest)."""
     if path.parent.name == "checkpoints" and re.fullmatch(r"[0-9]+", path.name):

@@ -39,8 +39,19 @@ def jobs(chip: Chip, tiny: bool) -> list[Job]:
     plans = [
         ("1.3B, neojax", ours, {**large, "batch": 8 * room}, 60, 150),
         ("1.3B, PyTorch, fused attention, torch.compile", fused, {**large, "batch": 8 * room}, 60, 140),
-        ("1.3B, transformers, torch.compile", hugging_face, {**eager, "compile": True}, 60, 140),
         ("125M, neojax", ours, {**small, "batch": 32 * room}, 30, 90),
+        ("1.3B, transformers, torch.compile", hugging_face, {**eager, "compile": True}, 60, 140),
+        *(
+            (f"{model} ({family}), {who}", measure, {**family_options, **how}, 20, 60)
+            for model, family, sequence, batch in (("160M", "gpt_neox", 2048, 32), ("base", "bert", 512, 128))
+            for family_options in [
+                {**common, "model": model, "family": family, "sequence": sequence, "batch": batch * room}
+            ]
+            for who, measure, how in (
+                ("neojax", ours, {}),
+                ("transformers, torch.compile", hugging_face, {"compile": True}),
+            )
+        ),
         ("1.3B, neojax, remat names", ours, {**large, "batch": 16 * room, "remat": "names"}, 50, 120),
         ("1.3B, transformers, eager", hugging_face, eager, 40, 80),
         ("125M, PyTorch, fused attention, torch.compile", fused, {**small, "batch": 32 * room}, 40, 90),
@@ -83,7 +94,7 @@ def hugging_face(options: Mapping[str, Any]) -> Iterator[Row]:
 
 def settings(options: Mapping[str, Any]) -> Row:
     """What a row says of how it was measured."""
-    names = ("model", "dtype", "sequence", "remat", "unroll")
+    names = ("model", "family", "dtype", "sequence", "remat", "unroll")
     return {name: options[name] for name in names if name in options}
 
 
@@ -92,7 +103,9 @@ def with_mfu(row: Row, options: Mapping[str, Any]) -> Row:
     from neojax.layout.chips import PEAK_FLOPS
     from neojax.models.flops import flops_per_token
 
-    flops = flops_per_token(shapes.ours(options["model"], options["sequence"]))
+    flops = flops_per_token(
+        shapes.ours(options["model"], options["sequence"], options.get("family", "gpt_neo"))
+    )
     row["model_flops_per_second"] = row["tokens_per_second"] * flops
     if options["chip"] in PEAK_FLOPS:
         row["mfu"] = row["model_flops_per_second"] / PEAK_FLOPS[options["chip"]]

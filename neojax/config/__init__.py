@@ -29,12 +29,14 @@ from neojax.config.reading import (
     read_yaml,
     to_dict,
 )
+from neojax.config.tasks import TASKS, Task
 
 __all__ = [
     "ACTIVATIONS",
     "ATTENTION_TYPES",
     "FAMILIES",
     "HEADS",
+    "TASKS",
     "AttentionConfig",
     "Config",
     "DataConfig",
@@ -47,6 +49,7 @@ __all__ = [
     "NormConfig",
     "PositionsConfig",
     "SourceConfig",
+    "Task",
     "TrainConfig",
     "check",
     "describe",

@@ -7,6 +7,7 @@ from neojax.config.families import FAMILIES
 from neojax.config.keys import Config, TrainConfig
 from neojax.config.model import HEADS, ModelConfig, PositionsConfig
 from neojax.config.recipes import check_pairs
+from neojax.config.tasks import check_task
 from neojax.errors import NeojaxError, suggest
 
 
@@ -40,6 +41,7 @@ def check(config: Config) -> None:
         )
     _check_mlm(model, train)
     check_pairs(config)
+    check_task(config)
     if not all(type(step) is int and step >= 0 for step in train.checkpoint_steps):
         raise NeojaxError(
             f"train.checkpoint_steps={list(train.checkpoint_steps)}: expected a list of steps, such as "
@@ -50,6 +52,7 @@ def check(config: Config) -> None:
             f"data.merges={config.data.merges} goes with a vocab.json, which data.tokenizer does not name"
         )
     decays = train.schedule not in ("constant", "inverse_sqrt") and not train.warmup_scales_decay
+    decays &= not train.epochs and not train.warmup_share  # checked when the rows are counted
     if decays and train.warmup_steps >= (train.decay_steps or train.steps):
         raise NeojaxError(
             f"train.warmup_steps={train.warmup_steps} leaves nothing of the "

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from neojax.config.declare import key
 from neojax.config.model import ModelConfig
+from neojax.config.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,16 @@ class DataConfig:
     short_prob: float = key(
         0.1, "share of the documents whose pairs are of any length below n_ctx", least=0, most=1
     )
+    task: str = key(
+        "none",
+        "data.train and data.validation are files of labelled rows (TSV, CSV, JSON lines), to fine-tune a "
+        "model with a head for them: classification; regression; or a task of GLUE; none: text",
+        choices=("none", *TASKS),
+    )
+    text: str = key("", "task: the column of the text, by name or number (0: the first); empty: a usual name")
+    text2: str = key("", "task: the column of a second text, where there is one, as for text")
+    label: str = key("", "task: the column of the label, as for text")
+    max_tokens: int = key(0, "task: longer rows are cut to so many tokens; 0: model.n_ctx", least=0)
     prefetch: int = key(8, "batches read ahead of the training step", least=1)
 
 
@@ -92,6 +103,11 @@ class TrainConfig:
     run_dir: str = key("", "where config.yml, metrics.jsonl, tensorboard/, checkpoints/ and the tokenizer go")
     batch_size: int = key(8, "sequences in one optimizer step, over all devices", least=1)
     steps: int = key(1000, "optimizer steps in the whole run", least=1)
+    epochs: float = key(
+        0.0,
+        "with data.task, the run goes so often over the rows, and steps follows; 0: as steps says",
+        least=0,
+    )
     microbatch: int = key(
         0, "sequences in one forward and backward pass, over all devices; 0: batch_size", least=0
     )
@@ -113,10 +129,11 @@ class TrainConfig:
         "offload: as names, those being kept in the host's memory",
         choices=("none", "full", "names", "offload"),
     )
-    unroll: int = key(
-        1,
+    unroll: int | None = key(
+        None,
         "repetitions of the layer group compiled into one turn of the loop over layers; more take longer to "
-        "compile and more memory, and may run faster; 0: all, the fastest on CPU",
+        "compile and more memory, and may run faster; 0: all, the fastest on CPU; null: all on GPUs, "
+        "elsewhere 1",
         least=0,
     )
     attention_kernel: str = key(
@@ -133,6 +150,12 @@ class TrainConfig:
     )
     learning_rate: float = key(6e-4, "peak learning rate", least=0)
     warmup_steps: int = key(100, "steps of linear warmup from zero", least=0)
+    warmup_share: float = key(
+        0.0,
+        "with data.task, the share of the steps that are warmup; 0: as warmup_steps says",
+        least=0,
+        below=1,
+    )
     schedule: str = key(
         "cosine",
         "decay after warmup; linear_to_zero and exponential stop at the floor, others lead to it",

@@ -22,6 +22,7 @@ from neojax.config.model import ModelConfig
 from neojax.config.paths import value_at
 from neojax.config.recipes import RECIPES
 from neojax.config.spelling import FLAT, GROUPS, lay_over
+from neojax.config.tasks import TASKS, recipe_of
 from neojax.errors import NeojaxError, nearest, suggest
 from neojax.storage.remote import place
 
@@ -92,9 +93,14 @@ def from_dict(raw: Any, overrides: Iterable[str] = (), source: str = "config") -
             f"{source}: model.family: there is no family {family!r}; known: {', '.join(FAMILIES)}"
             + (f"; did you mean {near}?" if near else "")
         )
-    pairs = value_at(override(raw, overrides, source), "data.pairs", "none")
+    said = override(raw, overrides, source)
+    pairs, task = (value_at(said, f"data.{key}", "none") for key in ("pairs", "task"))
     recipe = RECIPES.get(pairs, {}) if isinstance(pairs, str) else {}
-    tree = override(raw, overrides, source, {"model": FAMILIES[family], "train": recipe})
+    usual = FAMILIES[family]
+    if isinstance(task, str) and task in TASKS:
+        recipe = recipe | recipe_of(task, family, value_at(said, "train", None) or {})
+        usual = {**usual, "head": {**usual.get("head", {}), "kinds": [TASKS[task].head]}}
+    tree = override(raw, overrides, source, {"model": usual, "train": recipe})
     tree.pop("format")
     config = _build(Config, tree, "", source)
     check(config)

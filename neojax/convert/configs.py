@@ -7,6 +7,7 @@ from typing import Any
 
 from neojax import config as configuration
 from neojax.config import Config
+from neojax.config.tasks import TASKS
 from neojax.convert import gpt_neo, hf_config, neox
 from neojax.convert.neox_checkpoint import refuse_checkpoint
 from neojax.errors import NeojaxError
@@ -45,6 +46,11 @@ def load(
                 f"{source}: model.family is {family}, but the model of train.init_from={origin} is a "
                 f"{there['family']}; leave the keys of model out to take them from there"
             )
+        task = TASKS.get(str(configuration.value_at(said, "data.task")))
+        if task is not None and tuple(there["head"]["kinds"]) != (task.head,):
+            there["head"] = {
+                "dropout": there["head"]["dropout"]
+            }  # the head is another, and so are its labels
         raw, overrides = configuration.override(raw, overrides, source, {"model": there}), []
     return configuration.from_dict(raw, overrides, source=source)
 

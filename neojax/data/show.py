@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from neojax.config import Config
+from neojax.config import TASKS, Config
 from neojax.data import tokenizer as tokenizers
 from neojax.data.batch import NOT_SCORED
 from neojax.data.loader import Place, train_batches, train_places
 from neojax.data.pairing import pairing_of
+from neojax.data.task_rows import TaskRows
 from neojax.errors import NeojaxError
 from neojax.output import json_line
 
@@ -22,6 +23,10 @@ def show(config: Config, folder: Path, step: int, as_json: bool = False) -> None
     if step < 1:
         raise NeojaxError(f"--step {step}: the first step of a run is 1")
     tokenizer = tokenizer_of(config, folder)
+    if config.data.task != "none":
+        for row in task_rows(config, step, tokenizer):
+            print(json_line(row) if as_json else task_text(row))
+        return
     if config.data.pairs != "none":
         for row in pair_rows(config, step, tokenizer):
             print(json_line(row) if as_json else pair_text(row))
@@ -48,6 +53,35 @@ def rows(config: Config, step: int) -> Iterator[dict[str, Any]]:
             "source": str(place.source),
             "documents": list(documents(place)),
         }
+
+
+def task_rows(config: Config, step: int, tokenizer: Any) -> Iterator[dict[str, Any]]:
+    """The labelled rows of the global batch of `step`: step, microbatch, row in it, label, token ids and
+    text."""
+    if tokenizer is None:
+        raise NeojaxError(f"data.task={config.data.task} needs a tokenizer; set data.tokenizer")
+    found, train = TaskRows(config, tokenizer), config.train
+    names = None if TASKS[config.data.task].is_number else found.config.model.head.labels
+    each = train.microbatch or train.batch_size
+    batch = next(found.train.train_batches(train.batch_size, train.seed, step - 1, range(train.batch_size)))
+    assert batch.segments is not None and batch.labels is not None
+    for i in range(train.batch_size):
+        tokens = batch.tokens[i][batch.segments[i] > 0].tolist()
+        label = batch.labels[i].item()
+        yield {
+            "step": step,
+            "microbatch": i // each,
+            "row": i % each,
+            "label": label if names is None else names[label],
+            "tokens": tokens,
+            "text": tokenizer.decode(tokens, skip_special_tokens=False),
+        }
+
+
+def task_text(row: dict[str, Any]) -> str:
+    """A labelled row for reading."""
+    head = f"=== step {row['step']}, microbatch {row['microbatch']}, row {row['row']}: label {row['label']}"
+    return f"{head}\n{row['text']}"
 
 
 def pair_rows(config: Config, step: int, tokenizer: Any) -> Iterator[dict[str, Any]]:

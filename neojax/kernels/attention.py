@@ -49,6 +49,16 @@ def together(query: jax.Array, key: jax.Array) -> jax.Array:
     return query[..., :, None] == key[..., None, :]
 
 
+def apart(query: jax.Array, key: jax.Array, causal: bool = True) -> jax.Array:
+    """Which keys a query may see where documents stand apart, of segments [..., sequence] and [..., keys].
+
+    As in transformers, padding (segment 0) of what is not causal is seen by none and sees all else: what it
+    makes of that has a share where a softmax is over all positions, as of answers.
+    """
+    own = together(query, key)
+    return own if causal else (own | (query == 0)[..., :, None]) & (key > 0)[..., None, :]
+
+
 def attention(
     q: jax.Array,
     k: jax.Array,
@@ -82,6 +92,7 @@ def attention(
         memory=memory is not None,
         dropout=dropout is not None,
         segments=segments is not None,
+        padded=start is not None,
     )
     rows = {"start": start, "segments": segments}
     match choose(kernel, call).kernel:
@@ -92,7 +103,7 @@ def attention(
         case "cudnn":
             from neojax.kernels import cudnn
 
-            y = fused(partial(cudnn.attention, window=window), q, k, v, start=start)
+            y = fused(partial(cudnn.attention, window=window, causal=causal), q, k, v, **rows)
         case "local":
             assert window is not None
             y = local(q, k, v, window=window, **rows)
@@ -113,10 +124,10 @@ def fused(
     start: jax.Array | None = None,
     segments: jax.Array | None = None,
 ) -> jax.Array:
-    """As `attention`, by a causal `kernel` (q, k, v, and the segments of the rows where there are any) that
-    works on one device and knows no padding.
+    """As `attention`, by a `kernel` (q, k, v, and the segments of the rows where there are any) that works on
+    one device and knows no padding.
 
-    Rows with padding are turned until it stands at the right, where causal queries do not look.
+    Rows with padding at the left are turned until it stands at the right, where causal queries do not look.
     """
 
     def rolled(q: jax.Array, k: jax.Array, v: jax.Array, begin: jax.Array, own: jax.Array | None):
@@ -147,12 +158,7 @@ def reference(
     seen = visible(time, time, window, start, causal)
     if segments is not None:
         query, key = named.lay(segments, "batch sequence"), named.lay(segments, "batch memory_length")
-        own = together(query, key)
-        if not causal:
-            # As in transformers, padding is seen by none and sees all else: what it makes of that has a share
-            # where a softmax is over all positions, as of answers.
-            own = (own | (query == 0)[..., :, None]) & (key > 0)[..., None, :]
-        seen = seen & own
+        seen = seen & apart(query, key, causal)
     seen = seen[:, None] if seen.ndim == 3 else seen
     return attend(q, token_keys(k, v, seen), *memory_keys(memory), dropout=dropout)
 

@@ -6,11 +6,12 @@ XLA:
 | kernel | devices | types | what else |
 |-|-|-|-|
 | `splash` | TPU | float32, bfloat16 | at least 128 tokens (shorter ones if named); documents apart or not |
-| `cudnn` | NVIDIA GPU, compute capability 8.0 | bfloat16, float16 | not documents apart; head_dim, below |
+| `cudnn` | NVIDIA GPU, compute capability 8.0 | bfloat16, float16 | head_dim and what is not causal, below |
 | `xla` | any | all | everything |
 
-The first two are for causal attention without dropout and learned keys. cuDNN takes a head_dim that is a
-multiple of 8 and at most 128, or 256 from capability 9.0 on.
+The first two are for attention without dropout and learned keys, Splash for causal attention alone. cuDNN
+takes a head_dim that is a multiple of 8 and at most 128, or 256 from capability 9.0 on; rows of an even
+length where documents stand apart; without a causal mask no window, and no rows padded at the left.
 
 A kernel that is asked for by name and cannot do it is refused. No kernel but XLA's `reference` works where
 the layout splits `sequence`, `memory_length` or `head_dim`, since each needs them whole. Within XLA:
@@ -21,8 +22,10 @@ the layout splits `sequence`, `memory_length` or `head_dim`, since each needs th
 | `blocked` | the same with a longer window or none, and the sequence is longer than 256 |
 | `reference` | all else: the whole matrix of scores |
 
-Documents stand apart where `data.isolate_documents` is true: each token has a segment and sees no other. Of
-cuDNN's own form for such rows JAX has no public function, so that on a GPU they go to XLA.
+Documents stand apart where `data.isolate_documents` is true: each token has a segment and sees no other. To
+cuDNN that is a bias of [batch, 1, sequence, sequence], since of its own form JAX has no public function.
+That, and attention that is not causal, it does where it is named; `auto` leaves both to XLA, since on a GPU
+they have not been run yet.
 
 Decoding one token at a time, and linear attention, have no choice of kernels. Linear attention without a
 causal mask has one sum for the whole row, and is refused where documents stand apart.
@@ -40,6 +43,7 @@ from neojax.layout.mesh import Layout
 
 BLOCK = 256  # queries that XLA works on together, where the whole matrix of scores would be too large
 SHORTEST = 128  # tokens in the smallest block of Splash
+NOT_CAUSAL = "the model is not causal"
 WHOLE = ("sequence", "memory_length", "head_dim")
 
 
@@ -62,6 +66,7 @@ class Call:
     memory: bool = False
     dropout: bool = False
     segments: bool = False
+    padded: bool = False  # at the left
 
     @staticmethod
     def on(layout: Layout, **asked: Any) -> "Call":
@@ -95,10 +100,10 @@ def choose(wanted: str, call: Call) -> Choice:
     own = {"tpu": "splash", "gpu": "cudnn"}.get(call.platform, "xla")
     kernel = own if wanted == "auto" else wanted
     if kernel == "xla":
-        return Choice(_xla(call), _general_obstacle(call))
+        return Choice(_xla(call), _general_obstacle(call) or ("" if call.causal else NOT_CAUSAL))
     obstacle = _general_obstacle(call) or (_splash_obstacle if kernel == "splash" else _cudnn_obstacle)(call)
-    if wanted == "auto" and not obstacle and kernel == "splash" and call.length < SHORTEST:
-        obstacle = f"splash works on blocks of {SHORTEST} tokens, these are {call.length}"
+    if wanted == "auto" and not obstacle:
+        obstacle = _reserve(kernel, call)
     if not obstacle:
         return Choice(kernel)
     if wanted != "auto":
@@ -109,8 +114,17 @@ def choose(wanted: str, call: Call) -> Choice:
     return Choice(_xla(call), obstacle)
 
 
+def _reserve(kernel: str, call: Call) -> str:
+    """Why a kernel that can do what is asked does it only if named, if so."""
+    if kernel == "splash" and call.length < SHORTEST:
+        return f"splash works on blocks of {SHORTEST} tokens, these are {call.length}"
+    if kernel == "cudnn" and (call.segments or not call.causal):
+        return "cudnn is untried on documents apart and without a causal mask: name it to try it"
+    return ""
+
+
 def _xla(call: Call) -> str:
-    if _general_obstacle(call):
+    if _general_obstacle(call) or not call.causal:
         return "reference"
     if call.window is not None and 2 * call.window < call.length:
         return "local"
@@ -118,9 +132,7 @@ def _xla(call: Call) -> str:
 
 
 def _general_obstacle(call: Call) -> str:
-    """What no kernel but the reference can do, if anything."""
-    if not call.causal:
-        return "the model is not causal"
+    """What no kernel but the reference can do, causal or not, if anything."""
     if call.memory:
         return "model.attention.memory_slots adds learned keys"
     if call.dropout:
@@ -135,7 +147,7 @@ def _splash_obstacle(call: Call) -> str:
         return f"splash runs on TPUs and the devices are {call.platform}"
     if call.dtype not in ("float32", "bfloat16"):
         return f"splash computes in float32 and bfloat16, not {call.dtype}"
-    return ""
+    return "" if call.causal else NOT_CAUSAL
 
 
 def _cudnn_obstacle(call: Call) -> str:
@@ -145,8 +157,10 @@ def _cudnn_obstacle(call: Call) -> str:
         return f"cudnn runs on NVIDIA GPUs of compute capability 8.0 or more and the devices are {have}"
     if call.dtype not in ("bfloat16", "float16"):
         return f"cudnn computes in bfloat16 and float16, not {call.dtype}"
-    if call.segments:
-        return "data.isolate_documents keeps documents apart, for which JAX's cudnn has no form"
+    if call.segments and call.length % 2:
+        return f"cudnn keeps documents apart in rows of an even length, not {call.length}"
+    if not call.causal and (call.padded or call.window is not None):
+        return f"{NOT_CAUSAL}, and cudnn then takes no window, and no rows padded at the left"
     most = 256 if call.capability >= (9, 0) else 128
     if call.head_dim % 8 or call.head_dim > most:
         return f"cudnn takes a head_dim that is a multiple of 8 and at most {most} here, not {call.head_dim}"

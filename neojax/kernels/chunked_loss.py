@@ -19,7 +19,13 @@ from neojax.layout import named
 from neojax.layout.product import product
 from neojax.layout.row_lookup import vary
 
-CHUNK_BYTES = 64 << 20  # of float32 logits on a device
+CHUNK_BYTES = 64 << 20  # of float32 logits on a device; a CPU's products are slow beside its memory, and
+LARGE_CHUNK_BYTES = (
+    512 << 20
+)  # an accelerator's fast: each chunk reads the table and its gradient's sum again
+ALIGNED = {
+    "gpu": 64
+}  # by platform, of what the table's rows are made a multiple: its products want even sizes
 FEW = 16  # chunks into which tokens of which few are scored fall at least, where they are not too small then
 
 
@@ -31,6 +37,7 @@ class _Split(NamedTuple):
     tokens: tuple[str, ...]  # mesh axes that split batch and sequence
     vocab: tuple[str, ...]
     embd: tuple[str, ...]
+    rows: int  # of the table on a device; a table that has more ends in rows that stand for no token
     chunk: int  # tokens in a chunk
     platform: str
     is_sparse: bool = False  # whether scored tokens come first, and chunks without any are left out
@@ -100,14 +107,16 @@ def _split(table: jax.Array, n_vocab: int, z_loss: float = 0.0, width: str = "em
     """How the layout in force splits a product of hidden states with `table`."""
     layout = named.current_layout()
     layout.spec(("batch", "sequence", "vocab"), what="logits")  # raises for an axis that splits two of them
-    rows = CHUNK_BYTES // (4 * table.shape[0] // layout.split("vocab"))
+    rows = table.shape[0] // layout.split("vocab")
+    size = CHUNK_BYTES if layout.platform == "cpu" else LARGE_CHUNK_BYTES
     return _Split(
         n_vocab,
         z_loss,
         (*layout.axes("batch"), *layout.axes("sequence")),
         layout.axes("vocab"),
         layout.axes(width),
-        max(rows // 128 * 128, 128),
+        rows,
+        max(size // (4 * rows) // 128 * 128, 128),
         layout.platform,
     )
 
@@ -129,6 +138,7 @@ def _own_scores(
 ):
     flat = hidden.reshape(-1, hidden.shape[-1])
     table, bias = vary(table, split.tokens), None if bias is None else vary(bias, split.tokens)
+    table, bias = _aligned(split, table), None if bias is None else _aligned(split, bias)
     pieces = _pieces(split, flat, targets.reshape(-1), None)
 
     def step(piece):
@@ -155,9 +165,18 @@ def _own_part(
     # "varying".
     table, summed = vary(table, split.tokens), vary(summed, split.tokens)
     bias = None if bias is None else vary(bias, split.tokens)
+    table, summed = _aligned(split, table), _aligned(split, summed)
+    bias = None if bias is None else _aligned(split, bias)
     weights = None if weights is None else weights.reshape(-1)
     sums = _sums(split, flat, table, summed, targets.reshape(-1), weights, bias)
     return tuple(jax.lax.psum(x, split.tokens) if split.tokens else x for x in sums)
+
+
+def _aligned(split: _Split, table: jax.Array) -> jax.Array:
+    """A table, or what there is for each of its rows, with zeros after it where the platform multiplies other
+    sizes faster."""
+    more = -split.rows % ALIGNED.get(split.platform, 1)
+    return jnp.pad(table, ((0, more), *((0, 0),) * (table.ndim - 1)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -342,13 +361,15 @@ def _statistics(
     split: _Split, table: jax.Array, bias: jax.Array | None, hidden: jax.Array, targets: jax.Array
 ) -> _Statistics:
     """What a chunk of tokens, hidden [tokens, embd], gives on this device's part of the vocabulary."""
-    own = table.shape[0]
-    first = jax.lax.axis_index(split.vocab) * own if split.vocab else 0
-    ids = first + jnp.arange(own)
+    first = jax.lax.axis_index(split.vocab) * split.rows if split.vocab else 0
+    places = jnp.arange(table.shape[0])
+    ids = first + places
+    if len(places) > split.rows:
+        ids = jnp.where(places < split.rows, ids, split.n_vocab)
     logits = product("te,ve->tv", hidden, table, dtype=jnp.float32, platform=split.platform)
     logits = _sum(logits, split.embd)
     logits = logits if bias is None else logits + bias
-    if own * _size(split.vocab) > split.n_vocab:
+    if len(places) * _size(split.vocab) > split.n_vocab:
         logits = jnp.where(ids < split.n_vocab, logits, -jnp.inf)
     hit = ids == targets[:, None]
     top = jnp.max(logits, axis=-1)

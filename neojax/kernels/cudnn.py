@@ -4,27 +4,34 @@ from typing import Literal
 
 import jax
 
+from neojax.kernels.attention import apart
+
 
 def attention(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
+    segments: jax.Array | None = None,
     *,
     window: int | None = None,
+    causal: bool = True,
     implementation: Literal["cudnn", "xla"] = "cudnn",
 ) -> jax.Array:
-    """Causal attention on one device: q, k, v [batch, sequence, heads, head_dim] -> q's shape and type.
-    Keys and values may have fewer heads, a divisor of q's.
+    """Attention on one device: q, k, v [batch, sequence, heads, head_dim] -> q's shape and type. Keys and
+    values may have fewer heads, a divisor of q's.
 
-    `window`: keys a query sees, itself included. `implementation`: JAX's name of the library; "xla" computes
-    the same from the same arguments without a GPU.
+    `segments` int32 [batch, sequence]: as in `attention`, which documents stand apart. `window`: keys a
+    causal query sees, itself included. `implementation`: JAX's name of the library; "xla" computes the same
+    from the same arguments without a GPU.
     """
+    mask = None if segments is None else apart(segments, segments, causal)[:, None]
     return jax.nn.dot_product_attention(
         q,
         k,
         v,
+        mask=mask,
         scale=1.0,
-        is_causal=True,
+        is_causal=causal,
         local_window_size=None if window is None else (window - 1, 0),
         implementation=implementation,
     )

@@ -56,6 +56,14 @@ def compute_type(precision: str, layout: Layout) -> Any:
     return COMPUTE_TYPES[precision]
 
 
+def turns(unroll: int | None, layout: Layout) -> int:
+    """`Compute.unroll`: what is given, else all layers on GPUs, whose compiler copies what a loop over layers
+    keeps for the backward pass, and one repetition elsewhere."""
+    if unroll is None:
+        return 0 if layout.platform == "gpu" else 1
+    return unroll
+
+
 def check_remat(remat: str, mesh: jax.sharding.Mesh) -> None:
     """Raises `NeojaxError` where `remat` is offload and the mesh's devices reach no memory of their host."""
     device = mesh.local_devices[0]

@@ -242,6 +242,16 @@ class Transformer(nnx.Module):
             )
         return found.plus(sums)
 
+    def answered(self, batch: Batch) -> tuple[Sums, jax.Array]:
+        """What `loss` reports of a batch, without dropout, and the logits of the first head."""
+        flat = self._flat(batch)
+        hidden, _, sums = self.hidden(flat.tokens, _context(flat))
+        choices = flat.tokens.shape[0] // batch.tokens.shape[0]
+        with self.names_in_force():
+            found = self.head.loss(hidden, self.embedding.wte, flat)
+            logits = self.head.outputs(hidden, self.embedding.wte, choices)[self.config.head.kinds[0]]
+        return found.plus(sums).sums, logits
+
     def _flat(self, batch: Batch) -> Batch:
         """`batch` with its choices one below the other, as rows [batch, sequence]."""
         if batch.tokens.ndim == 2:

@@ -26,10 +26,12 @@ def is_run_dir(path: str | Path) -> bool:
 
 def use_of(model: ModelConfig, run_dir: str | Path) -> str:
     """What can be done with a run that has a checkpoint, in a few words."""
-    if model.causal:
+    if "lm" in model.head.kinds and model.causal:
         return f"sample with: python sample.py {run_dir}"
     if {"lm", "mlm"} & set(model.head.kinds):
         return f'fill masks with: neojax fill-mask {run_dir} "... [MASK] ..."'
+    if {"sequence_classification"} & set(model.head.kinds):
+        return f"predict with: neojax predict {run_dir} FILE.jsonl"
     return f"open it with: neojax.load({str(run_dir)!r})"
 
 
@@ -131,7 +133,7 @@ def check_resume(saved: Config, now: Config, run_dir: Path, step: int) -> list[s
     if not step:  # converted weights: nothing has been trained with the settings that stand there
         return []
     changed = differences({k: old[k] for k in ("data", "train")}, {k: new[k] for k in ("data", "train")})
-    order = "data.train ", "data.pairs ", "data.short_prob ", "train.seed ", "train.batch_size "
+    order = "data.train ", "data.pairs ", "data.short_prob ", "data.task ", "train.seed ", "train.batch_size "
     data = [d for d in changed if d.startswith(order)]
     lines = []
     if changed:

@@ -46,7 +46,6 @@ OPTIONS: Mapping[str, Options] = {  # by platform, then by kind of device
         "xla_gpu_pipeline_all_gather": "COLLECTIVE_PIPELINING_MODE_ON",
         "xla_gpu_pipeline_reduce_scatter": "COLLECTIVE_PIPELINING_MODE_ON",
         "xla_gpu_pipeline_all_reduce": "COLLECTIVE_PIPELINING_MODE_ON",
-        "xla_gpu_enable_while_loop_double_buffering": True,
     },
 }
 

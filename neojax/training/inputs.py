@@ -83,7 +83,7 @@ def check_objective(config: Config) -> None:
         return
     if kinds != ("mlm",):
         others = [kind for kind in kinds if kind != "mlm"]
-        sentences = "data.pairs=nsp or sop, or " if set(others) == {"pair"} else ""
+        sentences = "data.pairs=nsp or sop, or " if set(others) == {"pair"} else "data.task, or "
         raise NeojaxError(
             f"model.head.kinds={list(kinds)}: data.train has no labels for {' and '.join(others)}; set "
             f"{sentences}model.head.kinds=[mlm] to train on masked tokens alone"

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import jax
@@ -13,10 +12,6 @@ import jax.numpy as jnp
 
 from neojax.arguments import wrong
 from neojax.config import Config
-from neojax.data.fingerprint import fingerprint
-from neojax.data.loader import train_batches, validation_batches
-from neojax.data.pairing import pairing_of
-from neojax.data.pairs import Pairing
 from neojax.data.share import Share
 from neojax.errors import NeojaxError
 from neojax.kernels.choice import describe, of_layers
@@ -27,7 +22,7 @@ from neojax.layout.processes import alone, join
 from neojax.loading import load_params
 from neojax.lock import Lock
 from neojax.models import Transformer
-from neojax.models.compute import Compute, check_remat, compute_type
+from neojax.models.compute import Compute, check_remat, compute_type, turns
 from neojax.models.fit import check_fit
 from neojax.models.flops import flops_per_token, mfu
 from neojax.runs import run_dir as runs
@@ -37,14 +32,10 @@ from neojax.storage.remote import place
 from neojax.storage.spool import Spool
 from neojax.training.alike import check_alike
 from neojax.training.compiler import compiler_options
+from neojax.training.feed import Feed, open_feed
 from neojax.training.health import Health, not_finite
-from neojax.training.inputs import (
-    check_data,
-    check_paths,
-    named_sources,
-    read_end_of_document,
-    read_tokenizer,
-)
+from neojax.training.inputs import check_data, check_paths
+from neojax.training.measures import MEASURES
 from neojax.training.memory import check_memory
 from neojax.training.metrics import MetricsWriter, Progress, Stopwatch, Throughput
 from neojax.training.optimizer import Optimizer, make_optimizer
@@ -52,7 +43,7 @@ from neojax.training.profile import Profile
 from neojax.training.resume import go_on, may_begin
 from neojax.training.signals import Stop, Stopped
 from neojax.training.state import State, abstract_state, init_state
-from neojax.training.step import evaluate, make_eval_step, make_train_step
+from neojax.training.step import make_train_step
 from neojax.training.together import Together
 from neojax.training.watchdog import Watchdog
 
@@ -66,13 +57,13 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
         compute_type(train.precision, layout),
         train.reduce_dtype,
         train.remat,
-        train.unroll,
+        turns(train.unroll, layout),
         train.attention_kernel,
     )
     model = Transformer(config.model, layout, compute)
     model.stored()
     check_memory(config, layout)
-    apart = config.data.isolate_documents
+    apart = config.data.isolate_documents or config.data.task != "none"
     of_layers(train.attention_kernel, config.model, layout, compute.dtype, apart)
     compiler_options(layout, train.compiler_options, train.deterministic)
     check_fit(model, train)
@@ -97,22 +88,17 @@ def train(config: Config, stop: Stop | None = None) -> None:
     check_paths(config)
     join(config.mesh)
     config = replace(config, mesh=alone(config.mesh))
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 and config.data.task == "none":
         # Reads what nobody has read before, and keeps what it finds for all.
         on_first(lambda: check_data(config))
     # Before anything else: wrong paths are the commonest error.
-    sources, held_out = agreed(lambda: check_data(config))
+    feed = agreed(partial(open_feed, config))
+    config = feed.config
     layout = make_layout(config.mesh)
     model, optimizer = agreed(lambda: build(config, layout))
     folder = place(config.train.run_dir)
-    tokenizer = read_tokenizer(config, sources)
-    eos_token_id = read_end_of_document(sources, tokenizer)
-    pairing = agreed(lambda: pairing_of(config, tokenizer))
-    data = {
-        split: {s.path: fingerprint(source) for s, source in zip(getattr(config.data, split), opened)}
-        for split, opened in (("train", sources), ("validation", held_out))
-    }
-    meta = runs.meta(config, tokenizer, eos_token_id, data)
+    tokenizer = feed.tokenizer
+    meta = runs.meta(config, tokenizer, feed.eos_token_id, feed.fingerprints)
     check_alike(meta, layout)
     progress = Progress(config.train.steps)
     with owned(folder) as lock, ExitStack() as stack:
@@ -150,11 +136,14 @@ def train(config: Config, stop: Stop | None = None) -> None:
             f"{shape_text(layout.mesh.shape)} ({layout.mesh.devices.flat[0].device_kind}), compute in "
             f"{model.compute.dtype}, run directory {folder}"
         )
-        apart, dtype = config.data.isolate_documents, model.compute.dtype
+        apart = config.data.isolate_documents or config.data.task != "none"
+        dtype = model.compute.dtype
         chosen = of_layers(config.train.attention_kernel, config.model, layout, dtype, apart)
         if chosen:
             progress.note(describe(chosen))
-        run = Run(config, model, optimizer, state, start, progress, meta, stop, health, unevaluated, pairing)
+        for line in feed.notes:
+            progress.note(line)
+        run = Run(config, model, optimizer, state, start, progress, meta, stop, health, unevaluated, feed)
         run.go(checkpoints, lock, stack.enter_context(Spool(folder)))
 
 
@@ -173,32 +162,23 @@ class Run:
         stop: Stop,
         health: Health,
         unevaluated: bool,
-        pairing: Pairing | None,
+        feed: Feed,
     ):
         self.config, self.model, self.state, self.step, self.progress = config, model, state, step, progress
         self.meta, self.stop, self.health = meta, stop, health
         self.unevaluated = (
             unevaluated  # whether the run was stopped before an evaluation of this step was done
         )
-        self.pairing = pairing
+        self.feed = feed
         self.together = Together()
         self.train_step = make_train_step(model, optimizer, config.train)
-        self.eval_step = make_eval_step(model, config.train)
+        self.evaluations = feed.evaluations(model)
         self.share = Share(model.layout, config.train.microbatch or config.train.batch_size)
-        self.tokens_a_step = config.train.batch_size * config.model.n_ctx
 
     def go(self, checkpoints: Checkpoints, lock: Lock | BucketLock, spool: Spool) -> None:
         """Trains to the last step, or to a signal, and leaves a checkpoint of where it stopped."""
         train = self.config.train
-        batches = train_batches(
-            self.config.data,
-            self.config.model.n_ctx,
-            train.batch_size,
-            train.seed,
-            self.step,
-            rows=self.share.of_batch(train.batch_size),
-            pairing=self.pairing,
-        )
+        batches = self.feed.batches(self.step, self.share)
         metrics = agreed(lambda: MetricsWriter(spool, train.tensorboard, resume_step=self.step))
         throughput, waiting = Throughput(), Stopwatch()
         profile = Profile(spool.folder, train.profile_steps)
@@ -239,7 +219,7 @@ class Run:
                         # A checkpoint in the middle of bad steps could push out the last one that is known to
                         # be good.
                         saves &= last or stops or not self.health.in_a_row
-                        throughput.add((self.step - timed) * self.tokens_a_step)
+                        throughput.add((self.step - timed) * self.feed.tokens_a_step)
                         timed = self.step
                     row = self.training_row(values, throughput.rate(), waiting.mean()) if logs else {}
                     with throughput.pause():
@@ -345,7 +325,7 @@ class Run:
         loss = float(values["loss"])
         self.progress.update(self.step, loss, rate)
         row = {
-            "tokens": self.step * self.tokens_a_step,
+            "tokens": round(self.step * self.feed.tokens_a_step),
             "loss": loss,
             **self.perplexity(loss),
             "grad_norm": float(values["grad_norm"]),
@@ -355,7 +335,7 @@ class Run:
             "input_seconds": input_seconds,
             **self.health.row(),
         }
-        if rate and not self.state.frozen:
+        if rate and not self.state.frozen and self.config.data.task == "none":
             row["model_flops_per_second"] = rate * flops_per_token(self.config.model)
             used = mfu(rate, self.config.model, self.model.layout.mesh.devices.flat)
             if used is not None:
@@ -374,7 +354,7 @@ class Run:
     def make_up(self, metrics: MetricsWriter) -> bool:
         """Evaluates where the run was stopped before, unless another resume has done so; False as for
         `evaluate_into`."""
-        names = [f"{name}_loss" for name in named_sources(self.config.data.validation)]
+        names = [f"{name}_loss" for name in self.evaluations]
         row: dict[str, Any] = {}
         if names and not any(from_first([metrics.has(self.step, names)])):
             if not self.evaluate_into(row):
@@ -387,21 +367,14 @@ class Run:
         """What the model reports of every validation store, and the perplexity where there is one. Raises
         `Stopped` where the run is to stop meanwhile."""
         row: dict[str, Any] = {}
-        for name, source in named_sources(self.config.data.validation).items():
-            batches = validation_batches(
-                self.config.data,
-                source,
-                self.config.model.n_ctx,
-                self.share.microbatch,
-                rows=self.share.held,
-                pairing=self.pairing,
-            )
-            batches = self.until_stopped(islice(batches, self.config.train.eval_batches or None))
-            means, _ = evaluate(self.eval_step, self.state.params, batches, self.share)
+        for name, evaluation in self.evaluations.items():
+            means = evaluation(self.state.params, self.share, self.until_stopped)
             loss = means["loss"]
             row |= {f"{name}_{what}": mean for what, mean in means.items()}
             row |= self.perplexity(loss, f"{name}_")
-            self.progress.note(f"step {self.step}: {name} loss {loss:.4f}")
+            more = {what: mean for what, mean in means.items() if what in MEASURES}
+            told = "".join(f", {what} {mean:.4f}" for what, mean in more.items())
+            self.progress.note(f"step {self.step}: {name} loss {loss:.4f}{told}")
         return row
 
     def perplexity(self, loss: float, name: str = "") -> dict[str, float]:

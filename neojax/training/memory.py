@@ -89,7 +89,9 @@ def needed(config: Config, layout: Layout) -> Memory:
         (train.microbatch or train.batch_size) * tokens * widths * jnp.dtype(abstract.compute.dtype).itemsize
     )
     each = TOKEN_BYTES + (
-        SEGMENT_BYTES if config.data.isolate_documents or config.data.pairs != "none" else 0
+        SEGMENT_BYTES
+        if config.data.isolate_documents or config.data.pairs != "none" or config.data.task != "none"
+        else 0
     )
     device = math.floor(held + train.batch_size * tokens * each + activations)
     parts = layout.split("batch")

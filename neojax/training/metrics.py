@@ -182,9 +182,9 @@ class Throughput:
 
     def __init__(self) -> None:
         self._start: float | None = None
-        self._tokens = 0
+        self._tokens = 0.0
 
-    def add(self, tokens: int) -> None:
+    def add(self, tokens: float) -> None:
         """Call when a step's result is known (after waiting for the device), with the tokens it trained
         on."""
         if self._start is None:

@@ -116,6 +116,20 @@ def make_eval_step(
     return jax.jit(eval_step, compiler_options=options)
 
 
+def make_answer_step(
+    model: Transformer, train: TrainConfig
+) -> Callable[[Mapping[str, jax.Array], Batch], tuple[Any, jax.Array]]:
+    """As `make_eval_step`, with the logits of the first head too: (params, batch) -> (sums, float32 [batch,
+    ...])."""
+
+    def answer_step(params, batch):
+        rows = jax.tree.map(lambda x: x[0], batch)
+        return model.bind(params).answered(rows)
+
+    options = deterministic_options(model.layout) if train.deterministic else {}
+    return jax.jit(answer_step, compiler_options=options)
+
+
 def evaluate(
     eval_step: Callable, params: Mapping[str, jax.Array], batches: Iterator[Batch], share: Share
 ) -> tuple[dict[str, float], float]:

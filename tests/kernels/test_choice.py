@@ -42,6 +42,11 @@ def call(where, **changes) -> Call:
         (TPU, {"segments": True, "window": 256}, "splash"),
         (HOPPER, {"segments": True}, "blocked"),
         (HOPPER, {"segments": True, "window": 256}, "local"),
+        (HOPPER, {"segments": True, "window": 256, "length": 2047}, "local"),
+        (HOPPER, {"causal": False, "segments": True}, "reference"),
+        (HOPPER, {"causal": False, "window": 256}, "reference"),
+        (HOPPER, {"causal": False, "padded": True}, "reference"),
+        (HOPPER, {"padded": True}, "cudnn"),
         (CPU, {"segments": True}, "blocked"),
     ],
 )
@@ -69,13 +74,23 @@ def test_xla_by_name_runs_anything_anywhere(where):
         ("cudnn", HOPPER, {"capability": (7, 5)}, "7.5"),
         ("cudnn", HOPPER, {"head_dim": 100}, "head_dim"),
         ("cudnn", HOPPER, {"dtype": "float32"}, "float32"),
-        ("cudnn", HOPPER, {"segments": True}, "isolate_documents"),
+        ("cudnn", HOPPER, {"segments": True, "length": 2047}, "even length, not 2047"),
+        ("cudnn", HOPPER, {"causal": False, "padded": True}, "not causal"),
+        ("splash", TPU, {"causal": False}, "not causal"),
     ],
 )
 def test_a_kernel_by_name_is_refused_in_one_line_where_it_cannot(wanted, where, changes, named):
     with pytest.raises(NeojaxError, match=named) as caught:
         choose(wanted, call(where, **changes))
     assert f"train.attention_kernel={wanted}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"segments": True}, {"segments": True, "window": 256}, {"causal": False}]
+)
+def test_cudnn_by_name_takes_what_auto_leaves_to_xla(changes):
+    assert choose("cudnn", call(HOPPER, **changes)).kernel == "cudnn"
+    assert "name it" in choose("auto", call(HOPPER, **changes)).because
 
 
 def test_splash_by_name_takes_short_sequences():

@@ -113,6 +113,35 @@ def test_leaving_out_chunks_of_which_nothing_is_scored_changes_nothing(layout, s
     np.testing.assert_allclose(hits, np.sum(weights(), where=(likeliest == targets)), rtol=1e-5)
 
 
+@pytest.mark.parametrize("layout", ["one device", "vocabulary"])
+def test_rows_added_for_the_sake_of_products_change_nothing(layout, monkeypatch):
+    """Neither sums nor gradients nor the scores of tokens, with a bias of the table."""
+    hidden, table, targets = operands()
+    bias, layout = jnp.linspace(-1, 1, ROWS), LAYOUTS[layout]
+
+    def found():
+        def total(hidden, table, bias):
+            with named.use_layout(layout):
+                sums = chunked_loss.chunked_cross_entropy(hidden, table, targets, N_VOCAB, 0.1, bias=bias)
+            return sums[0], sums
+
+        def scores(hidden, table, bias):
+            with named.use_layout(layout):
+                return chunked_loss.chunked_token_scores(hidden, table, targets, N_VOCAB, bias)
+
+        dims = (["batch", "sequence", "embd"], ["vocab", "embd"], ["vocab"])
+        arrays = [layout.put(x, *d) for x, d in zip((hidden, table, bias), dims)]
+        with jax.set_mesh(layout.mesh):
+            return jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(*arrays), jax.jit(scores)(*arrays)
+
+    expected = found()
+    monkeypatch.setattr(chunked_loss, "ALIGNED", {"cpu": 7})
+    assert ROWS // layout.split("vocab") % 7
+    for ours, theirs in zip(jax.tree.leaves(found()), jax.tree.leaves(expected), strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_chunks_of_bfloat16_differ_from_the_definition_by_its_rounding(monkeypatch):
     """Values are float32's; a gradient is rounded as its operands are, however many chunks it is the sum
     of."""

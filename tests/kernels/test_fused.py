@@ -92,6 +92,33 @@ def test_heads_of_queries_may_share_a_head_of_keys(own):
     assert_close(ours, theirs, 1, 1e-4)
 
 
+def documents(batch, length):
+    """Segments [batch, length] of rows that hold two documents of other lengths each, and padding."""
+    ends = length * (np.arange(batch)[:, None] + 1) // (batch + 2) + np.array([0, length // 3])
+    time = np.arange(length)
+    segments = 1 + (time >= ends[:, :1])
+    return jnp.asarray(np.where(time < ends[:, 1:], segments, 0), jnp.int32)
+
+
+def kept_apart(kernel, segments):
+    """`kernel` of rows whose documents stand apart, as `values_and_gradients` calls it."""
+    return lambda q, k, v, start: kernel(q, k, v, segments=segments)
+
+
+@pytest.mark.parametrize("causal, window", [(True, None), (True, 50), (False, None)])
+def test_cudnn_keeps_documents_apart_as_the_reference(causal, window):
+    """And sees what comes after, where attention is not causal. What padding makes of the rest is the same
+    there, and of itself where it is."""
+    segments = documents(2, 128)
+    (q, k, v), pull = operands(128, 8, batch=2)
+    how = {"window": window, "causal": causal}
+    ours, theirs = (
+        values_and_gradients(kept_apart(kernel, segments), ONE, (q, k, v), None, pull)
+        for kernel in (partial(fused, partial(CUDNN, **how)), partial(reference, **how))
+    )
+    assert_close(ours, theirs, 1, 1e-4)
+
+
 @pytest.mark.parametrize("window, size", [(None, 512), (1, 128), (256, 256), (300, 512), (2000, 512)])
 def test_splash_blocks_are_no_larger_than_the_window_needs(window, size):
     assert splash.block(2048, window) == size
@@ -132,6 +159,27 @@ def test_the_own_kernel_of_an_accelerator_equals_the_reference(length, head_dim,
     whole = [x.astype(jnp.float32) for x in half]
     with jax.default_matmul_precision("highest"):
         theirs = values_and_gradients(partial(reference, window=window), ONE, whole, start, pull * real)
+    assert_close(ours, theirs, real, 0.03)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("causal, window", [(True, None), (True, 50), (False, None)])
+def test_the_gpus_own_kernel_keeps_documents_apart(causal, window):
+    """In bfloat16, against the reference in float32 of the same operands, in all that is a document's."""
+    if jax.default_backend() != "gpu":
+        pytest.skip("no GPU")
+    segments = documents(2, 512)
+    half, pull = operands(512, 64, batch=2, heads=2, dtype=jnp.bfloat16)
+    real = np.asarray(segments > 0)[..., None, None]
+    how = {"window": window, "causal": causal}
+    ours = values_and_gradients(
+        kept_apart(partial(attention, kernel="cudnn", **how), segments), ONE, half, None, pull * real
+    )
+    whole = [x.astype(jnp.float32) for x in half]
+    with jax.default_matmul_precision("highest"):
+        theirs = values_and_gradients(
+            kept_apart(partial(reference, **how), segments), ONE, whole, None, pull * real
+        )
     assert_close(ours, theirs, real, 0.03)
 
 

@@ -1,6 +1,7 @@
 """The stack: the orders of norm and branch, and what blocks report beside their activations."""
 
 import itertools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from neojax.data.batch import Batch
 from neojax.layout import named
 from neojax.models import Transformer, transformer
 from neojax.models.block import Block
-from neojax.models.compute import Compute
+from neojax.models.compute import Compute, turns
 from neojax.models.context import Context
 from neojax.models.embedding import Embedding
 from neojax.models.families import Family
@@ -159,3 +160,8 @@ def test_a_training_step_has_the_mean_of_what_blocks_report(reports, microbatche
     total, count = losses.sums["square"]
     np.testing.assert_allclose(metrics["square"], total / count, rtol=1e-5)
     np.testing.assert_allclose(metrics["loss"], losses.nats / losses.scored, rtol=1e-5)
+
+
+def test_layers_are_compiled_side_by_side_on_gpus_unless_told_otherwise():
+    gpu, tpu = SimpleNamespace(platform="gpu"), SimpleNamespace(platform="tpu")
+    assert [turns(None, gpu), turns(None, tpu), turns(2, gpu)] == [0, 1, 2]

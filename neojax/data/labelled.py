@@ -1,0 +1,135 @@
+"""Rows of labelled text: a text, or two, and the class or the number that is to be said of them."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from neojax.config import DataConfig
+from neojax.config.tasks import TASKS, Task
+from neojax.data.records import Record, read_records
+from neojax.errors import NeojaxError
+
+TEXTS = (
+    ("text", "text2"),
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("#1 String", "#2 String"),
+    ("question", "sentence"),
+    ("question", "passage"),
+    ("text", None),
+    ("sentence", None),
+)
+"""The usual names of the columns of text; the first that a file has count."""
+LABELS = ("label", "labels", "gold_label", "is_duplicate", "Quality", "score", "similarity")
+MOST = 1000  # classes
+
+
+class Row(NamedTuple):
+    """Where a row stands, its texts, and its label as the file has it, None where it has none."""
+
+    where: str
+    texts: tuple[str, ...]
+    label: Any = None
+
+
+def read_rows(path: str | Path, data: DataConfig, *, labelled: bool = True) -> list[Row]:
+    """The rows of a file, by the columns that `data` names or else the usual ones. `labelled`: whether each
+    has to have a label. Raises `NeojaxError`, which names the row."""
+    task = TASKS[data.task]
+    named = [data.text, data.text2, data.label]
+    if not any(named) and task.columns and str(path).endswith((".tsv", ".csv")):
+        named = ["" if column is None else str(column) for column in task.columns]
+    numbered = any(name.isdigit() for name in named)
+    records = read_records(path, header=not numbered, skips_short=data.task == "qqp")  # as its files want it
+    texts, label = _columns(records[0], named, labelled)
+    return [_row(record, texts, label, task) for record in records]
+
+
+def _columns(first: Record, named: Sequence[str], labelled: bool) -> tuple[list[str], str | None]:
+    """The names of the columns of text and of the label."""
+    text, text2, label = named
+    have = first.values
+    if text:
+        texts = [text, *([text2] if text2 else [])]
+    else:
+        pair = next((p for p in TEXTS if all(name is None or name in have for name in p)), None)
+        if pair is None:
+            raise NeojaxError(
+                f"{first.where}: none of the columns {', '.join(have)} is a usual one for text; name it with "
+                "data.text (and data.text2, where there are two)"
+            )
+        texts = [name for name in (pair[0], text2 or pair[1]) if name]
+    usual = next((name for name in LABELS if name in have and name not in texts), None)
+    if labelled and not label and usual is None:
+        raise NeojaxError(
+            f"{first.where}: none of the columns {', '.join(have)} is a usual one for labels; name it with "
+            "data.label"
+        )
+    return texts, label if label and (labelled or label in have) else usual
+
+
+def _row(record: Record, names: Sequence[str], label: str | None, task: Task) -> Row:
+    values = record.values
+    for name in (*names, *([label] if label else [])):
+        if values.get(name) is None:
+            raise NeojaxError(f"{record.where} has no {name!r}; it has {', '.join(values)}")
+    texts = tuple(values[name] for name in names)
+    for name, text in zip(names, texts):
+        if not isinstance(text, str):
+            raise NeojaxError(f"{record.where}: {name!r} is {text!r}; expected a text")
+    own = None if label is None else values[label]
+    return Row(record.where, texts, own if own is None else _label(record, label, own, task))
+
+
+def _label(record: Record, name: Any, value: Any, task: Task) -> Any:
+    """A number, or the name of a class."""
+    if not task.is_number:
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, str | int):
+            return str(value).strip()
+        raise NeojaxError(f"{record.where}: {name!r} is {value!r}; expected the name or number of a class")
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number) or isinstance(value, bool):
+        raise NeojaxError(f"{record.where}: {name!r} is {value!r}; expected a number")
+    return number
+
+
+def label_names(rows: Sequence[Row], task: Task, where: str) -> tuple[str, ...]:
+    """The names of the classes in their order: the task's, or those that `rows` have, sorted. Raises
+    `NeojaxError` where there are too few or too many."""
+    if task.is_number:
+        return ("LABEL_0",)
+    if task.labels:
+        return task.labels
+    found = {row.label for row in rows}
+    if len(found) < 2:
+        raise NeojaxError(f"{where}: every row has the label {found.pop()!r}; expected two classes or more")
+    if len(found) > MOST:
+        raise NeojaxError(
+            f"{where} has {len(found):,} different labels in {len(rows):,} rows; is data.label the right "
+            f"column? "
+            "Numbers are for data.task=regression"
+        )
+    is_number = all(name.lstrip("-").isdigit() for name in found)
+    return tuple(sorted(found, key=int if is_number else str))
+
+
+def class_of(row: Row, names: Sequence[str]) -> int:
+    """The number of a row's class among `names`; where they are words and the row has a number, this. Raises
+    `NeojaxError` for a label that is not among them."""
+    if row.label in names:
+        return names.index(row.label)
+    if not any(name.isdigit() for name in names) and row.label.isdigit() and int(row.label) < len(names):
+        return int(row.label)
+    shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
+    raise NeojaxError(
+        f"{row.where}: the label {row.label!r} is none of the model's, {shown}; mend the row, or give all "
+        f"of them "
+        "as model.head.labels"
+    )

@@ -1,0 +1,199 @@
+"""What a run is fed: batches to train on and to be evaluated on, and the tokenizer that goes with them, of
+text or of labelled rows."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+
+from neojax.config import Config, check
+from neojax.config.tasks import TASKS
+from neojax.data import tokenizer as tokenizers
+from neojax.data.batch import Batch
+from neojax.data.examples import Examples
+from neojax.data.fingerprint import fingerprint
+from neojax.data.loader import train_batches, validation_batches
+from neojax.data.pairing import pairing_of
+from neojax.data.share import Share
+from neojax.data.task_rows import TaskRows
+from neojax.errors import NeojaxError
+from neojax.loading import tokenizer_at
+from neojax.models import Transformer
+from neojax.runs.run_dir import TOKENIZER
+from neojax.storage.remote import place
+from neojax.training.inputs import check_data, named_sources, read_end_of_document, read_tokenizer
+from neojax.training.measures import measured
+from neojax.training.step import evaluate, make_answer_step, make_eval_step
+
+Until = Callable[[Iterator[Any]], Iterator[Any]]
+"""Hands on what it is given, one by one, or raises where the run is to stop."""
+Evaluation = Callable[[Any, Share, Until], dict[str, float]]
+"""(parameters, share of this process, until) -> metrics, "loss" among them."""
+
+
+class Feed(Protocol):
+    """`tokenizer`: the text of tokenizer.json; `eos_token_id`: what ends a document; `fingerprints`: by split
+    and path, what tells the data from other data; `notes`: what is to be said of it; `tokens_a_step`: those
+    of a step, of labelled rows on the average and without padding."""
+
+    config: Config
+    tokenizer: str | None
+    eos_token_id: int | None
+    fingerprints: dict[str, Any]
+    notes: list[str]
+    tokens_a_step: float
+
+    def batches(self, step: int, share: Share) -> Iterator[Batch]:
+        """Those of the run from `step` on: of each the rows of this process."""
+
+    def evaluations(self, model: Transformer) -> dict[str, Evaluation]:
+        """How `model` is evaluated, by the name that metrics show."""
+
+
+class TextFeed:
+    """Windows of text, or pairs of its segments, see `data.loader`."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.notes: list[str] = []
+        self.tokens_a_step: float = config.train.batch_size * config.model.n_ctx
+        sources, held_out = check_data(config)
+        self.tokenizer: str | None = read_tokenizer(config, sources)
+        self.eos_token_id = read_end_of_document(sources, self.tokenizer)
+        self._pairing = pairing_of(config, self.tokenizer)
+        self.fingerprints = {
+            split: {s.path: fingerprint(source) for s, source in zip(getattr(config.data, split), opened)}
+            for split, opened in (("train", sources), ("validation", held_out))
+        }
+
+    def batches(self, step: int, share: Share) -> Iterator[Batch]:
+        config, size = self.config, self.config.train.batch_size
+        return train_batches(
+            config.data,
+            config.model.n_ctx,
+            size,
+            config.train.seed,
+            step,
+            rows=share.of_batch(size),
+            pairing=self._pairing,
+        )
+
+    def evaluations(self, model: Transformer) -> dict[str, Evaluation]:
+        step = make_eval_step(model, self.config.train)
+
+        def of(source: Any) -> Evaluation:
+            def run(params: Any, share: Share, until: Until) -> dict[str, float]:
+                batches = validation_batches(
+                    self.config.data,
+                    source,
+                    self.config.model.n_ctx,
+                    share.microbatch,
+                    rows=share.held,
+                    pairing=self._pairing,
+                )
+                few = islice(batches, self.config.train.eval_batches or None)
+                return evaluate(step, params, until(few), share)[0]
+
+            return run
+
+        return {name: of(source) for name, source in named_sources(self.config.data.validation).items()}
+
+
+class LabelledFeed:
+    """Rows of labelled text, read whole. `config` becomes that of the run: the head has the labels that the
+    rows have, where none are named, and steps and warmup follow from the epochs. Raises `NeojaxError`."""
+
+    def __init__(self, config: Config):
+        self.tokenizer: str | None
+        self.eos_token_id: int | None
+        self.tokenizer, tokenizer, self.eos_token_id = _tokenizer(config)
+        rows = TaskRows(config, tokenizer)
+        config, train = rows.config, rows.config.train
+        self._train, self._measures = rows.train, TASKS[config.data.task].metrics
+        self._held_out = {
+            name: rows.files[s.path] for name, s in named_sources(config.data.validation).items()
+        }
+        self.tokens_a_step = train.batch_size * float(self._train.lengths.mean())
+        self.fingerprints = {
+            split: {s.path: rows.files[s.path].fingerprint() for s in getattr(config.data, split)}
+            for split in ("train", "validation")
+        }
+        self.notes = rows.notes
+        steps = train.steps
+        if train.epochs:
+            steps = max(1, math.ceil(train.epochs * len(self._train) / train.batch_size))
+        warmup = (
+            round(train.warmup_share * steps) if train.warmup_share else min(train.warmup_steps, steps - 1)
+        )
+        self.config = replace(config, train=replace(train, steps=steps, warmup_steps=warmup))
+        check(self.config)
+        count, size = len(self._train), train.batch_size
+        self.notes.append(f"{count:,} rows, {steps * size / count:.1f} epochs of {-(-count // size):,} steps")
+
+    def batches(self, step: int, share: Share) -> Iterator[Batch]:
+        train = self.config.train
+        size = train.batch_size
+        return self._train.train_batches(size, train.seed, step, share.of_batch(size))
+
+    def evaluations(self, model: Transformer) -> dict[str, Evaluation]:
+        step = make_answer_step(model, self.config.train)
+
+        def of(examples: Examples) -> Evaluation:
+            def run(params: Any, share: Share, until: Until) -> dict[str, float]:
+                order, logits = [], []
+
+                def answer(params: Any, batch: Batch) -> Any:
+                    sums, own = step(params, batch)
+                    logits.append(model.layout.fetch(own))
+                    return sums
+
+                def batches() -> Iterator[Batch]:
+                    few = islice(examples.held_out(share.microbatch), self.config.train.eval_batches or None)
+                    for chosen in few:
+                        order.append(chosen)
+                        yield examples.batch(chosen, share.held)
+
+                means, _ = evaluate(answer, params, until(batches()), share)
+                places = np.concatenate(order)
+                said = np.concatenate(logits)[places >= 0]
+                return means | measured(self._measures, said, examples.labels[places[places >= 0]])
+
+            return run
+
+        return {name: of(examples) for name, examples in self._held_out.items()}
+
+
+def open_feed(config: Config) -> Feed:
+    """What the run of `config` is fed. Raises `NeojaxError` where it is not as the run needs it."""
+    return TextFeed(config) if config.data.task == "none" else LabelledFeed(config)
+
+
+def _tokenizer(config: Config) -> tuple[str, Any, int | None]:
+    """(text, tokenizer, end of a document) of data.tokenizer, else of train.init_from."""
+    data, origin = config.data, config.train.init_from
+    if data.tokenizer:
+        tokenizer = tokenizers.load(place(data.tokenizer), data.merges)
+        end = tokenizers.usual_end(tokenizer)
+    elif origin:
+        kept = place(config.train.run_dir) / TOKENIZER  # the run goes on where its origin is gone
+        if not place(origin).exists() and kept.is_file():
+            tokenizer = tokenizers.load(kept)
+            return tokenizer.to_str(), tokenizer, tokenizers.usual_end(tokenizer)
+        tokenizer, end = tokenizer_at(origin)
+        if tokenizer is None:
+            raise NeojaxError(f"train.init_from={origin} has no tokenizer; name one with data.tokenizer")
+    else:
+        raise NeojaxError(
+            f"data.task={data.task} needs a tokenizer: give train.init_from, the model to begin with, or "
+            "data.tokenizer"
+        )
+    if (size := tokenizers.n_ids(tokenizer)) > config.model.n_vocab:
+        raise NeojaxError(
+            f"the tokenizer has {size} ids but model.n_vocab={config.model.n_vocab}; set model.n_vocab to "
+            f"at least "
+            f"{size}"
+        )
+    return tokenizer.to_str(), tokenizer, end
