@@ -11,7 +11,7 @@ from helpers import layout_of
 from neojax.errors import NeojaxError
 from neojax.kernels import attention as kernels
 from neojax.kernels import linear_attention as linear
-from neojax.kernels import splash
+from neojax.kernels import cudnn, splash
 from neojax.kernels.attention import attention, blocked, fused, local, reference
 from neojax.layout import named
 from neojax.layout.named import Constant, Param
@@ -211,3 +211,20 @@ def test_linear_attention_to_all_tokens_refuses_documents():
         pytest.raises(NeojaxError, match=r"linear attention without a causal mask.*isolate_documents=false"),
     ):
         linear.attention(q, k, v, segments=segments_of(), causal=False)
+
+
+@pytest.mark.parametrize("name", ["reference", "cudnn"])
+def test_padding_is_seen_by_no_query_of_what_is_not_causal(name):
+    """Not even by padding's own, whose results are part of what a softmax over all positions sees."""
+    kernel = partial(reference, causal=False)
+    if name == "cudnn":
+        kernel = partial(fused, partial(cudnn.attention, causal=False, implementation="xla"))
+    segments, (q, k, v, _) = segments_of(), operands()
+    padding = (segments == 0)[..., None, None]
+    assert padding.any()
+    with named.use_layout(ONE):
+        found, other = (
+            np.asarray(kernel(q, np.where(padding, x, k), np.where(padding, x, v), segments=segments))
+            for x in (0, 9)
+        )
+    np.testing.assert_array_equal(found, other)
