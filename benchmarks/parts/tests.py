@@ -1,11 +1,13 @@
 """The tests marked for the device: those that CPUs skip."""
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ def marked(options: Mapping[str, Any]) -> Iterator[Row]:
             "pytest",
             "-m",
             marker,
+            "-v",
             "-p",
             "no:cacheprovider",
             f"--junit-xml={report}",
@@ -50,8 +53,10 @@ def marked(options: Mapping[str, Any]) -> Iterator[Row]:
             done = subprocess.run(
                 command + files, cwd=REPOSITORY, env=environment, timeout=left, capture_output=True, text=True
             )
-        except subprocess.TimeoutExpired:
-            yield {"error": f"not done after {left:.0f} s"}
+        except subprocess.TimeoutExpired as e:
+            so_far = Counter(re.findall(r" (PASSED|FAILED|ERROR|SKIPPED)\b", (e.stdout or b"").decode()))
+            found = ", ".join(f"{count} {how.lower()}" for how, count in so_far.items()) or "none"
+            yield {"error": f"not done after {left:.0f} s; of those that were: {found}"}
             return
         if not report.exists():
             yield {
