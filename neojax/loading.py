@@ -29,9 +29,11 @@ from neojax.models.inference import (
     converted,
     inference_compute,
     inference_layout,
-    narrow,
 )
+from neojax.models.matrices import narrow
+from neojax.models.merging import merged
 from neojax.models.pieces import by_param
+from neojax.runs import base
 from neojax.runs import run_dir as runs
 from neojax.runs.checkpoint import Checkpoints
 from neojax.storage.remote import is_remote, place
@@ -75,7 +77,7 @@ def load_trained(
     path: str | Path, layout: Layout | None = None, compute: Compute | None = None
 ) -> Transformer:
     """The model at `path`, as `load` takes it, in the form in which it is trained: float32, in the stored
-    layout of `layout` (default: one device). Raises `NeojaxError`."""
+    layout of `layout` (default: one device), with its low-rank additions. Raises `NeojaxError`."""
     path = place(path)
     if hf.is_hf_dir(path):
         return hf.load(path, layout, compute)
@@ -109,7 +111,7 @@ def load_params(path: str | Path, model: Transformer, seed: int = 0) -> dict[str
         loaded = hf.load(folder, model.layout, model.compute, head=model.config.head, seed=seed)
         theirs = dict(loaded.params())
     else:
-        theirs = load_trained(path, model.layout, model.compute).params()
+        theirs = merged(load_trained(path, model.layout, model.compute)).params()
         theirs = _with_heads(theirs, model, heads, seed, path) if heads else theirs
     for name in {**ours, **theirs}:
         mine, its = (tuple(p[name].shape) if name in p else "none" for p in (ours, theirs))
@@ -167,10 +169,15 @@ def open_run(path: Path) -> Saved:
 
 
 def restore(saved: Saved, layout: Layout, compute: Compute) -> tuple[Transformer, dict[str, jax.Array]]:
-    """The (abstract) model of a checkpoint and its parameters, float32 in the stored layout of `layout`."""
-    model = Transformer(saved.config.model, layout, compute)
-    with Checkpoints(saved.run, dims=model.dims(), n_vocab=saved.config.model.n_vocab) as checkpoints:
-        return model, checkpoints.restore_params(saved.step, model.stored())
+    """The (abstract) model of a checkpoint and its parameters, as they were trained, in the stored layout of
+    `layout`: float32, but for the base of low-rank additions where it is kept narrower."""
+    model = Transformer(saved.config.model, layout, compute, saved.config.train.lora)
+    wanted, dims, n_vocab = model.stored(), model.dims(), saved.config.model.n_vocab
+    apart = frozenset() if model.adapters is None else model.adapters.frozen
+    kept = {name: wanted.pop(name) for name in apart}
+    with Checkpoints(saved.run, dims=dims, n_vocab=n_vocab) as checkpoints:
+        params = checkpoints.restore_params(saved.step, wanted)
+    return model, params if not kept else {**params, **base.read(saved.run, kept, dims, n_vocab)}
 
 
 def accompanied(model: Transformer, saved: Saved) -> Transformer:

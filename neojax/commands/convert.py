@@ -14,6 +14,7 @@ from neojax.errors import NeojaxError
 from neojax.files import ending_cleanly, is_free, named
 from neojax.loading import load_trained
 from neojax.lock import Lock
+from neojax.models.merging import merged
 from neojax.runs.run_dir import is_run_dir, use_of, write_text
 from neojax.training.moments import opt_state
 from neojax.training.new_run import write_run
@@ -40,6 +41,11 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--force", action="store_true", help="replace what DEST is, where it is of the kind that is written"
+    )
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="of a run that trained low-rank additions (train.lora): add them to the weights",
     )
     parser.add_argument(
         "overrides",
@@ -89,7 +95,10 @@ def run(args: Namespace) -> None:
             write_run(model, dest, replace=args.force)
             print(f"wrote run directory {dest}; {use_of(model.config, dest)}")
         else:
-            hf.save(load_trained(source), dest, replace=args.force)
+            model = load_trained(source)
+            if args.merge and model.adapters is None:
+                raise NeojaxError(f"--merge: {source} has no low-rank additions; leave it out")
+            hf.save(merged(model) if args.merge else model, dest, replace=args.force)
             print(f"wrote Hugging Face directory {dest}")
 
 

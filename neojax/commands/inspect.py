@@ -14,7 +14,7 @@ from neojax.layout.mesh import make_layout
 from neojax.layout.topology import tpu_devices
 from neojax.plan.model_table import print_model
 from neojax.plan.slice_view import print_slice
-from neojax.runs import integrity
+from neojax.runs import base, integrity
 from neojax.runs.bucket_shelf import shelf_of
 from neojax.storage.remote import place
 
@@ -76,16 +76,29 @@ def on_slice(config: Config, topology: str) -> None:
 
 def verify(run_dir: Path) -> None:
     """Reads all files of all checkpoints of a run, which may be training (in a bucket: asks for their
-    checksums), and says of each whether it is what was written. Raises `NeojaxError` where one is not, or
-    where there is none."""
-    shelf = shelf_of(run_dir)
+    checksums), and of the base of low-rank additions, and says of each whether it is what was written. Raises
+    `NeojaxError` where one is not, or where there is none."""
+    steps, damaged = _verified(run_dir, "checkpoint")
+    if not steps:
+        raise NeojaxError(f"{run_dir} has no checkpoints to verify; name a run directory")
+    if (run_dir / base.FOLDER).is_dir() and _verified(run_dir / base.FOLDER, "base")[1]:
+        raise NeojaxError(f"{run_dir / base.FOLDER} is damaged; restore it from a copy")
+    if damaged:
+        whole = sorted(set(steps) - set(damaged))
+        raise NeojaxError(
+            f"{len(damaged)} of {len(steps)} checkpoints of {run_dir} are damaged: "
+            f"{', '.join(map(str, damaged))}; restore them from a copy; the last whole one is "
+            f"{max(whole) if whole else 'none'}"
+        )
+
+
+def _verified(run_dir: Path, what: str) -> tuple[list[int], list[int]]:
+    """The steps of the checkpoints in `run_dir`, each of which is `what`, and those that are damaged."""
+    shelf, damaged = shelf_of(run_dir), []
     try:
         steps = shelf.steps()
     except OSError as e:
         raise NeojaxError(f"cannot read {run_dir}/checkpoints: {e.strerror or e}") from None
-    if not steps:
-        raise NeojaxError(f"{run_dir} has no checkpoints to verify; name a run directory")
-    whole = set(steps)
     for step in steps:
         fault, listing = None, None
         try:
@@ -96,19 +109,14 @@ def verify(run_dir: Path) -> None:
         except (OSError, ValueError) as e:
             fault = str(e)
         if fault and not shelf.reading(step).exists():
-            print(f"checkpoint {step}: removed meanwhile, by the run that trains")
+            print(f"{what} {step}: removed meanwhile, by the run that trains")
         elif fault or listing is None:
-            whole.remove(step)
-            print(f"checkpoint {step}: DAMAGED: {fault}")
+            damaged.append(step)
+            print(f"{what} {step}: DAMAGED: {fault}")
         else:
             sums = "" if listing.has_sums else "; sizes alone compared, it has no checksums"
-            print(f"checkpoint {step}: whole, {len(listing.files)} files, {listing.bytes:,} bytes{sums}")
-    if damaged := sorted(set(steps) - whole):
-        raise NeojaxError(
-            f"{len(damaged)} of {len(steps)} checkpoints of {run_dir} are damaged: "
-            f"{', '.join(map(str, damaged))}; restore them from a copy; the last whole one is "
-            f"{max(whole) if whole else 'none'}"
-        )
+            print(f"{what} {step}: whole, {len(listing.files)} files, {listing.bytes:,} bytes{sums}")
+    return steps, sorted(damaged)
 
 
 def print_keys() -> None:

@@ -2,7 +2,7 @@
 
 from neojax.config.checks import check
 from neojax.config.families import FAMILIES
-from neojax.config.keys import Config, DataConfig, MeshConfig, SourceConfig, TrainConfig
+from neojax.config.keys import Config, DataConfig, LoraConfig, MeshConfig, SourceConfig, TrainConfig
 from neojax.config.model import (
     ACTIVATIONS,
     ATTENTION_TYPES,
@@ -43,6 +43,7 @@ __all__ = [
     "EmbeddingConfig",
     "HeadConfig",
     "InitConfig",
+    "LoraConfig",
     "MeshConfig",
     "MlpConfig",
     "ModelConfig",

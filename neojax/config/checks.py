@@ -39,6 +39,11 @@ def check(config: Config) -> None:
             f"train.moment_dtype={train.moment_dtype}: adafactor's state is float32; leave it out or use "
             "adamw"
         )
+    if train.lora.rank and train.frozen:
+        raise NeojaxError(
+            f"train.lora.rank={train.lora.rank} freezes all that it does not train; leave train.frozen="
+            f"{list(train.frozen)} out"
+        )
     _check_mlm(model, train)
     check_pairs(config)
     check_task(config)

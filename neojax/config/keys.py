@@ -97,6 +97,30 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Training by low-rank additions to matrices, which are all that is trained."""
+
+    rank: int = key(0, "rank of the additions; 0: none, and training is of the weights themselves", least=0)
+    alpha: float = key(16.0, "an addition counts alpha / rank times", above=0)
+    rs: bool = key(False, "rank-stabilised: alpha / sqrt(rank) times, https://arxiv.org/abs/2312.03732")
+    targets: tuple[str, ...] = key(
+        ("attn.query", "attn.value"),
+        "matrices of blocks that have an addition, told as in no_decay: attn.query, attn.*, mlp.down, "
+        "blocks.1.*, or a dimension (mlp, heads)",
+    )
+    dropout: float = key(0.0, "dropout on what an addition takes", least=0, below=1)
+    base: str = key(
+        "float32",
+        "type in which frozen matrices are kept; int8, with a scale for every output channel: those of "
+        "blocks, other matrices being bfloat16",
+        choices=("float32", "bfloat16", "int8"),
+    )
+    whole: tuple[str, ...] = key(
+        (), "parameters that are trained themselves beside the additions, told as in no_decay (norm_f.*)"
+    )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run."""
 
@@ -184,6 +208,7 @@ class TrainConfig:
         "parameters that keep their values, told as in no_decay (vocab, blocks.1.*); all others are "
         "trained. Frozen ones have no gradient, no moments and no weight decay",
     )
+    lora: LoraConfig = key(LoraConfig(), "training by low-rank additions (LoRA)")
     beta1: float = key(0.9, "decay of AdamW's and LAMB's first moment", least=0, below=1)
     beta2: float = key(0.95, "decay of AdamW's and LAMB's second moment", least=0, below=1)
     epsilon: float = key(1e-8, "added to AdamW's and LAMB's denominator", above=0)

@@ -136,7 +136,7 @@ def _parse_override(override: str) -> dict[str, Any]:
         value = yaml.safe_load(text) if text.strip() else ""
     except (yaml.YAMLError, ValueError, RecursionError):
         raise NeojaxError(f"override {override!r}: the value is not valid YAML") from None
-    if len(keys) > 1 and not (section == "model" and keys[0] in GROUPS):  # such as data.train.path: no group
+    if len(keys) > 1 and keys[0] not in GROUPS.get(section, ()):  # such as data.train.path: no group
         keys = [".".join(keys)]
     for key in reversed(keys):
         value = {key: value}

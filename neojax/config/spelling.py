@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from neojax.config.keys import TrainConfig
 from neojax.config.model import ModelConfig
 from neojax.config.paths import set_at, value_at
 from neojax.errors import NeojaxError
@@ -48,7 +49,11 @@ KINDS = {
     "axial_pos_emb": ("axial", "learned"),
     "rotary_emb": ("rotary", "learned"),
 }
-GROUPS = frozenset(f.name for f in dataclasses.fields(ModelConfig) if dataclasses.is_dataclass(f.default))
+GROUPS = {
+    section: frozenset(f.name for f in dataclasses.fields(keys) if dataclasses.is_dataclass(f.default))
+    for section, keys in (("model", ModelConfig), ("train", TrainConfig))
+}
+"""Section -> those of its keys that hold keys of their own."""
 
 
 def lay_over(under: Mapping[str, Any], given: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -64,7 +69,7 @@ def lay_over(under: Mapping[str, Any], given: Mapping[str, Any], source: str) ->
             tree[section] = tree.get(section) if keys is None else keys
             continue
         tree.setdefault(section, {})  # a section without keys, which may be none
-        flat, groups = (FLAT, GROUPS) if section == "model" else ((), ())
+        flat, groups = FLAT if section == "model" else (), GROUPS.get(section, ())
         for name, value in keys.items():
             if name in groups and isinstance(value, Mapping):
                 for own, its in value.items():

@@ -30,7 +30,7 @@ from neojax.data.tokenizer import first_tokens, n_ids
 from neojax.errors import NeojaxError
 from neojax.files import new_folder
 from neojax.layout.mesh import Layout
-from neojax.layout.named import Quantized
+from neojax.layout.named import LowRank, Quantized
 from neojax.models import Transformer
 from neojax.models.compute import Compute
 from neojax.models.pieces import Piece, pieces
@@ -116,6 +116,11 @@ def save(
     for a model that transformers cannot express, and where `path` is in use, unless it is to `replace` what
     is there.
     """
+    if any(isinstance(param.get_value(), LowRank) for _, param in model.named_params()):
+        raise NeojaxError(
+            "this model has low-rank additions, which are no part of a Hugging Face directory; merge them "
+            "first, with neojax convert --merge or neojax.models.merging.merged(model)"
+        )
     tokenizer, eos_token_id = tokenizer or model.tokenizer, model.eos_token_id
     first = () if tokenizer is None or not model.config.causal else first_tokens(tokenizer)
     ends = {"bos_token_id": first[0] if first else eos_token_id, "eos_token_id": eos_token_id}

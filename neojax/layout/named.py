@@ -11,6 +11,7 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from neojax.layout.product import product, product_with_weight
 
 _layout: ContextVar[Layout] = ContextVar("neojax_layout")
 _reduce_dtype: ContextVar[Any] = ContextVar("neojax_reduce_dtype", default=jnp.float32)
+_drops: ContextVar[jax.Array | None] = ContextVar("neojax_drops", default=None)
 
 
 @contextlib.contextmanager
@@ -36,6 +38,17 @@ def use_layout(layout: Layout, reduce_dtype: Any = jnp.float32) -> Iterator[None
     finally:
         _layout.reset(token)
         _reduce_dtype.reset(type_token)
+
+
+@contextlib.contextmanager
+def dropping(key: jax.Array | None) -> Iterator[None]:
+    """Has low-rank additions inside drop a part of what they take, as `LowRank` says, by bits of `key`; None:
+    nothing."""
+    token = _drops.set(key)
+    try:
+        yield
+    finally:
+        _drops.reset(token)
 
 
 def current_layout() -> Layout:
@@ -51,6 +64,17 @@ class Normal:
 
     def __call__(self, key: jax.Array, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
         return self.std * jax.random.normal(key, shape, jnp.float32, out_sharding=sharding)
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Initialiser: a uniform distribution between -`bound` and `bound`."""
+
+    bound: float
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], sharding: NamedSharding) -> jax.Array:
+        bounds = -self.bound, self.bound
+        return jax.random.uniform(key, shape, jnp.float32, *bounds, out_sharding=sharding)
 
 
 @dataclass(frozen=True)
@@ -90,6 +114,37 @@ class Quantized(NamedTuple):
     def scaled(self, term: Sequence[str]) -> list[str]:
         """The dimensions of `term`, the names of its own, that have scales of their own."""
         return [name for name, size in zip(term, self.scale.shape) if size > 1]
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("base", "a", "b"),
+    meta_fields=("scale", "dropout", "seed"),
+)
+@dataclass(frozen=True)
+class LowRank:
+    """A matrix with a low-rank addition: `base` plus `scale` times the product of `a` and `b`. Hu et al.
+    2021, https://arxiv.org/abs/2106.09685.
+
+    base: an array or `Quantized`; a: the dimensions that products with the matrix sum over, and `rank`; b:
+    `rank` and the other dimensions, both arrays. dropout: rate at which elements of what `a` takes are zeroed
+    where there is a key (`dropping`); seed: tells the bits of one `a` from those of another.
+    """
+
+    base: Any
+    a: jax.Array
+    b: jax.Array
+    scale: float
+    dropout: float = 0.0
+    seed: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.base.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.a.dtype
 
 
 def use(value: Param | jax.Array, dims: str, dtype: jnp.dtype | None = None) -> jax.Array:
@@ -189,14 +244,43 @@ def einsum(equation: str, *operands: Param | jax.Array, dtype: jnp.dtype | None 
     operand_dims, _, result_dims = equation.partition("->")
     terms, out = [term.split() for term in operand_dims.split(",")], result_dims.split()
     first = operands[0].dtype
+    values = [x.get_value() if isinstance(x, nnx.Variable) else x for x in operands]
+    weight = values[-1]
+    if isinstance(weight, LowRank):
+        x = values[0]
+        y = _product(terms, out, [x, weight.base], True, dtype or first)
+        return y + _addition(terms, out, x, weight, dtype or first)
+    is_weighed = len(operands) == 2 and isinstance(operands[1], Param)
+    return _product(terms, out, values, is_weighed, dtype or first)
+
+
+def _addition(
+    terms: Sequence[list[str]], out: list[str], x: jax.Array, weight: LowRank, dtype: jnp.dtype
+) -> jax.Array:
+    """What the low-rank part of `weight` adds to its product with `x`."""
+    term, own = terms
+    if weight.dropout and (key := _drops.get()) is not None:
+        x = Dropout(weight.dropout, jax.random.fold_in(key, weight.seed))(x, " ".join(term))
+    summed, kept = [n for n in own if n not in out], [n for n in own if n in out]
+    narrow = [*(n for n in term if n not in summed), "rank"]
+    low = _product([term, [*summed, "rank"]], narrow, [x, weight.a], True, x.dtype)
+    y = _product([narrow, ["rank", *kept]], out, [low, weight.b], True, dtype)
+    return (weight.scale * y).astype(y.dtype)
+
+
+def _product(
+    terms: Sequence[list[str]], out: list[str], values: Sequence[Any], is_weighed: bool, dtype: jnp.dtype
+) -> jax.Array:
+    """`einsum` of `values` with dimensions `terms`, the second being a parameter where that is weighed."""
+    first = values[0].dtype
+    equation = ", ".join(map(" ".join, terms)) + " -> " + " ".join(out)
     arrays, scales, summed = [], [], None
-    for term, x in zip(terms, operands, strict=True):
-        value = x.get_value() if isinstance(x, nnx.Variable) else x
+    for term, value in zip(terms, values, strict=True):
         if isinstance(value, Quantized) and set(value.scaled(term)) <= set(out):
-            values, scale = lay_quantized(value, " ".join(term))
-            arrays.append(values.astype(first))
+            numbers, scale = lay_quantized(value, " ".join(term))
+            arrays.append(numbers.astype(first))
             scales.append(broadcast_scale(scale, term, out))
-        elif isinstance(x, Param) and len(arrays) == 1 == len(operands) - 1:
+        elif is_weighed and len(arrays) == 1:
             used, stand_in = trained(value, " ".join(term), first)
             arrays.append(used)
             summed = None if stand_in is used else stand_in
@@ -215,7 +299,7 @@ def einsum(equation: str, *operands: Param | jax.Array, dtype: jnp.dtype | None 
     arrays = [_reshape(a, *join(term)) for a, term in zip(arrays, terms)]
     short = [[letter[name] for name in names if name in runs] for names in (*terms, out)]
     equation = ",".join(map("".join, short[:-1])) + "->" + "".join(short[-1])
-    result, dtype = join(out)[1], dtype or first
+    result = join(out)[1]
     if len(arrays) == 2:
         left, right = arrays
         platform = current_layout().platform

@@ -29,6 +29,7 @@ INTERNAL = {
     "key_dim": "width of a head of queries and keys where they are rotated or summed, which needs all of it",
     "microbatches": "parts of a batch, trained one after another",
     "projections": "queries, keys and values, or the last two, where one product makes them all",
+    "rank": "of the low-rank additions to matrices (train.lora)",
     "group": "heads of queries that read one head of keys and values",
     "token_types": "rows of the table of token types",
     "features": "what a head makes of hidden states before it scores them",

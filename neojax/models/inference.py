@@ -21,28 +21,14 @@ from jax.sharding import NamedSharding
 
 from neojax.arguments import wrong
 from neojax.layout.mesh import Layout
-from neojax.layout.named import Quantized
+from neojax.layout.named import LowRank
+from neojax.models.adapters import B
 from neojax.models.compute import Compute
-from neojax.models.pieces import by_param, pieces
+from neojax.models.matrices import SUMMED, narrow
+from neojax.models.pieces import Piece, by_param, pieces
 from neojax.models.transformer import Transformer
 
 WEIGHTS = ("float32", "bfloat16", "int8")
-
-SUMMED: Mapping[tuple[str, ...], tuple[str, ...]] = {
-    ("embd", "projections", "heads", "head_dim"): ("embd",),
-    ("embd", "projections", "kv_heads", "head_dim"): ("embd",),
-    ("embd", "heads", "head_dim"): ("embd",),
-    ("embd", "kv_heads", "head_dim"): ("embd",),
-    ("heads", "head_dim", "embd"): ("heads", "head_dim"),
-    ("embd", "mlp"): ("embd",),
-    ("mlp", "embd"): ("mlp",),
-    ("vocab", "embd"): ("embd",),
-    ("vocab", "token_embd"): ("token_embd",),
-    ("token_embd", "embd"): ("token_embd",),
-    ("embd", "features"): ("embd",),
-}
-"""The matrices, by their dimensions, and which of these a product with them sums over: numbers that are
-summed share a scale. All else is small, or a token reads only a row of it, and stays float32."""
 
 BY_TIME = ("sequence", "memory_length", "positions", "axial_rows", "axial_columns")
 """The dimensions that tokens in their order run over, which decoding one at a time does not split."""
@@ -63,7 +49,8 @@ def for_inference(model: Transformer, weights: str = "auto") -> Transformer:
 def converted(model: Transformer, params: dict[str, Any], weights: str = "auto") -> Transformer:
     """As `for_inference`, of `model` with the values `params`, which are removed one by one as they are
     converted: beside both forms of one parameter no memory is needed but that of the new form."""
-    target = Transformer(model.config, inference_layout(model.layout), inference_compute(model.compute))
+    layout = inference_layout(model.layout)
+    target = Transformer(model.config, layout, inference_compute(model.compute))
     specs, dims, found = target.stored(), target.dims(), {(p.role, p.layer): p for p in pieces(model)}
     sources = {name: [found[p.role, p.layer] for p in own] for name, own in by_param(target).items()}
     uses: dict[str, int] = defaultdict(int)
@@ -78,6 +65,8 @@ def converted(model: Transformer, params: dict[str, Any], weights: str = "auto")
         axis = dims[name].index("projections") if len(own) > 1 else None
         values[name] = _assembled(parts, at, fixed, axis, specs[name].shape, specs[name].sharding)
         values[name] = narrow(values[name], dims[name], target.compute.dtype, weights)
+        if model.adapters is not None:
+            values[name] = _with_addition(values[name], dims[name], own, model, params, target.layout)
         for piece in own:
             uses[piece.param] -= 1
             if not uses[piece.param]:
@@ -89,6 +78,67 @@ def converted(model: Transformer, params: dict[str, Any], weights: str = "auto")
     return target.bind(values).accompanied(
         model.tokenizer, model.eos_token_id, model.first_tokens, model.mask_token_id
     )
+
+
+def _with_addition(
+    value: Any,
+    dims: tuple[str, ...],
+    own: list[Piece],
+    model: Transformer,
+    params: Mapping[str, jax.Array],
+    layout: Layout,
+) -> Any:
+    """The matrix `value` with what is added to the pieces that it is made of, if there is anything. Where
+    they do not share one `lora_a`, those of all are side by side, and each row of `lora_b` reads its own."""
+    assert model.adapters is not None
+    adapters, of = model.adapters, dict(model.adapters.matrices)
+    names = list(dict.fromkeys(of[piece.param] for piece in own if piece.param in of))
+    if not names:
+        return value
+    summed = SUMMED[dims]
+    kept = tuple(dim for dim in dims if dim not in summed)
+    rank = adapters.rank * len(names)
+    shapes = (
+        [n for dim, n in zip(dims, value.shape) if dim in summed],
+        [n for dim, n in zip(dims, value.shape) if dim in kept],
+    )
+    a = layout.sharding((*summed, "rank"), (*shapes[0], rank), stored=True)
+    b = layout.sharding(("rank", *kept), (rank, *shapes[1]), stored=True)
+    readers = tuple(None if piece.param not in of else names.index(of[piece.param]) for piece in own)
+    parts = [params[name] for name in names], [params.get(piece.param + B) for piece in own]
+    axis = None if len(own) == 1 else 1 + kept.index("projections")
+    layer = dict(own[0].at).get("layers")
+    beside, joined = _side_by_side(*parts, layer, readers, axis, a, b)
+    return LowRank(value, beside, joined, adapters.scale)
+
+
+@partial(jax.jit, static_argnums=(3, 4, 5, 6))
+def _side_by_side(
+    a: list[jax.Array],
+    b: list[jax.Array | None],
+    layer: int | None,
+    readers: tuple[int | None, ...],
+    axis: int | None,
+    a_sharding: NamedSharding,
+    b_sharding: NamedSharding,
+) -> tuple[jax.Array, jax.Array]:
+    """The entries `layer` of several `lora_a`, beside each other, and those of several `lora_b`, the ones
+    behind the others along a new `axis`; each reads the `lora_a` of the number in `readers`, or none."""
+
+    def entry(array: jax.Array) -> jax.Array:
+        array = jax.reshard(array, NamedSharding(a_sharding.mesh, jax.P()))
+        return array if layer is None else jax.lax.dynamic_index_in_dim(array, layer, 0, keepdims=False)
+
+    rows = {i: entry(each) for i, each in enumerate(b) if each is not None}
+    rank, *shape = next(iter(rows.values())).shape
+    whole = jnp.zeros((rank * len(a), *shape))
+    found = [
+        whole if number is None else whole.at[rank * number : rank * (number + 1)].set(rows[i])
+        for i, number in enumerate(readers)
+    ]
+    joined = found[0] if axis is None else jnp.stack(found, axis)
+    beside = jnp.concatenate([entry(each) for each in a], -1)
+    return jax.reshard(beside, a_sharding), jax.reshard(joined, b_sharding)
 
 
 def inference_layout(layout: Layout) -> Layout:
@@ -133,32 +183,7 @@ def _assembled(
     return jax.tree.map(joined, *parts)
 
 
-def narrow(value: Any, dims: tuple[str, ...], dtype: Any, weights: str) -> Any:
-    """One parameter as `weights`, see `for_inference`; those that are no matrices are left as they are."""
-    own = tuple(dim for dim in dims if dim != "layers")
-    if own not in SUMMED or isinstance(value, Quantized):
-        return value
-    if weights == "int8":
-        return quantized(value, tuple(dims.index(dim) for dim in SUMMED[own]))
-    return _cast(value, jnp.dtype(dtype if weights == "auto" else weights))
-
-
 def check_weights(weights: str) -> None:
     """Raises `NeojaxError` for a type that weights cannot be kept in."""
     if not isinstance(weights, str) or weights not in ("auto", *WEIGHTS):
         raise wrong("weights", weights, f"auto, {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")
-
-
-@partial(jax.jit, static_argnums=1)
-def _cast(value: jax.Array, dtype: Any) -> jax.Array:
-    return value.astype(dtype)
-
-
-@partial(jax.jit, static_argnums=1)
-def quantized(value: jax.Array, summed: tuple[int, ...]) -> Quantized:
-    """`value` as int8, symmetric: the largest number of an output channel becomes 127 and all are rounded to
-    the nearest (https://arxiv.org/abs/2208.07339, section 2). Numbers along the axes `summed` share a scale,
-    float32 with size 1 along these axes."""
-    largest = jnp.max(jnp.abs(value), axis=summed, keepdims=True)
-    scale = jnp.where(largest > 0, largest, 1.0).astype(jnp.float32) / 127
-    return Quantized(jnp.round(value / scale).astype(jnp.int8), scale)

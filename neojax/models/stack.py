@@ -88,7 +88,8 @@ class Stack(nnx.Module):
         for i, kind in enumerate(run.turn):
             own = None if key is None else jax.random.fold_in(key, first + i)
             block = blocks[i % len(blocks)]
-            x, cache, found = block(x, kind, context, None if caches is None else caches[i], own)
+            with named.dropping(own):
+                x, cache, found = block(x, kind, context, None if caches is None else caches[i], own)
             kept.append(cache)
             sums.append(found)
         total = jax.tree.map(lambda *parts: sum(parts), *sums)

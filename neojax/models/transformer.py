@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from neojax.arguments import token_ids
-from neojax.config import ModelConfig
+from neojax.config import LoraConfig, ModelConfig
 from neojax.data.batch import Batch
 from neojax.errors import NeojaxError, suggest
 from neojax.layout import named
 from neojax.layout.mesh import Layout, single_device
 from neojax.layout.named import Param
+from neojax.models.adapters import Adapters
 from neojax.models.compute import Compute
 from neojax.models.context import Context
 from neojax.models.families import family
@@ -36,9 +37,17 @@ class Transformer(nnx.Module):
     `blocks.0.attn.query` in the stack. `tokenizer` (a `tokenizers.Tokenizer`), `eos_token_id` and
     `first_tokens`, which stand before every text (Llama's <s>), and `mask_token_id`, which stands for a token
     that is to be told, travel with a model that was loaded.
+
+    With `lora` matrices have low-rank additions, which are further parameters (see `models.adapters`).
     """
 
-    def __init__(self, config: ModelConfig, layout: Layout | None = None, compute: Compute | None = None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        layout: Layout | None = None,
+        compute: Compute | None = None,
+        lora: LoraConfig | None = None,
+    ):
         self.tokenizer: Any = None
         self.eos_token_id: int | None = None
         self.first_tokens: tuple[int, ...] = ()
@@ -61,7 +70,11 @@ class Transformer(nnx.Module):
             "mlp": config.mlp_dim,
             "memory_slots": config.attention.memory_slots,
         }
-        self.embedding, self.stack, self.head = family(config.family).build(config, sizes, compute)
+        kind = family(config.family)
+        self.embedding, self.stack, self.head = kind.build(config, sizes, compute)
+        self.adapters: Adapters | None = None
+        if lora is not None and lora.rank:
+            self.adapters = Adapters.of(lora, kind.hugging_face, self.dims())
 
     # Parameters in, parameters out
 
@@ -79,13 +92,15 @@ class Transformer(nnx.Module):
 
     def params(self) -> dict[str, Any]:
         """Name -> value (an array, or a `jax.ShapeDtypeStruct` while the model is abstract)."""
-        return {name: param.get_value() for name, param in self.named_params()}
+        values = {name: param.get_value() for name, param in self.named_params()}
+        return values if self.adapters is None else self.adapters.apart(values)
 
     def dims(self) -> dict[str, tuple[str, ...]]:
         """Name -> dimension names."""
-        return {name: param.dims for name, param in self.named_params()}
+        own = {name: param.dims for name, param in self.named_params()}
+        return own if self.adapters is None else {**own, **self.adapters.dims(own)}
 
-    def stored(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def stored(self) -> dict[str, Any]:
         """Name -> shape, type and stored layout. Raises `NeojaxError` where a parameter cannot be laid
         out."""
         specs = {}
@@ -94,39 +109,63 @@ class Transformer(nnx.Module):
             self.layout.spec(param.dims, shape, what=f"parameter {name}")
             sharding = self.layout.sharding(param.dims, shape, stored=True, what=f"parameter {name}")
             specs[name] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-        return specs
+        return specs if self.adapters is None else self.adapters.stored(self.dims(), specs, self.layout)
 
     def bind(self, params: Mapping[str, Any]) -> "Transformer":
         """The same model with the values `params`, under the names of `params()`. Raises `NeojaxError` where
         one lacks."""
-        for name, _ in self.named_params():
+        for name in self.dims():
             if name not in params:
                 raise NeojaxError(f"bind: there is no parameter {name}{suggest(name, params)}")
+        values = params if self.adapters is None else self.adapters.joined(params)
         graphdef, state = nnx.split(self)
-        flat = [(path, param.replace(params[_name(path[1:])])) for path, param in nnx.to_flat_state(state)]
+        flat = [(path, param.replace(values[_name(path[1:])])) for path, param in nnx.to_flat_state(state)]
         return nnx.merge(graphdef, nnx.from_flat_state(flat))
+
+    @property
+    def has_base(self) -> bool:
+        """Whether most parameters only serve those that are trained, which a run keeps apart."""
+        return self.adapters is not None
+
+    def plain(self) -> "Transformer":
+        """The abstract model without low-rank additions."""
+        return Transformer(self.config, self.layout, self.compute)
 
     def init(self, seed: int = 0) -> "Transformer":
         """The model with initial weights in float32, in the stored layout; the same for every mesh."""
+        if self.adapters is not None:
+            return self.adapted(self.plain().init(seed).params(), seed)
         specs = self.stored()
+        draws = {name: initial(self.config, param.dims, param.init) for name, param in self.named_params()}
+        tables = [name for name, dims in self.dims().items() if dims[:1] == ("vocab",)]
 
-        @partial(jax.jit, out_shardings={name: spec.sharding for name, spec in specs.items()})
-        def make(key: jax.Array) -> dict[str, jax.Array]:
-            values = {}
-            for name, param in self.named_params():
-                own = jax.random.fold_in(key, zlib.crc32(name.encode()))
-                draw = initial(self.config, param.dims, param.init)
-                value = draw(own, specs[name].shape, specs[name].sharding)
-                if param.dims[:1] == ("vocab",):
-                    # Rows that only pad the vocabulary are zero. Random bits depend on an element's place in
-                    # the array alone, counted row by row, so that the true rows are what they are without
-                    # padding.
-                    true = jnp.arange(value.shape[0]) < self.config.n_vocab
-                    value = jnp.where(true[:, None] if value.ndim > 1 else true, value, 0.0)
-                values[name] = value
+        def drawn(key: jax.Array) -> dict[str, jax.Array]:
+            values = _drawn(draws, specs, key)
+            for name in tables:
+                # Rows that only pad the vocabulary are zero. Random bits depend on an element's place in
+                # the array alone, counted row by row, so that the true rows are what they are without
+                # padding.
+                true = jnp.arange(values[name].shape[0]) < self.config.n_vocab
+                values[name] = jnp.where(true[:, None] if values[name].ndim > 1 else true, values[name], 0.0)
             return values
 
-        return self.bind(make(jax.random.key(seed)))
+        shardings = {name: spec.sharding for name, spec in specs.items()}
+        return self.bind(jax.jit(drawn, out_shardings=shardings)(jax.random.key(seed)))
+
+    def adapted(self, own: dict[str, jax.Array], seed: int = 0) -> "Transformer":
+        """The model with the values `own`, float32, of all but its low-rank additions, which begin as `seed`
+        has them and change nothing yet. Those that are kept narrower are removed from `own` one by one."""
+        assert self.adapters is not None
+        dims, specs = self.dims(), self.stored()
+        kept = {}
+        for name in [name for name, _ in self.named_params()]:
+            value = own.pop(name)
+            kept[name] = jax.block_until_ready(self.adapters.narrowed(name, dims[name], value))
+        fresh = {name: spec for name, spec in specs.items() if name not in kept}
+        draws = {name: self.adapters.initial(name, dims[name], spec.shape) for name, spec in fresh.items()}
+        shardings = {name: spec.sharding for name, spec in fresh.items()}
+        draw = jax.jit(partial(_drawn, draws, fresh), out_shardings=shardings)
+        return self.bind({**kept, **draw(jax.random.key(seed))})
 
     def accompanied(
         self,
@@ -319,6 +358,17 @@ class Transformer(nnx.Module):
 
 def _context(batch: Batch) -> Context:
     return Context(segments=batch.segments, positions=batch.positions, token_types=batch.token_types)
+
+
+def _drawn(
+    draws: Mapping[str, Any], specs: Mapping[str, jax.ShapeDtypeStruct], key: jax.Array
+) -> dict[str, jax.Array]:
+    """The parameters `specs`, each by its initialiser and bits of its own."""
+    values = {}
+    for name, spec in specs.items():
+        own = jax.random.fold_in(key, zlib.crc32(name.encode()))
+        values[name] = draws[name](own, spec.shape, spec.sharding)
+    return values
 
 
 def _name(path: tuple[Any, ...]) -> str:

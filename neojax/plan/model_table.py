@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 from rich.console import Console
 from rich.table import Table
 
@@ -10,7 +11,7 @@ from neojax.layout.devices import shape_text
 from neojax.layout.mesh import Layout, abstract_layout
 from neojax.models import Transformer
 from neojax.models.flops import flops_per_token
-from neojax.training.selection import frozen_names
+from neojax.models.selection import not_trained
 
 MOMENT_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -19,20 +20,23 @@ def print_model(config: Config, layout: Layout | None = None) -> None:
     """Every parameter: dimension names, shape, layout, bytes per device; then totals and model FLOPs.
 
     layout: default that of the configuration, over devices that need not be here. Raises `NeojaxError` where
-    the model cannot be laid out so, or `train.frozen` does not fit it.
+    the model cannot be laid out so, or `train.frozen` or `train.lora` does not fit it.
     """
-    model = Transformer(config.model, layout or abstract_layout(config.mesh))
+    model = Transformer(config.model, layout or abstract_layout(config.mesh), lora=config.train.lora)
     layout = model.layout  # in which kv_heads are split as heads
     dims, stored = model.dims(), model.stored()
-    frozen = frozen_names(config.train.frozen, dims)
+    frozen = not_trained(config.train, dims)
+    lora = config.train.lora
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("parameter", "dimensions", "shape", "used as", "stored as"):
         table.add_column(title, no_wrap=True)
     table.add_column("bytes/device", justify="right", no_wrap=True)
     count = trained = held = held_trained = 0
     for name, value in stored.items():
-        parts = math.prod(layout.split(d, stored=True) for d in dims[name])
-        bytes_held = 4 * math.prod(value.shape) // parts
+        bytes_held = sum(
+            math.prod(part.sharding.shard_shape(part.shape)) * part.dtype.itemsize
+            for part in jax.tree.leaves(value)
+        )
         true_shape = [config.model.n_vocab if d == "vocab" else n for d, n in zip(dims[name], value.shape)]
         count += math.prod(true_shape)
         held += bytes_held
@@ -55,9 +59,8 @@ def print_model(config: Config, layout: Layout | None = None) -> None:
         + (f", {trained:,} of them trained" if frozen else "")
         + (f" (and {padding} rows of vocabulary padding)" if padding else "")
     )
-    print(
-        f"mesh {mesh}: {layout.mesh.size} device(s); each stores {held:,} bytes of float32 parameters", end=""
-    )
+    kept = f"parameters, frozen matrices in {lora.base}" if lora.rank else "float32 parameters"
+    print(f"mesh {mesh}: {layout.mesh.size} device(s); each stores {held:,} bytes of {kept}", end="")
     # Two moments of each trained parameter, the second in float32; Adafactor's factors are next to nothing.
     adam = held_trained // 4 * (MOMENT_BYTES[config.train.moment_dtype] + 4)
     mean = held_trained * (config.train.adafactor_momentum > 0)

@@ -109,19 +109,24 @@ def check_resume(saved: Config, now: Config, run_dir: Path, step: int) -> list[s
     """What changed between a run's last checkpoint, at `step`, and the command that resumes it, as lines to
     show.
 
-    Raises `NeojaxError` where the checkpoint no longer fits: another model, another optimizer, or other
-    frozen parameters.
+    Raises `NeojaxError` where the checkpoint no longer fits: another model, another optimizer, other frozen
+    parameters or low-rank additions.
     """
     old, new = configuration.to_dict(saved), configuration.to_dict(now)
     old["train"]["init_from"] = new["train"]["init_from"] = ""  # only told where the run once began
     model = differences(old["model"], new["model"], "model.")
-    keys = ["train.optimizer ", "train.frozen "]  # the state has moments of what is trained alone
+    # The state has moments of what is trained alone, and low-rank additions mean what they mean by alpha.
+    keys = ["train.optimizer ", "train.frozen ", "train.lora."]
     if now.train.optimizer == "adafactor" and 0 in (
         saved.train.adafactor_momentum,
         now.train.adafactor_momentum,
     ):
         keys.append("train.adafactor_momentum ")  # the state either has a mean of updates or has none
-    optimizer = [d for d in differences(old["train"], new["train"], "train.") if d.startswith(tuple(keys))]
+    optimizer = [
+        d
+        for d in differences(old["train"], new["train"], "train.")
+        if d.startswith(tuple(keys)) and not d.startswith("train.lora.dropout ")
+    ]
     if model or optimizer:
         anew = "start anew with another train.run_dir"
         if not model:  # the weights fit, only the optimizer's state does not

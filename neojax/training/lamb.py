@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 import optax
 
-from neojax.training.selection import Dims
+from neojax.models.selection import Dims
 from neojax.training.true_shape import TrueShape
 
 

@@ -19,12 +19,12 @@ from neojax.layout.devices import shape_text
 from neojax.layout.hosts import agreed, from_first, on_first, owned
 from neojax.layout.mesh import Layout, make_layout
 from neojax.layout.processes import alone, join
-from neojax.loading import load_params
 from neojax.lock import Lock
 from neojax.models import Transformer
 from neojax.models.compute import Compute, check_remat, compute_type, turns
 from neojax.models.fit import check_fit
 from neojax.models.flops import flops_per_token, mfu
+from neojax.runs import base
 from neojax.runs import run_dir as runs
 from neojax.runs.checkpoint import Checkpoints
 from neojax.storage.lock import BucketLock
@@ -40,9 +40,9 @@ from neojax.training.memory import check_memory
 from neojax.training.metrics import MetricsWriter, Progress, Stopwatch, Throughput
 from neojax.training.optimizer import Optimizer, make_optimizer
 from neojax.training.profile import Profile
-from neojax.training.resume import go_on, may_begin
+from neojax.training.resume import first_state, go_on, may_begin
 from neojax.training.signals import Stop, Stopped
-from neojax.training.state import State, abstract_state, init_state
+from neojax.training.state import State, abstract_state
 from neojax.training.step import make_train_step
 from neojax.training.together import Together
 from neojax.training.watchdog import Watchdog
@@ -60,7 +60,7 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
         turns(train.unroll, layout),
         train.attention_kernel,
     )
-    model = Transformer(config.model, layout, compute)
+    model = Transformer(config.model, layout, compute, train.lora)
     model.stored()
     check_memory(config, layout)
     apart = config.data.isolate_documents or config.data.task != "none"
@@ -108,7 +108,8 @@ def train(config: Config, stop: Stop | None = None) -> None:
         checkpoints = stack.enter_context(
             Checkpoints(folder, config.train.keep, dims=model.dims(), n_vocab=config.model.n_vocab)
         )
-        start, state = go_on(checkpoints, config, meta, abstract_state(model, optimizer), progress.note)
+        abstract = abstract_state(model, optimizer)
+        start, state = go_on(checkpoints, config, meta, abstract, progress.note, model.has_base)
         progress.begin(start)
         if start >= config.train.steps and state is None:
             progress.note(
@@ -121,13 +122,10 @@ def train(config: Config, stop: Stop | None = None) -> None:
             saved = checkpoints.restore_meta(start)
             health, unevaluated = Health(config.train, saved.get("health")), saved.get("unevaluated", False)
             progress.note(f"resuming {folder} from step {start}")
-        elif config.train.init_from:
-            state = init_state(
-                model.bind(load_params(config.train.init_from, model, config.train.seed)), optimizer
-            )
-            progress.note(f"starting from the weights of {config.train.init_from}")
         else:
-            state = init_state(model.init(config.train.seed), optimizer)
+            state = first_state(model, optimizer, config.train, progress.note)
+            if model.has_base:
+                base.write(folder, state.frozen)
         parameters, trained = (
             sum(math.prod(p.shape) for p in part.values()) for part in (state.params, state.trained)
         )
@@ -250,7 +248,8 @@ class Run:
         """Starts to save the state, where the run directory is still this run's and all numbers are
         finite."""
         on_first(lock.check)
-        if bad := not_finite(self.state.saved()):
+        saved = self.state.saved(self.model.has_base)
+        if bad := not_finite(saved):
             raise NeojaxError(
                 f"{bad[0]} holds infinities or NaN after step {self.step}, which is not saved; "
                 f"{good(checkpoints)}: {CURE}, and run again"
@@ -259,19 +258,22 @@ class Run:
         self.written(self.write_anew)
         self.written(spool.send)
         self.written(checkpoints.wait)  # that the one before failed is no reason not to try
-        self.written(lambda: checkpoints.save(self.step, self.state.saved(), meta))
+        self.written(lambda: checkpoints.save(self.step, saved, meta))
 
     def write_anew(self) -> None:
         """Makes a run directory again of one that was renamed or deleted meanwhile, so that what is saved can
         be used."""
         folder = place(self.config.train.run_dir)
-        if jax.process_index() or (folder / runs.CONFIG).exists():
+        if any(from_first([(folder / runs.CONFIG).exists()])):
             return
-        self.progress.note(
-            f"WARNING: {folder} was renamed or deleted while it was being trained; it is made anew, and "
-            "what is logged and saved from now on lies there"
-        )
-        runs.write(folder, self.config, self.meta["tokenizer"])
+        if not jax.process_index():
+            self.progress.note(
+                f"WARNING: {folder} was renamed or deleted while it was being trained; it is made anew, and "
+                "what is logged and saved from now on lies there"
+            )
+            runs.write(folder, self.config, self.meta["tokenizer"])
+        if self.model.has_base:
+            base.write(folder, self.state.frozen)
 
     def written(self, write: Callable[[], None]) -> None:
         """Calls `write`; with `train.on_save_error: continue`, what it cannot write is only said."""

@@ -79,7 +79,8 @@ def check_memory(config: Config, layout: Layout) -> None:
 def needed(config: Config, layout: Layout) -> Memory:
     """What a run of `config` needs at the least on one device of `layout`, and of this process's host."""
     model, train = config.model, config.train
-    abstract = Transformer(model, layout, Compute(dtype=compute_type(train.precision, layout)))
+    compute = Compute(dtype=compute_type(train.precision, layout))
+    abstract = Transformer(model, layout, compute, train.lora)
     with jax.set_mesh(layout.mesh):  # type: ignore[arg-type]
         state = abstract_state(abstract, make_optimizer(train, abstract.dims()))
     held = sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(state))

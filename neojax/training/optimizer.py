@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import optax
 
 from neojax.config import TrainConfig
+from neojax.models.selection import VECTORS, Dims, not_trained, selected
 from neojax.training.adafactor import scale_by_adafactor
 from neojax.training.lamb import scale_by_trust_ratio
 from neojax.training.schedule import learning_rate
-from neojax.training.selection import VECTORS, Dims, frozen_names, selected
 
 Params = dict[str, Any]
 
@@ -77,10 +77,10 @@ def make_optimizer(train: TrainConfig, dims: Dims, n_vocab: int | None = None) -
     Adafactor's learning rate is relative to the RMS of each parameter, so its natural size is about 1e-2; its
     momentum is of the updates before that rate and the decay. LAMB's learning rate is the share of its length
     by which a parameter changes, and parameters that do not decay are changed as by AdamW.
-    Raises `NeojaxError` for an entry of `train.no_decay` or `train.frozen` that matches no parameter, and
-    where all are frozen.
+    Raises `NeojaxError` for an entry of `train.no_decay`, `train.frozen` or `train.lora.whole` that matches
+    no parameter, and where all are frozen.
     """
-    frozen = frozen_names(train.frozen, dims)
+    frozen = not_trained(train, dims)
     decays = {name: decays for name, decays in decay_mask(train.no_decay, dims).items() if name not in frozen}
     if train.optimizer in ("adamw", "lamb"):
         make = optax.scale_by_adam if train.bias_correction else scale_by_uncorrected_adam

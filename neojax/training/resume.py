@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from neojax import config as configuration
-from neojax.config import Config
+from neojax.config import Config, TrainConfig
 from neojax.errors import NeojaxError
 from neojax.layout.hosts import agreed, on_first
+from neojax.loading import load_params
+from neojax.models import Transformer
+from neojax.runs import base
 from neojax.runs import run_dir as runs
 from neojax.runs.bucket_shelf import shelf_of
 from neojax.runs.checkpoint import Checkpoints, DamagedError
@@ -17,7 +20,8 @@ from neojax.runs.shelf import NEWEST
 from neojax.storage.remote import place
 from neojax.training.adafactor import as_stored
 from neojax.training.metrics import METRICS, read_metrics
-from neojax.training.state import State
+from neojax.training.optimizer import Optimizer
+from neojax.training.state import State, init_state
 
 Note = Callable[[str], None]
 
@@ -111,14 +115,20 @@ def _keep_aside(folder: Path) -> str | None:
 
 
 def go_on(
-    checkpoints: Checkpoints, config: Config, meta: dict[str, Any], like: State, note: Note
+    checkpoints: Checkpoints,
+    config: Config,
+    meta: dict[str, Any],
+    like: State,
+    note: Note,
+    has_base: bool = False,
 ) -> tuple[int, State | None]:
     """The step that the run has come to and its state, laid out as `like`; (0, None) where there is no
     checkpoint, and no state where all steps are done and evaluated.
 
     `meta` is what this run is going to save; a tokenizer that is not beside the data any more is left in it
-    as it was. With `train.on_damage: previous` damaged checkpoints are set aside. Raises `NeojaxError` where
-    the checkpoint does not fit `config`, or is damaged.
+    as it was. `has_base`: whether the frozen parameters lie apart (`runs.base`). With `train.on_damage:
+    previous` damaged checkpoints are set aside. Raises `NeojaxError` where the checkpoint does not fit
+    `config`, or is damaged.
     """
     folder = place(config.train.run_dir)
     wanted = agreed(lambda: _newest_or_none(folder))
@@ -129,7 +139,7 @@ def go_on(
             lines = runs.check_data(saved, meta, folder, step)
             lines += runs.check_resume(runs.config_of(saved, source=str(folder)), config, folder, step)
             done = step >= config.train.steps and not saved.get("unevaluated")
-            state = None if done else like.restored(checkpoints.restore(step, like.saved(), adapt))
+            restored = None if done else checkpoints.restore(step, like.saved(has_base), adapt)
         except DamagedError as e:
             if config.train.on_damage == "stop" or len(checkpoints.steps()) == 1:
                 hint = "" if len(checkpoints.steps()) == 1 else "; train.on_damage=previous does so by itself"
@@ -147,5 +157,26 @@ def go_on(
             note(line)
         if meta["tokenizer"] is None:
             meta |= {key: saved.get(key) for key in ("tokenizer", "eos_token_id")}
-        return step, state
+        if restored is None:
+            return step, None
+        kept = None
+        if has_base:
+            kept = base.read(folder, like.frozen, checkpoints.dims, checkpoints.n_vocab)
+        return step, like.restored(restored, kept)
     return 0, None
+
+
+def first_state(model: Transformer, optimizer: Optimizer, train: TrainConfig, note: Note) -> State:
+    """The state before the first step, from the weights that the run is to begin with. Raises
+    `NeojaxError`."""
+    if not train.init_from:
+        if model.adapters is not None:
+            raise NeojaxError(
+                f"train.lora.rank={train.lora.rank} adapts weights that are there: name them with "
+                "train.init_from"
+            )
+        return init_state(model.init(train.seed), optimizer)
+    params = load_params(train.init_from, model.plain(), train.seed)
+    bound = model.bind(params) if model.adapters is None else model.adapted(params, train.seed)
+    note(f"starting from the weights of {train.init_from}")
+    return init_state(bound, optimizer)

@@ -28,13 +28,16 @@ class State(NamedTuple):
         """All parameters by name, as `Transformer.bind` takes them."""
         return {**self.trained, **self.frozen}
 
-    def saved(self) -> dict[str, Any]:
-        """What a checkpoint keeps: all parameters together, since what is trained is a matter of the run."""
-        return {"params": self.params, "opt_state": self.opt_state}
+    def saved(self, is_apart: bool = False) -> dict[str, Any]:
+        """What a checkpoint keeps: all parameters together, since what is trained is a matter of the run; of
+        a run whose base lies apart (`runs.base`), those that are trained."""
+        return {"params": self.trained if is_apart else self.params, "opt_state": self.opt_state}
 
-    def restored(self, saved: Mapping[str, Any]) -> "State":
-        """The state of which a checkpoint kept `saved`, where the same parameters are frozen as here."""
-        trained, frozen = ({n: saved["params"][n] for n in part} for part in (self.trained, self.frozen))
+    def restored(self, saved: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> "State":
+        """The state of which a checkpoint kept `saved`, and the run's `base` the frozen parameters where it
+        lies apart, if the same ones are frozen as here."""
+        params = {**saved["params"], **(base or {})}
+        trained, frozen = ({n: params[n] for n in part} for part in (self.trained, self.frozen))
         return State(trained, frozen, saved["opt_state"])
 
 

@@ -19,7 +19,9 @@ from neojax.runs.checkpoint import Checkpoints
 
 
 def convert(source, dest):
-    command.run(Namespace(source=str(source), dest=str(dest), config=None, overrides=[], force=False))
+    command.run(
+        Namespace(source=str(source), dest=str(dest), config=None, overrides=[], force=False, merge=False)
+    )
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from helpers import N_VOCAB, tiny
 from neojax import config as configuration
 from neojax.cli import main
 from neojax.commands.inspect import print_model
-from neojax.config import Config, MeshConfig, TrainConfig
+from neojax.config import Config, LoraConfig, MeshConfig, TrainConfig
 from neojax.errors import NeojaxError
 from neojax.layout.mesh import abstract_layout
 from neojax.runs import integrity
@@ -196,3 +196,20 @@ def test_verify_reads_every_checkpoint_of_a_run(tmp_path, capsys):
     )
     assert main(["inspect", str(tmp_path / "nothing"), "--verify"]) == 2
     assert "has no checkpoints to verify" in capsys.readouterr().err
+
+
+def test_low_rank_additions_are_shown_with_what_they_and_the_base_cost(capsys):
+    mesh = MeshConfig("data:4, model:2", "batch:data, heads:model, vocab:model", "embd:data")
+    lora = LoraConfig(rank=2, base="int8", whole=("norm_f.*",))
+    print_model(Config(model=tiny(), mesh=mesh, train=TrainConfig(lora=lora)))
+    out = capsys.readouterr().out
+    held = {name: int(row.split()[-1].replace(",", "")) for name, row in rows_of(out).items()}
+    assert held["blocks.1.attn.query"] == 2 * 32 * 32 // 8 + 4 * 2 * 32 // 2  # and a scale for every channel
+    assert held["blocks.1.attn.query.lora_a"] == 4 * 2 * 32 * 2 // 4
+    added = 4 * 2 * (2 * 32 + 2 * 32)
+    assert f" parameters, {added + 64:,} of them trained (and 1 rows" in out
+    trained = sum(n for name, n in held.items() if ".lora_" in name or name.startswith("norm_f"))
+    whole = sum(held.values())
+    assert (
+        f"stores {whole:,} bytes of parameters, frozen matrices in int8 and {2 * trained:,} of adamw" in out
+    )

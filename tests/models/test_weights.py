@@ -8,7 +8,8 @@ import neojax
 from neojax.errors import NeojaxError
 from neojax.layout import named
 from neojax.models import Transformer
-from neojax.models.inference import for_inference, quantized
+from neojax.models.inference import for_inference
+from neojax.models.matrices import quantized
 from neojax.sampling.generate import generate
 
 MESHES = {

@@ -17,12 +17,12 @@ from neojax.data.share import Share
 from neojax.errors import NeojaxError
 from neojax.loading import load_trained
 from neojax.models import Transformer
+from neojax.models.selection import frozen_names, selected
 from neojax.runs.checkpoint import Checkpoints
 from neojax.runs.orbax import shapes
 from neojax.training.loop import train
 from neojax.training.metrics import read_metrics
 from neojax.training.optimizer import make_optimizer
-from neojax.training.selection import frozen_names, selected
 from neojax.training.state import init_state
 from neojax.training.step import make_train_step
 
