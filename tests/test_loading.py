@@ -187,7 +187,7 @@ def own_end(tmp_path_factory):
 
 def test_the_end_of_document_token_of_the_data_travels_with_the_model(own_end, tmp_path):
     run, end = own_end
-    convert = {"config": None, "force": False, "overrides": []}
+    convert = {"config": None, "force": False, "merge": False, "overrides": []}
     command.run(Namespace(source=str(run), dest=str(tmp_path / "hf"), **convert))
     command.run(Namespace(source=str(tmp_path / "hf"), dest=str(tmp_path / "back"), **convert))
     for path in (run, tmp_path / "hf", tmp_path / "back"):
