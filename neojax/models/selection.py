@@ -8,6 +8,8 @@ from neojax.config import LoraConfig, TrainConfig
 from neojax.errors import NeojaxError, suggest
 
 VECTORS = "ndim<2"
+TASK_HEADS = ("classifier", "span")
+"""The parts of a model, by the first word of their parameters' names, that a task has for itself."""
 
 Dims = Mapping[str, tuple[str, ...]]
 
@@ -49,10 +51,12 @@ def frozen_names(frozen: Collection[str], dims: Dims) -> frozenset[str]:
 
 
 def untrained(lora: LoraConfig, dims: Dims) -> frozenset[str]:
-    """The parameters that training by additions leaves as they are. Raises `NeojaxError` for an entry of
-    `train.lora.whole` that matches none."""
+    """The parameters that training by additions leaves as they are: all but the additions, what
+    `train.lora.whole` names, and a head of a task, which mostly begins at random. Raises `NeojaxError` for an
+    entry that matches none."""
     own = {name: its for name, its in dims.items() if not is_adapter(name)}
-    return frozenset(own) - selected(lora.whole, own, "train.lora.whole")
+    heads = {name for name in own if name.partition(".")[0] in TASK_HEADS}
+    return frozenset(own) - selected(lora.whole, own, "train.lora.whole") - heads
 
 
 def not_trained(train: TrainConfig, dims: Dims) -> frozenset[str]:

@@ -147,3 +147,12 @@ def test_dropout_is_of_what_an_addition_takes_and_of_training_alone():
 def test_what_is_not_there_is_told(keys, message):
     with pytest.raises(NeojaxError, match=message):
         Transformer(tiny(), lora=LoraConfig(rank=2, **keys))
+
+
+def test_the_head_of_a_task_is_trained_beside_the_additions():
+    keys = {"family": "bert", "n_layer": 1, "n_embd": 32, "n_head": 4, "n_ctx": 12, "n_vocab": 61}
+    classes = Transformer(
+        model_config(**keys, **{"head.kinds": ["sequence_classification"]}), lora=LoraConfig(rank=2)
+    )
+    trained = {name for name in classes.dims() if name not in classes.adapters.frozen and "lora" not in name}
+    assert trained == {"classifier.weight", "classifier.bias"}
