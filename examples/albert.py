@@ -33,8 +33,8 @@ def run(command: str) -> None:
     """Shows a command as a user would type it, and runs it."""
     print(f"\n$ {command}", flush=True)
     program, *arguments = command.split()
-    start = [sys.executable, "-m", "neojax"] if program == "neojax" else [sys.executable]
-    if done := subprocess.run([*start, *arguments], cwd=ROOT).returncode:
+    start = ["-m", program] if program == "neojax" else [program]
+    if done := subprocess.run([sys.executable, *start, *arguments], cwd=ROOT).returncode:
         raise SystemExit(done)
 
 

@@ -100,12 +100,14 @@ def usual_layout(usual: MeshConfig) -> Layout:
 
 
 def load_params(path: str | Path, model: Transformer, seed: int = 0) -> dict[str, jax.Array]:
-    """The weights at `path`, as `load` takes it, for `model` in its stored layout. Heads of an encoder that
+    """The weights at `path`, as `load` takes it, for `model` in its stored layout. Heads that
     are not there begin at random, as `seed` has it; a warning says so, and which heads there have no use.
     Raises `NeojaxError` where its other parameters are not those of `model`."""
     folder = place(path)
     names = family(model.config.family).hugging_face
     heads = set() if names is None else set(names.heads)
+    if "lm" not in model.config.head.kinds:
+        heads |= {"lm_head", "lm_head_bias"}  # of one that predicts tokens
     ours = model.stored()
     if heads and hf.is_hf_dir(folder):
         loaded = hf.load(folder, model.layout, model.compute, head=model.config.head, seed=seed)

@@ -3,7 +3,6 @@
 What does not raises `NeojaxError` with one line that names the keys.
 """
 
-from neojax.config.families import FAMILIES
 from neojax.config.keys import Config, TrainConfig
 from neojax.config.model import HEADS, ModelConfig, PositionsConfig
 from neojax.config.recipes import check_pairs
@@ -120,20 +119,22 @@ def _check_sharing(model: ModelConfig) -> None:
 
 
 def _check_head(model: ModelConfig) -> None:
-    kinds, usual = model.head.kinds, FAMILIES[model.family].get("head", {}).get("kinds", ["lm"])
+    kinds = model.head.kinds
     given = f"model.head.kinds={list(kinds)}"
     if unknown := [kind for kind in kinds if kind not in HEADS]:
         raise NeojaxError(f"{given}: there is no head {unknown[0]!r}{suggest(unknown[0], HEADS)}")
     if len(set(kinds)) < len(kinds):
         raise NeojaxError(f"{given} names one head twice; name each once")
-    if "lm" in usual:
-        if kinds != ("lm",):
-            raise NeojaxError(f"{given}: a {model.family} has the head lm alone; leave the key out")
+    if not model.is_encoder:
+        if len(kinds) != 1 or kinds[0] in ("mlm", "pair"):
+            raise NeojaxError(f"{given}: a {model.family} has lm, or one of {', '.join(HEADS[3:])}")
         if model.embedding.width is not None:
             raise NeojaxError(
-                f"model.embedding.width={model.embedding.width}: the head lm has no table of another width "
-                "than n_embd; leave it out"
+                f"model.embedding.width={model.embedding.width}: a {model.family} has no table of another "
+                "width than n_embd; leave it out"
             )
+        if "lm" not in kinds:
+            _check_labels(model)
         return
     if "lm" in kinds or (len(kinds) > 1 and set(kinds) != {"mlm", "pair"}):
         raise NeojaxError(
@@ -143,6 +144,10 @@ def _check_head(model: ModelConfig) -> None:
         raise NeojaxError(
             f"model.causal=true: the tokens of a {model.family} see those after them; leave it out"
         )
+    _check_labels(model)
+
+
+def _check_labels(model: ModelConfig) -> None:
     if not model.head.labels or len(set(model.head.labels)) < len(model.head.labels):
         raise NeojaxError(
             f"model.head.labels={list(model.head.labels)}: expected the names of the classes, each once"

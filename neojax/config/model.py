@@ -187,9 +187,9 @@ class HeadConfig:
 
     kinds: tuple[str, ...] = key(
         ("lm",),
-        "lm: the next token. Of bert and albert: mlm, masked tokens; pair, whether B follows A; "
-        "sequence_classification; token_classification; question_answering; multiple_choice; [mlm, pair] "
-        "go together; []: none, the model gives its hidden states",
+        "lm: the next token. Of bert and albert: mlm, masked tokens; pair, whether B follows A; [mlm, pair] "
+        "go together; []: none, the model gives its hidden states. Of all families: sequence_classification; "
+        "token_classification; question_answering; multiple_choice",
     )
     labels: tuple[str, ...] = key(
         ("LABEL_0", "LABEL_1"),
@@ -272,6 +272,11 @@ class ModelConfig:
     def token_embd(self) -> int:
         """The width of the token embedding."""
         return self.embedding.width or self.n_embd
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether its family has heads for masked tokens and pairs, in place of one for the next token."""
+        return "lm" not in FAMILIES[self.family].get("head", {}).get("kinds", ["lm"])
 
     @property
     def head_dropout(self) -> float:

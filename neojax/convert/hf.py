@@ -123,7 +123,15 @@ def save(
         )
     tokenizer, eos_token_id = tokenizer or model.tokenizer, model.eos_token_id
     first = () if tokenizer is None or not model.config.causal else first_tokens(tokenizer)
-    ends = {"bos_token_id": first[0] if first else eos_token_id, "eos_token_id": eos_token_id}
+    ends: dict[str, int | None] = {
+        "bos_token_id": first[0] if first else eos_token_id,
+        "eos_token_id": eos_token_id,
+    }
+    generates = model.config.causal and "lm" in model.config.head.kinds
+    # A classifier of transformers finds the last token of a row by the padding behind it.
+    if model.config.causal and not generates:
+        pad = None if tokenizer is None else SpecialTokens.of(tokenizer).pad
+        ends["pad_token_id"] = eos_token_id if pad is None else pad
     settings = {**to_json(model.config), **(ends if model.config.causal else {})}
     tensors = hf_tensors.to_write(names_of(model.config.family), model.config, pieces(model))
     for name, value in model.params().items():
@@ -136,7 +144,7 @@ def save(
             )
     with new_folder(path, replace) as folder:
         _write_json(folder / CONFIG, settings)
-        if model.config.causal:
+        if generates:
             _write_json(folder / "generation_config.json", {"_from_model_config": True, **ends})
         if tokenizer is not None:
             write_tokenizer(tokenizer, folder, model.config.n_ctx, eos_token_id, first)

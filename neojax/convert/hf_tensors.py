@@ -164,6 +164,9 @@ def match(names: HuggingFace, found: Iterable[Place], files: TensorFiles, folder
     """
     wanted = {place.tensor: place.tensor_shape for place in found}
     of_heads = {tensor for tensor, _ in names.heads.values()} | {*(names.output_biases or ())}
+    classifies = names.output_biases is None and not of_heads.isdisjoint(wanted)
+    if classifies:  # a decoder without its table of logits
+        of_heads |= {names.output, names.output.replace("weight", "bias")}
     canonical = {name: _canonical(names, name, wanted) for name in files.shapes}
     # A name that is as it should be is taken before one that only stands for it.
     order = sorted(files.shapes, key=lambda name: canonical[name] == name)
@@ -189,18 +192,21 @@ def match(names: HuggingFace, found: Iterable[Place], files: TensorFiles, folder
             )
         have = files.shapes[own]
         if have != shape:
-            labels = " (the labels of id2label come first)" if name.startswith("classifier.") else ""
+            labels = (
+                " (the labels of id2label come first)" if name.startswith(("classifier.", "score.")) else ""
+            )
             raise NeojaxError(
-                f"{files.file[present[name]]}: {name} has shape {list(have)}, but by config.json it has "
+                f"{files.file[present[name]]}: {name} has shape {list(have)}, but by "
+                f"config.json it has "
                 f"{list(shape)}{labels}"
             )
-    extra = [name for name in present if name not in wanted and name != names.output]
+    extra = [name for name in present if name not in wanted and (classifies or name != names.output)]
     if strange := [name for name in extra if name not in of_heads]:
         raise NeojaxError(
             f"{files.file[present[strange[0]]]} holds {strange[0]}{_more(strange)}, which the model of "
             "config.json has not"
         )
-    has_table = names.output in present and names.output not in wanted
+    has_table = names.output in present and names.output not in wanted and not classifies
     if has_table and (names.output_biases is None or any(bias in wanted for bias in names.output_biases)):
         _check_tied(files, present[names.prefix + names.tensors["wte"][0]], present[names.output])
     return Match(

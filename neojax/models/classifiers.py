@@ -30,15 +30,35 @@ class Pooler(nnx.Module):
         return jnp.tanh(named.biased(x, self.bias, "features"))
 
 
+def last_token(hidden: jax.Array, segments: jax.Array | None) -> jax.Array:
+    """hidden [batch, sequence, embd] of the last token of each row that is no padding -> [batch, embd]; of a
+    row of padding alone, the first."""
+    places = jnp.arange(hidden.shape[1])
+    if segments is None:
+        is_last = (places == hidden.shape[1] - 1)[:, None]
+    else:
+        own = jnp.where(named.lay(segments, "batch sequence") > 0, places, 0)
+        is_last = (places == jnp.max(own, axis=1, keepdims=True))[:, :, None]
+    return jnp.sum(jnp.where(is_last, hidden, 0), axis=1)  # no look-up, which a split sequence has not
+
+
 class Classifier(nnx.Module):
     """weight x + bias, after dropout: a logit for each of as many classes as `labels`, in float32."""
 
-    def __init__(self, labels: int, rate: float, sizes: Mapping[str, int], *, of_tokens: bool = False):
+    def __init__(
+        self,
+        labels: int,
+        rate: float,
+        sizes: Mapping[str, int],
+        *,
+        of_tokens: bool = False,
+        biased: bool = True,
+    ):
         own = {**sizes, "labels": labels}
         self.rate = rate
         self.rows = "batch sequence" if of_tokens else "batch"
         self.weight = Param("embd labels", Normal(0.02), own)
-        self.bias = Param("labels", Constant(0.0), own)
+        self.bias = Param("labels", Constant(0.0), own) if biased else None
 
     def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
         """x [batch, embd], or of tokens [batch, sequence, embd] -> float32 [..., labels]."""
@@ -46,7 +66,8 @@ class Classifier(nnx.Module):
         if self.rate and dropout_key is not None:
             x = Dropout(self.rate, dropout_key)(x, f"{self.rows} embd")
         equation = f"{self.rows} embd, embd labels -> {self.rows} labels"
-        return named.biased(einsum(equation, x, self.weight, dtype=jnp.float32), self.bias, "labels")
+        out = einsum(equation, x, self.weight, dtype=jnp.float32)
+        return out if self.bias is None else named.biased(out, self.bias, "labels")
 
 
 def class_scores(

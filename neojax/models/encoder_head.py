@@ -1,4 +1,5 @@
-"""What stands after the stack of an encoder: heads of `model.head.kinds`, side by side."""
+"""What stands after the stack of an encoder, or of a decoder that says something of texts: heads of
+`model.head.kinds`, side by side."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,18 +20,22 @@ from neojax.models.classifiers import (
     Scores,
     class_scores,
     independent_scores,
+    last_token,
     number_scores,
 )
 from neojax.models.losses import Losses, Sums
 from neojax.models.masked_tokens import MaskedTokens
-from neojax.models.norms import Identity
+from neojax.models.norms import Identity, final_norm
 
 OF_TOKENS = ("mlm", "token_classification", "question_answering")
-"""Heads that read every token; the others read the pooled first one."""
+"""Heads that read every token; the others read the pooled first one, or a decoder's last."""
 
 
 class EncoderHead(nnx.Module):
-    """The heads of an encoder, none or several.
+    """The heads of an encoder, none or several, or the one of a decoder.
+
+    Of a row as a whole an encoder knows what its pooler makes of the first token, and a decoder, as in
+    transformers, what it has seen at the last; its classifier of rows, `score`, has no bias.
 
     | kind | logits, float32 | loss |
     |-|-|-|
@@ -49,26 +54,33 @@ last |
 
     def __init__(self, config: ModelConfig, sizes: Mapping[str, int], *, pair_dropout: float = 0.0):
         self.kinds = kinds = config.head.kinds
-        self.norm_f = Identity()
+        self.norm_f = Identity() if config.is_encoder else final_norm(config, sizes)
         self.labels = labels = len(config.head.labels)
         rate = config.head_dropout
-        self.pooler = None if kinds and set(kinds) <= set(OF_TOKENS) else Pooler(sizes)
+        of_rows = not kinds or bool(set(kinds) - set(OF_TOKENS))
+        self.pooler = Pooler(sizes) if of_rows and config.is_encoder else None
         self.mlm = MaskedTokens(config, sizes) if "mlm" in kinds else None
         self.pair = Classifier(2, pair_dropout, sizes) if "pair" in kinds else None
         self.span = Classifier(2, 0.0, sizes, of_tokens=True) if "question_answering" in kinds else None
         of_tokens, chooses = "token_classification" in kinds, "multiple_choice" in kinds
         classifies = of_tokens or chooses or "sequence_classification" in kinds
-        classifier = Classifier(1 if chooses else labels, rate, sizes, of_tokens=of_tokens)
-        self.classifier = classifier if classifies else None
+        scores = of_rows and not config.is_encoder
+        count = 1 if chooses else labels
+        self.score = Classifier(count, rate, sizes, biased=False) if scores else None
+        classifier = Classifier(count, rate, sizes, of_tokens=of_tokens)
+        self.classifier = classifier if classifies and not scores else None
 
     def logits(self, hidden: jax.Array, wte: Param) -> jax.Array:
         """Those of the first head, of which there has to be one."""
         return self._of(self.kinds[0], hidden, wte)
 
-    def outputs(self, hidden: jax.Array, wte: Param, choices: int = 1) -> dict[str, jax.Array]:
+    def outputs(
+        self, hidden: jax.Array, wte: Param, choices: int = 1, segments: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """The logits of each head by its kind, and `pooled` [batch, embd], float32, where there is a pooler;
-        of `multiple_choice` each `choices` rows are those of one question."""
-        found = {kind: self._of(kind, hidden, wte, choices=choices) for kind in self.kinds}
+        of `multiple_choice` each `choices` rows are those of one question. segments: 0 is padding; None:
+        there is none."""
+        found = {kind: self._of(kind, hidden, wte, choices=choices, segments=segments) for kind in self.kinds}
         if self.pooler is not None:
             found["pooled"] = self.pooler(hidden).astype(jnp.float32)
         return found
@@ -80,16 +92,16 @@ last |
         wte: Param,
         key: jax.Array | None = None,
         choices: int = 1,
+        segments: jax.Array | None = None,
     ) -> jax.Array:
         if kind == "mlm":
             assert self.mlm is not None
             return self.mlm.logits(hidden, wte)
-        head = {"pair": self.pair, "question_answering": self.span}.get(kind, self.classifier)
+        head = {"pair": self.pair, "question_answering": self.span}.get(kind, self.classifier or self.score)
         assert head is not None
         if kind in OF_TOKENS:
             return head(hidden, key)
-        assert self.pooler is not None
-        out = head(self.pooler(hidden), key)
+        out = head(last_token(hidden, segments) if self.pooler is None else self.pooler(hidden), key)
         if kind != "multiple_choice":
             return out
         shape = len(out) // choices, choices
@@ -166,7 +178,7 @@ last |
             return scores[0], scores
         labels = self._labels(kind, batch)
         labels = named.lay(labels, "batch" if labels.ndim == 1 else "batch labels")
-        logits = self._of(kind, hidden, wte, key, len(hidden) // len(labels))
+        logits = self._of(kind, hidden, wte, key, len(hidden) // len(labels), batch.segments)
         if kind == "question_answering":
             scores = class_scores(logits, labels, axis=1)
         elif not jnp.issubdtype(labels.dtype, jnp.floating):

@@ -33,7 +33,9 @@ class LanguageHead(nnx.Module):
         """float32 [batch, sequence, vocab], padding at -inf."""
         return loss.logits(hidden, self.table(wte), self.n_vocab, self.lm_head_bias)
 
-    def outputs(self, hidden: jax.Array, wte: Param, choices: int = 1) -> dict[str, jax.Array]:
+    def outputs(
+        self, hidden: jax.Array, wte: Param, choices: int = 1, segments: jax.Array | None = None
+    ) -> dict[str, jax.Array]:
         """The logits by the kind of the head, of which this is the only one."""
         return {"lm": self.logits(hidden, wte)}
 

@@ -288,8 +288,8 @@ class Transformer(nnx.Module):
         choices = flat.tokens.shape[0] // batch.tokens.shape[0]
         with self.names_in_force():
             found = self.head.loss(hidden, self.embedding.wte, flat)
-            logits = self.head.outputs(hidden, self.embedding.wte, choices)[self.config.head.kinds[0]]
-        return found.plus(sums).sums, logits
+            logits = self.head.outputs(hidden, self.embedding.wte, choices, flat.segments)
+        return found.plus(sums).sums, logits[self.config.head.kinds[0]]
 
     def _flat(self, batch: Batch) -> Batch:
         """`batch` with its choices one below the other, as rows [batch, sequence]."""
@@ -338,6 +338,11 @@ class Transformer(nnx.Module):
                 "model.causal is false: a model trained on masked tokens sees both sides of a token and "
                 "cannot continue a text; use its logits, model(tokens)"
             )
+        if context.slots is not None and "lm" not in self.config.head.kinds:
+            raise NeojaxError(
+                f"model.head.kinds={list(self.config.head.kinds)}: this model does not continue a text but "
+                "says something of it; use neojax predict"
+            )
         keys = [None, None] if dropout_key is None else list(jax.random.split(dropout_key))
         with self.names_in_force():
             x = self.embedding(named.lay(tokens, "batch sequence"), context, keys[0])
@@ -384,7 +389,7 @@ def _jitted(graphdef: Any, state: Any, rows: dict[str, jax.Array], only_logits: 
     hidden, _, _ = model.hidden(flat.tokens, _context(flat))
     choices = flat.tokens.shape[0] // batch.tokens.shape[0]
     with model.names_in_force():
-        found = model.head.outputs(hidden, model.embedding.wte, choices)
+        found = model.head.outputs(hidden, model.embedding.wte, choices, flat.segments)
     for kind in {"lm", "mlm"} & found.keys():
         found[kind] = model._unpadded(found[kind])
     return (

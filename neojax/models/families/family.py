@@ -26,7 +26,8 @@ def class_names(raw: Mapping[str, Any], source: str) -> list[str]:
     return names
 
 
-def _nothing(*_: Any) -> dict[str, Any]:
+def nothing(*_: Any) -> dict[str, Any]:
+    """What a family has nothing of its own of."""
     return {}
 
 
@@ -59,8 +60,8 @@ class HuggingFace:
     keys: Mapping[str, tuple[str, Any]]
     tensors: Mapping[str, tuple[str, str]]
     aliases: Mapping[str, str] = field(default_factory=dict)
-    read: Callable[[Mapping[str, Any], str], dict[str, Any]] = _nothing
-    write: Callable[[ModelConfig], dict[str, Any]] = _nothing
+    read: Callable[[Mapping[str, Any], str], dict[str, Any]] = nothing
+    write: Callable[[ModelConfig], dict[str, Any]] = nothing
     attention: tuple[str, ...] = ("global",)
     telltale: str = ""
     prefix: str = "transformer."

@@ -3,6 +3,7 @@
 Facts: `GPT2Config` and `GPT2LMHeadModel` of transformers.
 """
 
+from neojax.models.families.decoders import classes
 from neojax.models.families.family import Family, HuggingFace
 from neojax.models.families.gpt_neo import COMMON, build
 
@@ -10,7 +11,7 @@ FAMILY = Family(
     build,
     HuggingFace(
         model_type="gpt2",
-        architecture="GPT2LMHeadModel",
+        **classes("GPT2", "GPT2LMHeadModel"),
         keys={
             "vocab_size": ("n_vocab", 50257),
             "n_positions": ("n_ctx", 1024),

@@ -9,6 +9,7 @@ from typing import Any
 
 from neojax.config import ModelConfig
 from neojax.errors import NeojaxError
+from neojax.models.families.decoders import classes
 from neojax.models.families.family import Family, HuggingFace
 from neojax.models.families.gpt_neo import build
 
@@ -29,7 +30,14 @@ FAMILY = Family(
     build,
     HuggingFace(
         model_type="gptj",
-        architecture="GPTJForCausalLM",
+        **classes(
+            "GPTJ",
+            "GPTJForCausalLM",
+            ("ForSequenceClassification", "ForQuestionAnswering"),
+            read=read,
+            write=write,
+            written=("positions.rotary_dims",),
+        ),
         keys={
             "vocab_size": ("n_vocab", 50400),
             "n_positions": ("n_ctx", 2048),
@@ -50,9 +58,6 @@ FAMILY = Family(
             "num_attention_heads": "n_head",
             "num_hidden_layers": "n_layer",
         },
-        read=read,
-        write=write,
-        written=("positions.rotary_dims",),
         telltale="rotary_dim",
         tensors={
             "wte": ("wte.weight", "vocab embd"),

@@ -12,6 +12,8 @@ from neojax.errors import NeojaxError
 from neojax.models.block import Block
 from neojax.models.compute import Compute
 from neojax.models.embedding import Embedding
+from neojax.models.encoder_head import EncoderHead
+from neojax.models.families.decoders import classes
 from neojax.models.families.family import Family, HuggingFace, Parts
 from neojax.models.head import LanguageHead
 from neojax.models.stack import Stack
@@ -19,7 +21,8 @@ from neojax.models.stack import Stack
 
 def build(config: ModelConfig, sizes: Mapping[str, int], compute: Compute) -> Parts:
     """The three parts of a GPT-Neo."""
-    return *trunk(config, sizes, compute), LanguageHead(config, sizes)
+    head = LanguageHead if "lm" in config.head.kinds else EncoderHead
+    return *trunk(config, sizes, compute), head(config, sizes)
 
 
 def trunk(config: ModelConfig, sizes: Mapping[str, int], compute: Compute) -> tuple[Embedding, Stack]:
@@ -72,7 +75,7 @@ FAMILY = Family(
     build,
     HuggingFace(
         model_type="gpt_neo",
-        architecture="GPTNeoForCausalLM",
+        **classes("GPTNeo", "GPTNeoForCausalLM", read=read, write=write),
         keys={
             "vocab_size": ("n_vocab", 50257),
             "max_position_embeddings": ("n_ctx", 2048),
@@ -89,8 +92,6 @@ FAMILY = Family(
             "tie_word_embeddings": ("embedding.tied", True),
         },
         aliases={"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"},
-        read=read,
-        write=write,
         attention=("global", "local"),
         telltale="attention_types",
         tensors={

@@ -12,6 +12,7 @@ from typing import Any
 from neojax.config import ModelConfig
 from neojax.errors import NeojaxError
 from neojax.models.families import rope
+from neojax.models.families.decoders import classes
 from neojax.models.families.family import Family, HuggingFace
 from neojax.models.families.gpt_neo import build
 
@@ -82,7 +83,20 @@ FAMILY = Family(
     build,
     HuggingFace(
         model_type="gpt_neox",
-        architecture="GPTNeoXForCausalLM",
+        **classes(
+            "GPTNeoX",
+            "GPTNeoXForCausalLM",
+            read=read,
+            write=write,
+            written=(
+                "norm.order",
+                "positions.rotary_dims",
+                *rope.WRITTEN,
+                "embedding.dropout",
+                "attention.bias",
+                "attention.out_bias",
+            ),
+        ),
         keys={
             "vocab_size": ("n_vocab", 50432),
             "max_position_embeddings": ("n_ctx", 2048),
@@ -96,16 +110,6 @@ FAMILY = Family(
             "hidden_dropout": ("dropout", 0.0),
             "tie_word_embeddings": ("embedding.tied", False),
         },
-        read=read,
-        write=write,
-        written=(
-            "norm.order",
-            "positions.rotary_dims",
-            *rope.WRITTEN,
-            "embedding.dropout",
-            "attention.bias",
-            "attention.out_bias",
-        ),
         telltale="use_parallel_residual",
         prefix="gpt_neox.",
         block="layers.{}.",

@@ -10,6 +10,7 @@ from typing import Any
 from neojax.config import ModelConfig
 from neojax.errors import NeojaxError
 from neojax.models.families import rope
+from neojax.models.families.decoders import classes
 from neojax.models.families.family import Family, HuggingFace
 from neojax.models.families.gpt_neo import build
 
@@ -49,7 +50,15 @@ FAMILY = Family(
     build,
     HuggingFace(
         model_type="llama",
-        architecture="LlamaForCausalLM",
+        **classes(
+            "Llama",
+            "LlamaForCausalLM",
+            ("ForSequenceClassification", "ForTokenClassification"),
+            of_tokens="score",
+            read=read,
+            write=write,
+            written=("attention.out_bias", *rope.WRITTEN),
+        ),
         keys={
             "vocab_size": ("n_vocab", 32000),
             "max_position_embeddings": ("n_ctx", 2048),
@@ -66,9 +75,6 @@ FAMILY = Family(
             "rms_norm_eps": ("norm.epsilon", 1e-6),
             "tie_word_embeddings": ("embedding.tied", False),
         },
-        read=read,
-        write=write,
-        written=("attention.out_bias", *rope.WRITTEN),
         telltale="rms_norm_eps",
         prefix="model.",
         block="layers.{}.",
