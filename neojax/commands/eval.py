@@ -1,7 +1,7 @@
 """`neojax eval RUN_OR_DIR [DATA ...] [--stride N] [--by-document] [--json] [mesh.key=value ...]`."""
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -11,9 +11,11 @@ from neojax.arguments import whole
 from neojax.commands.sample import mesh_of
 from neojax.convert import hf
 from neojax.errors import NeojaxError
-from neojax.evaluate import harness
+from neojax.evaluate import bias, harness, local_tasks
 from neojax.evaluate.held_out import Reading, documents
 from neojax.evaluate.likelihood import Measured, Tally, measure
+from neojax.evaluate.local_tasks import local_task
+from neojax.evaluate.tasks import TASKS
 from neojax.loading import find_run, load
 from neojax.models import Transformer
 from neojax.output import json_line
@@ -59,7 +61,9 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--tasks",
         default="",
         metavar="A,B",
-        help="tasks of lm-evaluation-harness instead of DATA, by their names (pip install 'neojax[eval]')",
+        help="tasks instead of DATA: NAME=FILE, or NAME=FILE+FILE_OF_EXAMPLES, asks what a local file holds "
+        f"({', '.join((*TASKS, *bias.TASKS))}); NAME is a task of lm-evaluation-harness (pip install "
+        "'neojax[eval]')",
     )
     number = parser.add_argument
     number("--num-fewshot", type=int, metavar="N", help="examples before each question (default: the task's)")
@@ -81,19 +85,15 @@ def run(args: Namespace) -> None:
     named = [word for word in args.data if word not in overrides]
     tasks = [word for word in args.tasks.split(",") if word]
     check(args, named, tasks)
+    for word in tasks:
+        if "=" in word:
+            local_task(word)  # before the weights are read
     data = [] if tasks else [(word, "") for word in named] or held_out_of(args.source)
     mesh = mesh_of(args.source, [*overrides, *args.overrides])
     model = usable(load(args.source, mesh=mesh, dtype=args.dtype), "score a text token by token")
-    if tasks:
-        found = harness.evaluate(
-            model,
-            tasks,
-            num_fewshot=args.num_fewshot,
-            limit=args.limit,
-            include_path=args.include_path,
-        )
+    for row in task_rows(model, tasks, args.num_fewshot, args.limit, args.include_path):
         if not jax.process_index():
-            print(json_line(harness.plain(found)) if args.json else harness.table(found), flush=True)
+            print(json_line(row) if args.json else task_table(row), flush=True)
     reading = Reading(args.text_key, args.wikitext, joined=args.wikitext and args.stride is not None)
     for path, split in data:
         for row in rows(model, path, split, reading, args.stride, args.by_document):
@@ -114,6 +114,37 @@ def check(args: Namespace, data: list[str], tasks: list[str]) -> None:
         whole("--num-fewshot", args.num_fewshot, lambda n: n >= 0, "at least 0")
     if args.limit is not None:
         whole("--limit", args.limit, lambda n: n >= 1, "at least 1")
+
+
+def task_rows(
+    model: Transformer,
+    tasks: Sequence[str],
+    num_fewshot: int | None,
+    limit: int | None,
+    include_path: str | None,
+) -> Iterator[dict[str, Any]]:
+    """What local tasks come to, a row for each, and then what the harness has of the others."""
+    for local in [local_task(word) for word in tasks if "=" in word]:
+        yield from local_tasks.evaluate(model, local, num_fewshot=num_fewshot or 0, limit=limit)
+    if others := [word for word in tasks if "=" not in word]:
+        found = harness.evaluate(
+            model, others, num_fewshot=num_fewshot, limit=limit, include_path=include_path
+        )
+        yield harness.plain(found)
+
+
+def task_table(row: dict[str, Any]) -> str:
+    """A row of a task for people: one line; of the harness, its tables."""
+    if "task" not in row:
+        return harness.table(row)
+    parts = [f"{row['task']}: {row['questions']:,} questions, {row['num_fewshot']} examples"]
+    for name, value in row.items():
+        if isinstance(value, float) and not name.endswith("_stderr"):
+            error, interval = row.get(f"{name}_stderr"), row.get(f"{name}_interval")
+            spread = "" if error is None else f" +- {error:.4f}"
+            spread = f" ({interval[0]:.4f} to {interval[1]:.4f})" if interval else spread
+            parts.append(f"{name} {value:.4f}{spread}")
+    return ", ".join(parts)
 
 
 def held_out_of(source: str) -> list[tuple[str, str]]:

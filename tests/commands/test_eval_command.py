@@ -42,6 +42,11 @@ def run(tmp_path_factory):
     return str(run)
 
 
+def bad(folder):
+    (folder / "a.txt").write_text("2 the cat\n")
+    return folder / "a.txt"
+
+
 def evaluated(capsys, *arguments):
     assert main(["eval", *arguments]) == 0
     out, err = capsys.readouterr()
@@ -86,8 +91,23 @@ def test_text_files_are_measured_in_a_table(run, tmp_path, capsys):
     ]
 
 
+def test_tasks_of_local_files_are_a_line_each(run, tmp_path, capsys):
+    (tmp_path / "sst2.txt").write_text("1 the cat\n0 the dog sat\n")
+    (tmp_path / "crows.csv").write_text("sent_more,sent_less\nthe cat,the dog\na cat,a dog\n")
+    tasks = f"sst2={tmp_path / 'sst2.txt'},crows_pairs={tmp_path / 'crows.csv'}"
+    sst2, crows = map(json.loads, evaluated(capsys, run, "--tasks", tasks, "--json").splitlines())
+    assert (sst2["task"], sst2["questions"], sst2["num_fewshot"]) == ("sst2", 2, 0)
+    assert sst2["acc"] in (0.0, 0.5, 1.0) and crows["likelihood_diff"] > 0
+    first, second = evaluated(capsys, run, "--tasks", tasks).splitlines()
+    assert first.startswith("sst2: 2 questions, 0 examples, acc ") and " to " in second
+
+
 def test_what_cannot_be_done_is_one_line(run, tmp_path, capsys):
     assert "does not exist" in fails(capsys, run, str(tmp_path / "nowhere.txt"))
     assert "does not exist" in fails(capsys, str(tmp_path / "no_run"))
     assert "expected auto, float32 or bfloat16" in fails(capsys, run, "--dtype", "float8")
     assert "expected 1 to the model's context" in fails(capsys, run, "--stride", "0")
+    assert "--limit is for tasks; name some with --tasks" in fails(capsys, run, "--limit", "1")
+    assert "--tasks have texts of their own" in fails(capsys, run, "a.txt", "--tasks", "sst2=a.txt")
+    assert "is called sst3; did you mean sst2" in fails(capsys, "nowhere", "--tasks", "sst3=a.txt")
+    assert "a.txt:1: " in fails(capsys, run, "--tasks", f"sst2={bad(tmp_path)}")

@@ -1,0 +1,255 @@
+"""Tasks from local files, asked as likelihoods: examples before questions, answers, and what they come to.
+
+Without lm-evaluation-harness, and with its arithmetic: on the same file and weights the numbers are its.
+"""
+
+import itertools
+import random
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from neojax.data.records import Record, read_records
+from neojax.errors import NeojaxError, suggest
+from neojax.evaluate import bias
+from neojax.evaluate.intervals import bootstrap_error, mean_error
+from neojax.evaluate.requests import log_likelihoods
+from neojax.evaluate.tasks import TASKS, Asked, Task, question
+from neojax.models import Transformer
+from neojax.storage.remote import place
+from neojax.training.measures import f1, matthews
+
+SEED = 1234  # of the examples, as the harness has it
+GROUP = 2048  # questions whose requests are scored in one go
+
+
+class Local(NamedTuple):
+    """A task by its name, the file (or folder or .zip of files, each a set) of its questions, and the file
+    that examples come from; empty: the questions' own."""
+
+    name: str
+    file: str
+    examples: str = ""
+
+
+class Asking(NamedTuple):
+    """A question, and the row that it is from."""
+
+    record: Record
+    asked: Asked
+
+
+def local_task(text: str) -> Local:
+    """NAME=FILE or NAME=FILE+EXAMPLES, parsed. Raises `NeojaxError`."""
+    name, _, files = text.partition("=")
+    file, _, examples = files.partition("+")
+    known = [*TASKS, *bias.TASKS]
+    if name not in known:
+        raise NeojaxError(f"no task of local files is called {name}{suggest(name, known)}")
+    if not file:
+        raise NeojaxError(f"task {text}: expected {name}=FILE, or {name}=FILE+FILE_OF_EXAMPLES")
+    return Local(name, file, examples)
+
+
+def evaluate(
+    model: Transformer, local: Local, *, num_fewshot: int = 0, limit: int | None = None
+) -> list[dict[str, Any]]:
+    """What a task comes to, a row for each of its sets, and behind several one of all: its questions, and
+    each metric with its standard error (`acc`, `acc_stderr`, ...; None where there is none).
+
+    num_fewshot: examples before each question. limit: how many questions of each set. Raises `NeojaxError`,
+    which names the file and row of what is not as the task has it.
+    """
+    if local.name in bias.TASKS:
+        if num_fewshot:
+            raise NeojaxError(f"task {local.name} takes no examples; leave --num-fewshot out")
+        records = itertools.islice(read_records(local.file), limit)
+        return bias.evaluate(model, local.name, local.file, list(records))
+    task, rows, every = TASKS[local.name], [], []
+    if num_fewshot and task.leaves_out is None:
+        raise NeojaxError(f"task {local.name} takes no examples; leave --num-fewshot out")
+    pool = [] if not local.examples else asking(task, read(local.name, place(local.examples)))
+    with sets(local) as found:
+        for name, file in found.items():
+            own = asking(task, read(local.name, file))
+            results = _results(model, task, own, pool or own, num_fewshot, limit)
+            every += results
+            rows.append(_row(task, name, local.file, num_fewshot, results))
+    if len(rows) > 1:
+        rows.append(_row(task, local.name, local.file, num_fewshot, every))
+    return rows
+
+
+@contextmanager
+def sets(local: Local) -> Iterator[dict[str, Path]]:
+    """Within, the files of a task by the names of its sets: `local.name`, or NAME_SET of a folder or .zip of
+    them. Raises `NeojaxError`."""
+    path = place(local.file)
+    with ExitStack() as stack:
+        if path.suffix == ".zip":
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    archive.extractall(folder)
+            except (OSError, zipfile.BadZipFile) as e:
+                raise NeojaxError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from None
+            path = Path(folder)
+        if not path.is_dir():
+            yield {local.name: path}
+            return
+        files = sorted(path.rglob("*.jsonl"))
+        if not files:
+            raise NeojaxError(f"{local.file} holds no .jsonl files")
+        yield {f"{local.name}_{file.stem}": file for file in files}
+
+
+def read(name: str, path: Path) -> list[Record]:
+    """The rows of a file of task `name`. Raises `NeojaxError`."""
+    if name == "lambada" and path.suffix == ".txt":
+        lines = _lines(path)
+        return [Record(f"{path}:{i}", {"text": line}) for i, line in enumerate(lines, 1) if line.strip()]
+    records = read_records(path)
+    if name == "cola" and path.suffix == ".tsv" and "sentence" not in records[0].values:
+        return read_records(path, header=False)  # GLUE's own
+    labels = path.with_name(f"{path.stem}-labels.lst")  # PIQA's own
+    if "label" not in records[0].values and labels.is_file():
+        numbers = [line for line in _lines(labels) if line.strip()]
+        if len(numbers) != len(records):
+            raise NeojaxError(f"{labels} has {len(numbers)} labels, and {path} {len(records)} rows")
+        return [Record(r.where, {**r.values, "label": n}) for r, n in zip(records, numbers)]
+    return records
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as e:
+        raise NeojaxError(f"cannot read {path}: {e.strerror or e}") from None
+    except UnicodeDecodeError as e:
+        raise NeojaxError(f"{path}: byte {e.start} is not UTF-8; save the file as UTF-8") from None
+
+
+def asking(task: Task, records: Sequence[Record]) -> list[Asking]:
+    """The questions of rows. Raises `NeojaxError`, which names the row."""
+    found = []
+    for record in records:
+        try:
+            found.append(Asking(record, question(task, record.values)))
+        except NeojaxError as e:
+            raise NeojaxError(f"{record.where}: {e}") from None
+    return found
+
+
+def prompts(
+    task: Task, questions: Sequence[Asking], pool: Sequence[Asking], num_fewshot: int
+) -> Iterator[str]:
+    """What stands before each question: examples of the pool, drawn as the harness draws them."""
+    draw = random.Random(SEED)
+    if num_fewshot and len(pool) < num_fewshot + bool(task.leaves_out):
+        raise NeojaxError(
+            f"{num_fewshot} examples are asked for, and {len(pool)} rows are there to draw from"
+        )
+    for own in questions:
+        chosen: list[Asking] = []
+        if num_fewshot and task.leaves_out:
+            drawn = draw.sample(pool, num_fewshot + 1)
+            chosen = [each for each in drawn if each.record.values != own.record.values][:num_fewshot]
+            if len(chosen) < num_fewshot:  # rows that are there twice
+                others = [each for each in pool if each.record.values != own.record.values]
+                chosen = draw.sample(others, num_fewshot)
+        elif num_fewshot:
+            chosen = draw.sample(pool, num_fewshot)
+        yield "".join(f"{example(each.asked)}\n\n" for each in chosen)
+
+
+def example(asked: Asked) -> str:
+    """A question with its right answer."""
+    if len(asked.contexts) > 1:
+        return f"{asked.contexts[asked.gold]} {asked.answers[0]}"
+    return f"{asked.contexts[0]} {asked.answers[asked.gold]}"
+
+
+class _Result(NamedTuple):
+    """Of one question: the log-likelihood of each answer and its length in characters, whether the first is
+    greedy, and which is right."""
+
+    nats: list[float]
+    lengths: list[int]
+    is_greedy: bool
+    gold: int
+
+    @property
+    def said(self) -> int:
+        return int(np.argmax(self.nats))
+
+    @property
+    def said_by_length(self) -> int:
+        return int(np.argmax(np.array(self.nats) / np.maximum(self.lengths, 1)))
+
+
+def _results(
+    model: Transformer,
+    task: Task,
+    questions: Sequence[Asking],
+    pool: Sequence[Asking],
+    num_fewshot: int,
+    limit: int | None,
+) -> list[_Result]:
+    questions = questions[:limit]
+    before = list(prompts(task, questions, pool, num_fewshot))
+    found: list[_Result] = []
+    for start in range(0, len(questions), GROUP):
+        own = [each.asked for each in questions[start : start + GROUP]]
+        requests = [
+            [(shots + context, task.delimiter + answer) for context, answer in asked.requests]
+            for shots, asked in zip(before[start : start + GROUP], own)
+        ]
+        scores = iter(log_likelihoods(model, [pair for pairs in requests for pair in pairs]))
+        for asked, pairs in zip(own, requests):
+            likelihoods = [next(scores) for _ in pairs]
+            found.append(
+                _Result(
+                    [nats for nats, _ in likelihoods],
+                    [len(answer) for _, answer in asked.requests],
+                    likelihoods[0][1],
+                    asked.gold,
+                )
+            )
+    return found
+
+
+def _row(task: Task, name: str, file: str, num_fewshot: int, results: Sequence[_Result]) -> dict[str, Any]:
+    """What answers come to."""
+    row: dict[str, Any] = {"task": name, "file": file, "questions": len(results), "num_fewshot": num_fewshot}
+    said, gold = (np.array(column) for column in zip(*((each.said, each.gold) for each in results)))
+    first = np.array([each.nats[0] for each in results])
+    resampled: dict[str, Callable[[np.ndarray], float]] = {
+        "perplexity": lambda at: float(np.exp(-first[at].mean())),
+        "mcc": lambda at: matthews(said[at], gold[at]),
+        "f1": lambda at: _f1(said[at], gold[at], len(task.labels)),
+    }
+    for metric in task.metrics:
+        if measure := resampled.get(metric):
+            row[metric] = measure(np.arange(len(results)))
+            # The harness gives no error of the mean over the classes of CB.
+            has_error = metric != "f1" or len(task.labels) == 2
+            row[f"{metric}_stderr"] = bootstrap_error(measure, len(results)) if has_error else None
+            continue
+        if len(results[0].nats) == 1:
+            hits = [float(each.is_greedy) for each in results]
+        else:
+            hits = [float((e.said if metric == "acc" else e.said_by_length) == e.gold) for e in results]
+        row |= {metric: float(np.mean(hits)), f"{metric}_stderr": mean_error(hits)}
+    return row
+
+
+def _f1(said: np.ndarray, gold: np.ndarray, classes: int) -> float:
+    """Of class 1 where there are two, else the mean over all, also those that do not occur."""
+    if classes == 2:
+        return f1(said, gold)
+    return float(np.mean([f1((said == k).astype(int), (gold == k).astype(int)) for k in range(classes)]))
