@@ -90,7 +90,7 @@ def write_config(folder: Path, name: str, model: Row, mesh: Row, **train: Any) -
 def layouts() -> dict[str, Row]:
     """The mesh of every row of the table in meshconfigs/README.md, on eight devices."""
     text = (ROOT / "meshconfigs" / "README.md").read_text(encoding="utf-8")
-    table = text.split("| for | layout | param_layout |\n", 1)[1]
+    table = text.split("| for | layout | param_layout |\n", 1)[1].split("\n\n", 1)[0]
     found = {}
     for title, layout, stored in re.findall(r"^\| ([^|]+) \| `([^`]+)` \| (?:`([^`]+)` )?\|$", table, re.M):
         axes = list(dict.fromkeys(re.findall(r"[:+](\w+)", f"{layout}, {stored}")))
