@@ -14,8 +14,10 @@ import numpy as np
 from neojax import config as configuration
 from neojax.arguments import wrong
 from neojax.config import Config, MeshConfig
-from neojax.convert import hf, hf_config
+from neojax.convert import hf, hf_config, peft
 from neojax.convert.neox_checkpoint import refuse_checkpoint
+from neojax.convert.peft_files import CONFIG as ADAPTER
+from neojax.convert.peft_files import base_of, is_adapter_dir
 from neojax.convert.place import Fresh
 from neojax.data import tokenizer as tokenizers
 from neojax.data.special_tokens import SpecialTokens
@@ -27,6 +29,7 @@ from neojax.models.families import family
 from neojax.models.inference import (
     check_weights,
     converted,
+    for_inference,
     inference_compute,
     inference_layout,
 )
@@ -40,12 +43,19 @@ from neojax.storage.remote import is_remote, place
 
 
 def load(
-    path: str | Path, *, mesh: MeshConfig | None = None, dtype: str = "auto", weights: str = "auto"
+    path: str | Path,
+    *,
+    mesh: MeshConfig | None = None,
+    dtype: str = "auto",
+    weights: str = "auto",
+    adapter: str | Path | None = None,
 ) -> Transformer:
     """The trained model at `path`, with its weights placed on a mesh.
 
     mesh: default the mesh that `jax.set_mesh` has put in force, split as the run it comes from was, or one
-    device. path: a run directory (its newest checkpoint), RUN/checkpoints/STEP, or a Hugging Face directory.
+    device. path: a run directory (its newest checkpoint), RUN/checkpoints/STEP, a Hugging Face directory, or
+    a folder of PEFT's that names its base. adapter: such a folder, to be added to the model at `path`, whose
+    matrices low-rank additions stay beside.
     dtype: compute type, float32 or bfloat16; auto is bfloat16 on TPU and GPU. weights: what the matrices are
     kept in, float32, bfloat16, int8, or auto, the compute type: fewer bytes to hold, at some loss; slower on
     CPU. They are held once, in the form that scoring and generation use (`neojax.models.inference`). The
@@ -54,7 +64,9 @@ def load(
     """
     if not isinstance(path, str | os.PathLike):
         raise wrong("path", path, "the folder of a run or of a Hugging Face model")
-    path = place(path)
+    if adapter is not None and not isinstance(adapter, str | os.PathLike):
+        raise wrong("adapter", adapter, "a folder of PEFT's, with adapter_config.json")
+    path, adapter = with_adapter(path, adapter)
     if not isinstance(dtype, str) or dtype not in ("auto", *COMPUTE_TYPES):
         raise wrong("dtype", dtype, "auto, float32 or bfloat16")
     check_weights(weights)
@@ -66,6 +78,8 @@ def load(
     layout = layout or usual_layout(MeshConfig(layout="") if run is None else run.config.mesh)
     compute = Compute(dtype=compute_type(dtype, layout))
     with layout.in_force():
+        if adapter is not None:
+            return for_inference(load_adapted(path, adapter, layout, compute), weights)
         if run is None:
             kept = partial(narrow, dtype=compute.dtype, weights=weights)
             return hf.load(path, inference_layout(layout), inference_compute(compute), kept)
@@ -78,12 +92,35 @@ def load_trained(
 ) -> Transformer:
     """The model at `path`, as `load` takes it, in the form in which it is trained: float32, in the stored
     layout of `layout` (default: one device), with its low-rank additions. Raises `NeojaxError`."""
-    path = place(path)
+    path, adapter = with_adapter(path)
+    if adapter is not None:
+        return load_adapted(path, adapter, layout, compute)
     if hf.is_hf_dir(path):
         return hf.load(path, layout, compute)
     run = open_run(path)
     model, params = restore(run, layout or single_device(), compute or Compute())
     return accompanied(model.bind(params), run)
+
+
+def with_adapter(path: str | Path, adapter: str | Path | None = None) -> tuple[Path, Path | None]:
+    """The folder of a model, and that of an adapter for it: of one that is at `path` itself, the base that it
+    names. Raises `NeojaxError`."""
+    folder = place(path)
+    if adapter is None:
+        return (base_of(folder), folder) if is_adapter_dir(folder) else (folder, None)
+    adapter = Path(adapter)
+    if not (adapter / ADAPTER).is_file():
+        cause = f"has no {ADAPTER}" if adapter.exists() else "does not exist"
+        raise NeojaxError(f"adapter {adapter} {cause}; expected a folder of PEFT's")
+    return folder, adapter
+
+
+def load_adapted(
+    path: Path, adapter: Path, layout: Layout | None = None, compute: Compute | None = None
+) -> Transformer:
+    """The model at `path` with the low-rank additions of `adapter`, in the form in which it is trained;
+    additions of its own become part of its matrices. Raises `NeojaxError`."""
+    return peft.load(adapter, merged(load_trained(path, layout, compute)), path)
 
 
 def checked(mesh: MeshConfig) -> MeshConfig:

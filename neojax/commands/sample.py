@@ -15,11 +15,10 @@ from neojax.arguments import text
 from neojax.config import MeshConfig
 from neojax.convert import hf
 from neojax.errors import NeojaxError
-from neojax.loading import find_run, load
+from neojax.loading import find_run, load, with_adapter
 from neojax.output import json_line
 from neojax.sampling.generate import Sample, generate
 from neojax.sampling.requests import Sampling, sample_count, usable
-from neojax.storage.remote import place
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -27,7 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "source",
         metavar="RUN_OR_CHECKPOINT",
-        help="a run directory, RUN/checkpoints/STEP, or a Hugging Face directory",
+        help="a run directory, RUN/checkpoints/STEP, a Hugging Face directory, or one of PEFT's",
     )
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument(
@@ -85,6 +84,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="keep the matrices in fewer bytes, for slightly other text; slower on CPU (%(default)s)",
     )
     parser.add_argument(
+        "--adapter",
+        metavar="DIR",
+        help="a folder of PEFT's (adapter_config.json), whose low-rank additions the model gets",
+    )
+    parser.add_argument(
         "--json",
         action="store_true",
         help="print one JSON object a sample: prompt, text, tokens, finish_reason",
@@ -120,7 +124,9 @@ def run(args: Namespace) -> None:
     settings = {f.name: getattr(args, f.name) for f in fields(Sampling) if hasattr(args, f.name)}
     sampling = Sampling(**settings)  # before the weights are read
     sample_count(args.num_samples)
-    model = usable(load(args.source, mesh=mesh, weights=args.weights), "continue a text")
+    model = usable(
+        load(args.source, mesh=mesh, weights=args.weights, adapter=args.adapter), "continue a text"
+    )
     if model.tokenizer is None:
         raise NeojaxError(
             f"{args.source} has no tokenizer, so there is no text to continue; use neojax.generate"
@@ -222,7 +228,7 @@ def mesh_of(source: str, overrides: list[str]) -> MeshConfig | None:
             raise NeojaxError(
                 f"override {override!r}: sampling takes those of the mesh, such as mesh.cpu_devices=8"
             )
-    path = place(source)
+    path, _ = with_adapter(source)
     raw = {}
     if not hf.is_hf_dir(path):
         raw = {"mesh": config.to_dict(config.load(find_run(path)[0] / "config.yml").mesh)}

@@ -10,6 +10,7 @@ from neojax.config import Config
 from neojax.config.tasks import TASKS
 from neojax.convert import gpt_neo, hf_config, neox
 from neojax.convert.neox_checkpoint import refuse_checkpoint
+from neojax.convert.peft_files import base_of, is_adapter_dir
 from neojax.errors import NeojaxError
 from neojax.runs.run_dir import CONFIG, is_run_dir
 from neojax.storage.remote import is_remote, place
@@ -85,6 +86,8 @@ def of_folder(path: Path, overrides: Iterable[str] = ()) -> Config:
     there. Raises `NeojaxError`."""
     if (path / CONFIG).is_file():
         return configuration.of_run(path, overrides)
+    if is_adapter_dir(path):
+        return of_folder(base_of(path), overrides)
     if hf_config.is_hf_dir(path):
         model = configuration.to_dict(hf_config.read_config(path))
         return configuration.from_dict({"model": model}, overrides, source=str(path))
@@ -97,6 +100,8 @@ def of_folder(path: Path, overrides: Iterable[str] = ()) -> Config:
 def model_of(path: str) -> dict[str, Any]:
     """The `model` section of the Hugging Face or run directory (or RUN/checkpoints/STEP) at `path`."""
     folder = place(path)
+    if is_adapter_dir(folder):
+        folder = base_of(folder)
     if hf_config.is_hf_dir(folder):
         return configuration.to_dict(hf_config.read_config(folder))
     for run in (folder, folder.parent.parent):

@@ -169,7 +169,7 @@ def _write_weights(
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
         _write_json(folder / f"{WEIGHTS}.index.json", index)
     for file, names in zip(files, shards):
-        values = {name: _assemble(params, dims, tensors[name]) for name in names}
+        values = {name: assembled(params, dims, tensors[name]) for name in names}
         try:
             save_file(values, folder / file, metadata={"format": "pt"})
         except SafetensorError as e:
@@ -177,7 +177,7 @@ def _write_weights(
         shutil.copymode(folder / CONFIG, folder / file)  # safetensors lets nobody else read it
 
 
-def _assemble(params: dict[str, Any], dims: Mapping[str, tuple[str, ...]], inside: list[Place]) -> np.ndarray:
+def assembled(params: dict[str, Any], dims: Mapping[str, tuple[str, ...]], inside: list[Place]) -> np.ndarray:
     """The tensor that the pieces `inside` make up; padding of the vocabulary is left out."""
     tensor = np.empty(inside[0].tensor_shape, np.float32)
     for where in inside:

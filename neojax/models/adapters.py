@@ -31,14 +31,11 @@ A, B = ".lora_a", ".lora_b"
 class Adapters:
     """The low-rank additions of a model.
 
-    scale: of every addition; base: the type that frozen matrices are kept in; `matrices`: (name of a matrix,
-    name of its `lora_a`); `frozen`: the parameters that are not trained.
+    lora: what was asked for; `matrices`: (name of a matrix, name of its `lora_a`); `frozen`: the parameters
+    that are not trained.
     """
 
-    rank: int
-    scale: float
-    dropout: float
-    base: str
+    lora: LoraConfig
     matrices: tuple[tuple[str, str], ...]
     frozen: frozenset[str]
 
@@ -55,10 +52,19 @@ class Adapters:
                 f"train.lora.whole and train.lora.targets both name {twice[0]}; a matrix is trained whole or "
                 "by an addition, leave it out of one"
             )
-        root = lora.rank**0.5 if lora.rs else lora.rank
         matrices = tuple((name, _shared(name, names) + A) for name in dims if name in targets)
         frozen = untrained(lora, dims)
-        return Adapters(lora.rank, lora.alpha / root, lora.dropout, lora.base, matrices, frozen)
+        return Adapters(lora, matrices, frozen)
+
+    @property
+    def rank(self) -> int:
+        """The size of `rank`."""
+        return self.lora.rank
+
+    @property
+    def scale(self) -> float:
+        """How often every addition counts."""
+        return self.lora.alpha / (self.rank**0.5 if self.lora.rs else self.rank)
 
     def dims(self, own: Dims) -> dict[str, tuple[str, ...]]:
         """Name -> dimension names of the parameters of the additions, `own` being those of the model."""
@@ -94,7 +100,7 @@ class Adapters:
             if not isinstance(joined[name], LowRank):
                 seed = zlib.crc32(role_of(a).encode()) & 0x7FFFFFFF
                 parts = joined[name], params[a], params[name + B]
-                joined[name] = LowRank(*parts, self.scale, self.dropout, seed)
+                joined[name] = LowRank(*parts, self.scale, self.lora.dropout, seed)
         return joined
 
     def apart(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,7 +117,7 @@ class Adapters:
         bfloat16 elsewhere; of all else float32."""
         if name not in self.frozen or _inner(dims) not in SUMMED:
             return "float32"
-        return "bfloat16" if self.base == "int8" and role_of(name) == name else self.base
+        return "bfloat16" if self.lora.base == "int8" and role_of(name) == name else self.lora.base
 
     def narrowed(self, name: str, dims: tuple[str, ...], value: Any) -> Any:
         """The value of a parameter of the model in the type that it is kept in."""

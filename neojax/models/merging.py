@@ -30,7 +30,7 @@ def merged(model: Transformer) -> Transformer:
 def _whole(value: Any, dims: tuple[str, ...], sharding: NamedSharding) -> jax.Array:
     """A parameter [`dims`] in float32, with what is added to it."""
     if not isinstance(value, LowRank):
-        return _wide(value)
+        return widened(value)
     letters = dict(zip(dims, string.ascii_letters))
     layers, others = [d for d in dims if d == "layers"], [d for d in dims if d != "layers"]
     n_summed = value.a.ndim - len(layers) - 1
@@ -39,10 +39,11 @@ def _whole(value: Any, dims: tuple[str, ...], sharding: NamedSharding) -> jax.Ar
     letters["rank"] = "Z"
     a, b, out = ("".join(letters[dim] for dim in term) for term in terms)
     added = jnp.einsum(f"{a},{b}->{out}", value.a, value.b, out_sharding=sharding)
-    return _wide(value.base) + value.scale * added
+    return widened(value.base) + value.scale * added
 
 
-def _wide(value: Any) -> jax.Array:
+def widened(value: Any) -> jax.Array:
+    """A parameter in float32, whatever it is kept in."""
     if isinstance(value, Quantized):
         return value.values * value.scale
     return value.astype(jnp.float32)

@@ -37,7 +37,7 @@ def make_train_step(
     rate = learning_rate(train)
     config = model.config
     rates = config.embedding.dropout, config.attention.dropout, config.dropout, config.head.dropout
-    drops = any(rates) or (model.adapters is not None and model.adapters.dropout > 0)
+    drops = any(rates) or (model.adapters is not None and model.adapters.lora.dropout > 0)
 
     def objective(trained, frozen, batch, index, step, scored):
         key = None
