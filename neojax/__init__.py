@@ -8,13 +8,13 @@ from neojax.version import __version__
 
 if TYPE_CHECKING:
     from neojax import config
+    from neojax.evaluate.in_training import train
     from neojax.evaluate.score import score
     from neojax.loading import load
     from neojax.sampling.fill_mask import fill_mask
     from neojax.sampling.generate import generate
     from neojax.sampling.predict import predict
     from neojax.sampling.requests import Sampling
-    from neojax.training.loop import train
 
 __all__ = [
     "NeojaxError",
@@ -36,7 +36,7 @@ _LAZY = {
     "load": "neojax.loading",
     "predict": "neojax.sampling.predict",
     "score": "neojax.evaluate.score",
-    "train": "neojax.training.loop",
+    "train": "neojax.evaluate.in_training",
 }
 
 

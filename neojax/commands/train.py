@@ -24,9 +24,9 @@ def run(args: Namespace) -> None:
     with Stop(ends_process=True) as stop:
         # JAX takes seconds to import, in which a signal finds its handler.
         from neojax.convert import configs
+        from neojax.evaluate.in_training import train
         from neojax.layout.hosts import told_before_joining
         from neojax.layout.peers import ends_without_peers
-        from neojax.training.loop import train
 
         files, overrides = configs.words(args.config, args.overrides)
         with ends_without_peers(), told_before_joining(overrides):

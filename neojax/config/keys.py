@@ -283,8 +283,17 @@ class TrainConfig:
         most=2**63 - 1,
     )
     log_every: int = key(10, "steps between lines of metrics.jsonl", least=1)
-    eval_every: int = key(0, "steps between evaluations on data.validation; 0: only at the end", least=0)
+    eval_every: int = key(
+        0, "steps between evaluations on data.validation and eval_tasks; 0: only at the end", least=0
+    )
     eval_batches: int = key(0, "batches of each validation store to evaluate; 0: all", least=0)
+    eval_tasks: tuple[str, ...] = key(
+        (),
+        "tasks from local files, asked at every evaluation: NAME=FILE or NAME=FILE+FILE_OF_EXAMPLES, as "
+        "`neojax eval --tasks` takes them; metrics are NAME_acc and the like",
+    )
+    eval_tasks_fewshot: int = key(0, "eval_tasks: examples before each question", least=0)
+    eval_tasks_limit: int = key(0, "eval_tasks: the first so many questions of each; 0: all", least=0)
     checkpoint_every: int = key(1000, "steps between checkpoints; one is always written at the end", least=1)
     checkpoint_steps: tuple = key(
         (), "further steps at which a checkpoint is written; 0: before the first, of the initial weights"

@@ -22,13 +22,17 @@ from neojax.models import Transformer
 
 TASKS = {"crows_pairs": ("sent_more", "sent_less"), "word_swaps": ("template", "a", "b")}
 """Name -> the columns that a row needs."""
+METRICS = {
+    "crows_pairs": ("pct_stereotype", "likelihood_diff", "nats_more"),
+    "word_swaps": ("a_likelier", "nats_more"),
+}
 _GROUPS = {"crows_pairs": "bias_type", "word_swaps": "group"}
 
 
 def evaluate(model: Transformer, name: str, file: str, records: Sequence[Record]) -> list[dict[str, Any]]:
     """What the pairs of `records` come to, a row for each group, where there are several, and then one of
     all. Raises `NeojaxError`, which names the row."""
-    pairs = [_pair(name, record) for record in records]
+    pairs = pairs_of(name, records)
     found = log_likelihoods(model, [("", sentence) for pair in pairs for sentence in pair])
     nats = np.array([each for each, _ in found]).reshape(-1, 2)
     groups = [str(record.values.get(_GROUPS[name]) or "") for record in records]
@@ -38,6 +42,11 @@ def evaluate(model: Transformer, name: str, file: str, records: Sequence[Record]
             own = nats[[each == group for each in groups]]
             rows.append({"task": f"{name}_{group or 'none'}", "file": file, **_row(name, own)})
     return [*rows, {"task": name, "file": file, **_row(name, nats)}]
+
+
+def pairs_of(name: str, records: Sequence[Record]) -> list[tuple[str, str]]:
+    """The two sentences of every row. Raises `NeojaxError`, which names the row."""
+    return [_pair(name, record) for record in records]
 
 
 def _pair(name: str, record: Record) -> tuple[str, str]:

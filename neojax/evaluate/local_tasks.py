@@ -3,7 +3,6 @@
 Without lm-evaluation-harness, and with its arithmetic: on the same file and weights the numbers are its.
 """
 
-import itertools
 import random
 import tempfile
 import zipfile
@@ -59,30 +58,53 @@ def local_task(text: str) -> Local:
 def evaluate(
     model: Transformer, local: Local, *, num_fewshot: int = 0, limit: int | None = None
 ) -> list[dict[str, Any]]:
-    """What a task comes to, a row for each of its sets, and behind several one of all: its questions, and
-    each metric with its standard error (`acc`, `acc_stderr`, ...; None where there is none).
+    """What a task comes to, see `Questions`."""
+    return Questions(local, num_fewshot, limit).ask(model)
+
+
+class Questions:
+    """The questions of a task, read, each with what stands before it; `metrics` are what is measured.
 
     num_fewshot: examples before each question. limit: how many questions of each set. Raises `NeojaxError`,
     which names the file and row of what is not as the task has it.
     """
-    if local.name in bias.TASKS:
-        if num_fewshot:
-            raise NeojaxError(f"task {local.name} takes no examples; leave --num-fewshot out")
-        records = itertools.islice(read_records(local.file), limit)
-        return bias.evaluate(model, local.name, local.file, list(records))
-    task, rows, every = TASKS[local.name], [], []
-    if num_fewshot and task.leaves_out is None:
-        raise NeojaxError(f"task {local.name} takes no examples; leave --num-fewshot out")
-    pool = [] if not local.examples else asking(task, read(local.name, place(local.examples)))
-    with sets(local) as found:
-        for name, file in found.items():
-            own = asking(task, read(local.name, file))
-            results = _results(model, task, own, pool or own, num_fewshot, limit)
+
+    def __init__(self, local: Local, num_fewshot: int = 0, limit: int | None = None):
+        self.local, self._num_fewshot = local, num_fewshot
+        self._records: list[Record] = []
+        self._sets: list[tuple[str, list[tuple[str, Asked]]]] = []
+        task = TASKS.get(local.name)
+        if num_fewshot and (task is None or task.leaves_out is None):
+            raise NeojaxError(f"task {local.name} takes no examples; ask for 0")
+        if task is None:
+            self.metrics = bias.METRICS[local.name]
+            self._records = read_records(local.file)[:limit]
+            bias.pairs_of(local.name, self._records)  # raises for what is no pair
+            return
+        self.metrics = task.metrics
+        pool = [] if not local.examples else asking(task, read(local.name, place(local.examples)))
+        with sets(local) as files:
+            for name, file in files.items():
+                own = asking(task, read(local.name, file))
+                before = prompts(task, own[:limit], pool or own, num_fewshot)
+                self._sets.append((name, [(shots, each.asked) for shots, each in zip(before, own)]))
+
+    def ask(self, model: Transformer, errors: bool = True) -> list[dict[str, Any]]:
+        """What the answers of `model` come to: a row for each set, and behind several one of all, with its
+        questions, and each metric with its standard error (`acc`, `acc_stderr`, ...; None where there is
+        none, or where `errors` are not asked for)."""
+        local = self.local
+        if local.name in bias.TASKS:
+            return bias.evaluate(model, local.name, local.file, self._records)
+        task, every, rows = TASKS[local.name], [], []
+        about = {"file": local.file, "num_fewshot": self._num_fewshot}
+        for name, questions in self._sets:
+            results = _results(model, task, questions)
             every += results
-            rows.append(_row(task, name, local.file, num_fewshot, results))
-    if len(rows) > 1:
-        rows.append(_row(task, local.name, local.file, num_fewshot, every))
-    return rows
+            rows.append({"task": name, **about, **_measured(task, results, errors)})
+        if len(rows) > 1:
+            rows.append({"task": local.name, **about, **_measured(task, every, errors)})
+        return rows
 
 
 @contextmanager
@@ -192,40 +214,27 @@ class _Result(NamedTuple):
         return int(np.argmax(np.array(self.nats) / np.maximum(self.lengths, 1)))
 
 
-def _results(
-    model: Transformer,
-    task: Task,
-    questions: Sequence[Asking],
-    pool: Sequence[Asking],
-    num_fewshot: int,
-    limit: int | None,
-) -> list[_Result]:
-    questions = questions[:limit]
-    before = list(prompts(task, questions, pool, num_fewshot))
+def _results(model: Transformer, task: Task, questions: Sequence[tuple[str, Asked]]) -> list[_Result]:
+    """The answers to questions, each with what stands before it."""
     found: list[_Result] = []
     for start in range(0, len(questions), GROUP):
-        own = [each.asked for each in questions[start : start + GROUP]]
+        group = questions[start : start + GROUP]
         requests = [
-            [(shots + context, task.delimiter + answer) for context, answer in asked.requests]
-            for shots, asked in zip(before[start : start + GROUP], own)
+            [(before + context, task.delimiter + answer) for context, answer in asked.requests]
+            for before, asked in group
         ]
         scores = iter(log_likelihoods(model, [pair for pairs in requests for pair in pairs]))
-        for asked, pairs in zip(own, requests):
-            likelihoods = [next(scores) for _ in pairs]
-            found.append(
-                _Result(
-                    [nats for nats, _ in likelihoods],
-                    [len(answer) for _, answer in asked.requests],
-                    likelihoods[0][1],
-                    asked.gold,
-                )
-            )
+        for _, asked in group:
+            lengths = [len(answer) for _, answer in asked.requests]
+            likelihoods = [next(scores) for _ in lengths]
+            nats = [each for each, _ in likelihoods]
+            found.append(_Result(nats, lengths, likelihoods[0][1], asked.gold))
     return found
 
 
-def _row(task: Task, name: str, file: str, num_fewshot: int, results: Sequence[_Result]) -> dict[str, Any]:
+def _measured(task: Task, results: Sequence[_Result], errors: bool) -> dict[str, Any]:
     """What answers come to."""
-    row: dict[str, Any] = {"task": name, "file": file, "questions": len(results), "num_fewshot": num_fewshot}
+    row: dict[str, Any] = {"questions": len(results)}
     said, gold = (np.array(column) for column in zip(*((each.said, each.gold) for each in results)))
     first = np.array([each.nats[0] for each in results])
     resampled: dict[str, Callable[[np.ndarray], float]] = {
@@ -237,7 +246,7 @@ def _row(task: Task, name: str, file: str, num_fewshot: int, results: Sequence[_
         if measure := resampled.get(metric):
             row[metric] = measure(np.arange(len(results)))
             # The harness gives no error of the mean over the classes of CB.
-            has_error = metric != "f1" or len(task.labels) == 2
+            has_error = errors and (metric != "f1" or len(task.labels) == 2)
             row[f"{metric}_stderr"] = bootstrap_error(measure, len(results)) if has_error else None
             continue
         if len(results[0].nats) == 1:

@@ -31,6 +31,7 @@ from neojax.storage.lock import BucketLock
 from neojax.storage.remote import place
 from neojax.storage.spool import Spool
 from neojax.training.alike import check_alike
+from neojax.training.asked import Asked, Asker, asked_of
 from neojax.training.compiler import compiler_options
 from neojax.training.feed import Feed, open_feed
 from neojax.training.health import Health, not_finite
@@ -70,9 +71,9 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
     return model, make_optimizer(train, model.dims(), config.model.n_vocab)
 
 
-def train(config: Config, stop: Stop | None = None) -> None:
+def train(config: Config, stop: Stop | None = None, ask: Asker | None = None) -> None:
     """Runs (or resumes) the training run of `config` to its end, or until `stop` (default: one of its own) is
-    asked.
+    asked. `ask` is for train.eval_tasks, see `neojax.evaluate.in_training.train`.
 
     Raises `NeojaxError` for what the user can mend.
     """
@@ -80,7 +81,7 @@ def train(config: Config, stop: Stop | None = None) -> None:
         raise wrong("config", config, "a neojax.config.Config, as neojax.config.load gives it")
     if stop is None:
         with Stop() as stop:
-            return train(config, stop)
+            return train(config, stop, ask)
     if not config.train.run_dir:
         raise NeojaxError(
             "train.run_dir is not set; name the folder of this run, such as train.run_dir=runs/first"
@@ -94,6 +95,7 @@ def train(config: Config, stop: Stop | None = None) -> None:
     # Before anything else: wrong paths are the commonest error.
     feed = agreed(partial(open_feed, config))
     config = feed.config
+    asked = agreed(partial(asked_of, ask, config, feed.tokenizer, feed.eos_token_id))
     layout = make_layout(config.mesh)
     model, optimizer = agreed(lambda: build(config, layout))
     folder = place(config.train.run_dir)
@@ -141,7 +143,9 @@ def train(config: Config, stop: Stop | None = None) -> None:
             progress.note(describe(chosen))
         for line in feed.notes:
             progress.note(line)
-        run = Run(config, model, optimizer, state, start, progress, meta, stop, health, unevaluated, feed)
+        run = Run(
+            config, model, optimizer, state, start, progress, meta, stop, health, unevaluated, feed, asked
+        )
         run.go(checkpoints, lock, stack.enter_context(Spool(folder)))
 
 
@@ -161,13 +165,14 @@ class Run:
         health: Health,
         unevaluated: bool,
         feed: Feed,
+        asked: Asked | None,
     ):
         self.config, self.model, self.state, self.step, self.progress = config, model, state, step, progress
         self.meta, self.stop, self.health = meta, stop, health
         self.unevaluated = (
             unevaluated  # whether the run was stopped before an evaluation of this step was done
         )
-        self.feed = feed
+        self.feed, self.asked = feed, asked
         self.together = Together()
         self.train_step = make_train_step(model, optimizer, config.train)
         self.evaluations = feed.evaluations(model)
@@ -208,7 +213,7 @@ class Run:
                     last = self.step == train.steps
                     logs = last or self.step % train.log_every == 0
                     evaluates = last or (train.eval_every > 0 and self.step % train.eval_every == 0)
-                    evaluates &= bool(self.config.data.validation)
+                    evaluates &= bool(self.config.data.validation or self.asked)
                     stops = self.is_stopping()
                     saves = last or stops or self.step % train.checkpoint_every == 0
                     saves |= self.step in train.checkpoint_steps
@@ -357,6 +362,7 @@ class Run:
         """Evaluates where the run was stopped before, unless another resume has done so; False as for
         `evaluate_into`."""
         names = [f"{name}_loss" for name in self.evaluations]
+        names += self.asked.names if self.asked else []
         row: dict[str, Any] = {}
         if names and not any(from_first([metrics.has(self.step, names)])):
             if not self.evaluate_into(row):
@@ -366,8 +372,8 @@ class Run:
         return True
 
     def evaluation_row(self) -> dict[str, Any]:
-        """What the model reports of every validation store, and the perplexity where there is one. Raises
-        `Stopped` where the run is to stop meanwhile."""
+        """What the model reports of every validation store, and the perplexity where there is one; and what
+        it answers to train.eval_tasks. Raises `Stopped` where the run is to stop meanwhile."""
         row: dict[str, Any] = {}
         for name, evaluation in self.evaluations.items():
             means = evaluation(self.state.params, self.share, self.until_stopped)
@@ -377,7 +383,17 @@ class Run:
             more = {what: mean for what, mean in means.items() if what in MEASURES}
             told = "".join(f", {what} {mean:.4f}" for what, mean in more.items())
             self.progress.note(f"step {self.step}: {name} loss {loss:.4f}{told}")
+        if self.asked:
+            answers = self.asked(self.model.bind(self.state.params), self.unless_stopped)
+            told = ", ".join(f"{name} {value:.4f}" for name, value in answers.items())
+            self.progress.note(f"step {self.step}: {told}")
+            row |= answers
         return row
+
+    def unless_stopped(self) -> None:
+        """Raises `Stopped` where the run is to stop at this point."""
+        if self.is_stopping():
+            raise Stopped
 
     def perplexity(self, loss: float, name: str = "") -> dict[str, float]:
         """exp(loss), kept finite; nothing where the loss is no negative log-likelihood."""
