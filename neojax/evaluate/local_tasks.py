@@ -124,10 +124,15 @@ def sets(local: Local) -> Iterator[dict[str, Path]]:
         if not path.is_dir():
             yield {local.name: path}
             return
-        files = sorted(path.rglob("*.jsonl"))
+        files = sorted(file for file in path.rglob("*.jsonl") if not _is_hidden(file.relative_to(path)))
         if not files:
             raise NeojaxError(f"{local.file} holds no .jsonl files")
         yield {f"{local.name}_{file.stem}": file for file in files}
+
+
+def _is_hidden(path: Path) -> bool:
+    """Whether a file is none of a task's, as what macOS puts into archives."""
+    return any(part.startswith((".", "__")) for part in path.parts)
 
 
 def read(name: str, path: Path) -> list[Record]:

@@ -78,7 +78,7 @@ def test_a_converted_gpt2_of_format_1_is_one_still():
         "n_vocab": 53,
         "attention": {"heads": 4},
     }
-    assert config == from_dict({"model": small})
+    assert config == from_dict({"model": small, "train": {"unroll": 1}})
 
 
 GPT2 = {"attention_bias": True, "attention_types": ["global"]}

@@ -215,6 +215,7 @@ def test_sets_of_a_zip_are_told_apart_and_together(model, tmp_path):
     with zipfile.ZipFile(tmp_path / "blimp.zip", "w") as archive:
         for name, rows in (("b", ROWS["blimp"][:3]), ("a", ROWS["blimp"][3:])):
             archive.writestr(f"data/{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            archive.writestr(f"__MACOSX/data/._{name}.jsonl", b"\0\xff")
     rows = evaluate(model, Local("blimp", str(tmp_path / "blimp.zip")))
     assert [(row["task"], row["questions"]) for row in rows] == [
         ("blimp_a", 4),
