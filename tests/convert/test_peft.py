@@ -66,7 +66,7 @@ class Reference:
         with torch.no_grad():
             for name, value in self.model.named_parameters():
                 if "lora_" in name or "modules_to_save" in name:
-                    value.copy_(0.3 * torch.randn(value.shape, generator=generator))
+                    value.copy_(0.2 * torch.randn(value.shape, generator=generator))
         self.model.save_pretrained(self.adapter)
         written = json.loads((self.adapter / "adapter_config.json").read_text())
         written["base_model_name_or_path"] = str(self.base)
