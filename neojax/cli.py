@@ -18,6 +18,7 @@ from neojax.version import __version__
 COMMANDS = {
     "train": "train a model, or go on with a run",
     "sample": "generate text from a trained model",
+    "chat": "talk to a model that was trained for it",
     "fill-mask": "tell the likeliest tokens in the place of [MASK]",
     "eval": "measure a model on held-out text",
     "predict": "tell the class of texts, or the number",

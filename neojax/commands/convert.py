@@ -13,6 +13,7 @@ from neojax.convert.hf_config import is_hf_dir
 from neojax.convert.neox_checkpoint import refuse_checkpoint
 from neojax.convert.peft_files import CONFIG as ADAPTER
 from neojax.convert.peft_files import base_of, is_adapter_dir
+from neojax.data import chat_template
 from neojax.errors import NeojaxError
 from neojax.files import ending_cleanly, is_free, named
 from neojax.loading import load_adapted, load_trained, open_run
@@ -106,9 +107,11 @@ def run(args: Namespace) -> None:
         elif is_hf_dir(source):
             model = hf.load(source)
             write_run(model, dest, replace=args.force)
+            _keep_template(root, dest)
             print(f"wrote run directory {dest}; {use_of(model.config, dest)}")
         else:
             _convert_run(args, source, dest)
+            _keep_template(root, dest)
 
 
 def _adapted(sources: list[str]) -> tuple[Path, Path] | None:
@@ -142,6 +145,12 @@ def _convert_run(args: Namespace, source: Path, dest: Path) -> None:
         raise NeojaxError(f"--merge: {source} has no low-rank additions; leave it out")
     hf.save(merged(model), dest, replace=args.force)
     print(f"wrote Hugging Face directory {dest}")
+
+
+def _keep_template(source: Path, dest: Path) -> None:
+    """Takes the chat template of a model along, where it has one."""
+    if template := chat_template.find(source):
+        write_text(dest / chat_template.FILE, template)
 
 
 def _is_neox(sources: list[str]) -> bool:

@@ -2,10 +2,13 @@
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable
+from typing import Any
 
 from neojax.data.prepare import TRAINING_TEXT, VALIDATION, prepare
+from neojax.data.prepare_sft import FORMAT, prepare_sft
 from neojax.data.sentences import WAYS
 from neojax.data.tokenizer import KINDS
+from neojax.errors import NeojaxError
 from neojax.files import ending_cleanly
 
 
@@ -17,6 +20,19 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="INPUT",
         help="files, folders or globs: text files (.txt .md .py ..., a document each), .jsonl, .parquet, "
         "compressed (.gz .xz .zst .bz2) or archived (.tar .zip); gpt-neo's .tfrecords, whose tokens are kept",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("text", FORMAT),
+        default="text",
+        help="text, documents to learn whole (default); sft, .jsonl of prompts and completions, messages, or "
+        "instructions and outputs, of which the answers are learnt (data.task=sft)",
+    )
+    parser.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help="sft: a Jinja template that writes conversations (default: that beside the tokenizer, or a "
+        "plain one)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     which = parser.add_mutually_exclusive_group(required=True)
@@ -76,14 +92,30 @@ def run(args: Namespace) -> None:
     """Runs `neojax prepare` with parsed arguments and prints the counts. Raises `NeojaxError`."""
     options = {k: v for k, v in vars(args).items() if k in _OPTIONS}
     with ending_cleanly():
-        counts = prepare(args.inputs, args.out, **options, progress=True)
+        if args.format == FORMAT:
+            counts = prepare_sft(args.inputs, args.out, **_sft_options(args))
+        elif args.chat_template is not None:
+            raise NeojaxError("--chat-template is for --format sft; leave it out")
+        else:
+            counts = prepare(args.inputs, args.out, **options, progress=True)
     print("\n".join(counts.lines()))
-    use = f"data.train={args.out}"
+    use = f"data.task=sft data.train={args.out}" if args.format == FORMAT else f"data.train={args.out}"
     if counts.validation.documents:
         use += f" data.validation={args.out}"
     elif args.validation:
         print("note: no document fell into validation; give more documents or a larger --validation")
     print(f"written to {args.out}: train with {use}")
+
+
+def _sft_options(args: Namespace) -> dict[str, Any]:
+    """The options that `--format sft` takes. Raises `NeojaxError` for any other that is given."""
+    usual = {"text_key": "text", "workers": None}
+    others = set(_OPTIONS) - {"tokenizer", "validation", "eod", "force", "workers"}
+    given = [name for name in sorted(others) if getattr(args, name) not in (None, False, usual.get(name))]
+    if given:
+        raise NeojaxError(f"--{given[0].replace('_', '-')} is not for --format sft; leave it out")
+    names = ("tokenizer", "chat_template", "validation", "eod", "force")
+    return {name: getattr(args, name) for name in names}
 
 
 _OPTIONS: Iterable[str] = (

@@ -13,6 +13,7 @@ from neojax.errors import NeojaxError, suggest
 def check(config: Config) -> None:
     """Checks what spans several keys. Raises `NeojaxError`; the mesh is checked by `neojax.layout.mesh`."""
     model, train = config.model, config.train
+    check_task(config)
     _check_heads(model)
     _ = model.attention_layers  # raises where the pattern does not fit n_layer
     _check_rotary(model)
@@ -45,7 +46,6 @@ def check(config: Config) -> None:
         )
     _check_mlm(model, train)
     check_pairs(config)
-    check_task(config)
     if not all(type(step) is int and step >= 0 for step in train.checkpoint_steps):
         raise NeojaxError(
             f"train.checkpoint_steps={list(train.checkpoint_steps)}: expected a list of steps, such as "

@@ -33,6 +33,7 @@ class Task:
 _ROW, _YES = "sequence_classification", ("0", "1")
 _ENTAILED = ("entailment", "not_entailment")
 TASKS = {
+    "sft": Task("lm"),
     "classification": Task(_ROW, ("accuracy", "f1")),
     "regression": Task(_ROW, ("pearson", "spearman")),
     "cola": Task(_ROW, ("accuracy", "matthews"), _YES, (3, None, 1)),
@@ -101,6 +102,13 @@ def check_task(config: Any) -> None:
                 )
         return
     given = f"data.task={data.task}"
+    if data.task == "sft":
+        if config.model.is_encoder:
+            raise NeojaxError(f"{given} is for models that continue a text; a {config.model.family} does not")
+        if named := [name for name in ("text", "text2", "label") if getattr(data, name)]:
+            raise NeojaxError(
+                f"{given}: `neojax prepare --format sft` has read the rows; leave data.{named[0]} out"
+            )
     for name in ("pairs", "isolate_documents"):
         if (value := getattr(data, name)) != getattr(usual, name):
             raise NeojaxError(f"{given}: a row is one example; leave data.{name}={value} out")

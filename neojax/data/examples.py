@@ -4,6 +4,7 @@ A batch is as long as its longest row, rounded up to a power of two, so that few
 rows it has is a function of (seed, step): every epoch goes over all of them in an order of its own.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -78,50 +79,24 @@ class Example(NamedTuple):
     label: Any
 
 
-class Examples:
-    """The examples of one file, in order, and what fills up their rows. `n_cut` of them were too long."""
+class Rows(ABC):
+    """Rows of one source, in order, and `lengths`, int [rows], of each: batches of them for training, and
+    once for evaluation."""
 
-    def __init__(self, name: str, examples: Sequence[Example], frame: Frame, most: int, n_cut: int = 0):
-        self.name, self.n_cut = name, n_cut
-        self.examples, self._frame, self._most = examples, frame, most
-        self.lengths = np.array([len(example.tokens) for example in examples], np.int64)
+    name: str
+    lengths: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.lengths)
 
-    @property
-    def labels(self) -> np.ndarray:
-        """[examples]: the label of each."""
-        return np.stack([example.label for example in self.examples])
+    @abstractmethod
+    def batch(self, chosen: Sequence[int], rows: Sequence[int] | np.ndarray | None = None) -> Batch:
+        """The rows `chosen` as a batch, all of them or the `rows` among them; one that is -1 is a row of
+        padding, of which nothing is scored."""
 
+    @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """What tells them from other data, as `data.fingerprint` has it."""
-        crc = 0
-        for example in self.examples:
-            for part in (example.tokens, example.label):
-                crc = google_crc32c.extend(crc, np.ascontiguousarray(part).tobytes())
-        return {"documents": len(self), "tokens": int(self.lengths.sum()), "crc32c": f"{crc:08x}"}
-
-    def batch(self, chosen: Sequence[int], rows: Sequence[int] | np.ndarray | None = None) -> Batch:
-        """The examples `chosen` as a batch, all of them or the `rows` among them; one that is -1 is a row of
-        padding, of which nothing is scored."""
-        most = max((self.lengths[i] for i in chosen if i >= 0), default=1)
-        shape = (len(chosen) if rows is None else len(rows), rounded(int(most), self._most))
-        tokens = np.full(shape, self._frame.pad, np.int32)
-        segments, types = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        like = np.asarray(self.examples[0].label)
-        nothing = np.nan if np.issubdtype(like.dtype, np.floating) else NOT_SCORED
-        labels = np.full((shape[0], *like.shape), nothing, like.dtype)
-        for row, place in enumerate(range(len(chosen)) if rows is None else rows):
-            if chosen[place] < 0:
-                continue
-            own = self.examples[chosen[place]]
-            size = len(own.tokens)
-            tokens[row, :size], segments[row, :size], types[row, :size] = own.tokens, 1, own.types
-            labels[row] = own.label
-        targets = np.full(shape, NOT_SCORED, np.int32)
-        kinds = types if self._frame.typed else None
-        return Batch(tokens, targets, segments=segments, token_types=kinds, labels=labels)
 
     def train_batches(
         self, batch_size: int, seed: int, start_step: int, rows: Sequence[int] | np.ndarray
@@ -146,6 +121,46 @@ class Examples:
         for first in range(0, len(order), batch_size):
             chosen = order[first : first + batch_size]
             yield chosen + [-1] * (batch_size - len(chosen))
+
+
+class Examples(Rows):
+    """The examples of one file, in order, and what fills up their rows. `n_cut` of them were too long."""
+
+    def __init__(self, name: str, examples: Sequence[Example], frame: Frame, most: int, n_cut: int = 0):
+        self.name, self.n_cut = name, n_cut
+        self.examples, self._frame, self._most = examples, frame, most
+        self.lengths = np.array([len(example.tokens) for example in examples], np.int64)
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[examples]: the label of each."""
+        return np.stack([example.label for example in self.examples])
+
+    def fingerprint(self) -> dict[str, Any]:
+        crc = 0
+        for example in self.examples:
+            for part in (example.tokens, example.label):
+                crc = google_crc32c.extend(crc, np.ascontiguousarray(part).tobytes())
+        return {"documents": len(self), "tokens": int(self.lengths.sum()), "crc32c": f"{crc:08x}"}
+
+    def batch(self, chosen: Sequence[int], rows: Sequence[int] | np.ndarray | None = None) -> Batch:
+        most = max((self.lengths[i] for i in chosen if i >= 0), default=1)
+        shape = (len(chosen) if rows is None else len(rows), rounded(int(most), self._most))
+        tokens = np.full(shape, self._frame.pad, np.int32)
+        segments, types = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        like = np.asarray(self.examples[0].label)
+        nothing = np.nan if np.issubdtype(like.dtype, np.floating) else NOT_SCORED
+        labels = np.full((shape[0], *like.shape), nothing, like.dtype)
+        for row, place in enumerate(range(len(chosen)) if rows is None else rows):
+            if chosen[place] < 0:
+                continue
+            own = self.examples[chosen[place]]
+            size = len(own.tokens)
+            tokens[row, :size], segments[row, :size], types[row, :size] = own.tokens, 1, own.types
+            labels[row] = own.label
+        targets = np.full(shape, NOT_SCORED, np.int32)
+        kinds = types if self._frame.typed else None
+        return Batch(tokens, targets, segments=segments, token_types=kinds, labels=labels)
 
 
 def rounded(length: int, most: int) -> int:

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress import TransferSpeedColumn as Speed
 
-from neojax.data import readers, record_index, tfrecord
+from neojax.data import chat_template, readers, record_index, tfrecord
 from neojax.data import tokenizer as tokenizers_
 from neojax.data.encode import Encoded, Piece, Settings, already_encoded, decode, split_of, to_bytes
 from neojax.data.inputs import expand
@@ -153,11 +153,11 @@ def prepare(
         cutting = Cutting(validation, text_key, sentences, paragraphs)
         run = _Run(files, out / "unfinished", cutting, workers or _cores(), progress, counts)
         made = Tokenizing(tokenizer, train_tokenizer, kind, cased, eod)
-        _fill(out, run.folder, lambda: run.write(made, [str(i) for i in inputs]))
+        fill(out, run.folder, lambda: run.write(made, [str(i) for i in inputs]))
     return counts
 
 
-def _fill(out: Path, staging: Path, write: Callable[[], None]) -> None:
+def fill(out: Path, staging: Path, write: Callable[[], None]) -> None:
     """Moves into `out` what `write` writes into the folder `staging`, when it is complete."""
 
     shutil.rmtree(staging, ignore_errors=True)
@@ -167,6 +167,10 @@ def _fill(out: Path, staging: Path, write: Callable[[], None]) -> None:
         # Last out, first in: while any part is replaced, the folder does not count as prepared.
         names = [f"{split}{suffix}" for suffix in (".idx", ".bin") for split in ("train", "validation")]
         kept = [record_index.beside(Path(name)).name for name in names]
+        kept += [
+            f"{split}_scored{suffix}" for suffix in (".idx", ".bin") for split in ("train", "validation")
+        ]
+        kept.append(chat_template.FILE)
         names = ["prepared.json", *names, *kept, "tokenizer.json"]
         for name in names:
             (out / name).unlink(missing_ok=True)

@@ -8,7 +8,7 @@ from neojax.config import LoraConfig, TrainConfig
 from neojax.errors import NeojaxError, suggest
 
 VECTORS = "ndim<2"
-TASK_HEADS = ("classifier", "span")
+TASK_HEADS = ("classifier", "score", "span")
 """The parts of a model, by the first word of their parameters' names, that a task has for itself."""
 
 Dims = Mapping[str, tuple[str, ...]]

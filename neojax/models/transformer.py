@@ -338,11 +338,6 @@ class Transformer(nnx.Module):
                 "model.causal is false: a model trained on masked tokens sees both sides of a token and "
                 "cannot continue a text; use its logits, model(tokens)"
             )
-        if context.slots is not None and "lm" not in self.config.head.kinds:
-            raise NeojaxError(
-                f"model.head.kinds={list(self.config.head.kinds)}: this model does not continue a text but "
-                "says something of it; use neojax predict"
-            )
         keys = [None, None] if dropout_key is None else list(jax.random.split(dropout_key))
         with self.names_in_force():
             x = self.embedding(named.lay(tokens, "batch sequence"), context, keys[0])

@@ -10,6 +10,7 @@ import yaml
 from neojax import config as configuration
 from neojax.config import Config, ModelConfig
 from neojax.data import tokenizer as tokenizers
+from neojax.data.chat_template import FILE as CHAT_TEMPLATE
 from neojax.errors import NeojaxError
 from neojax.files import new_file
 from neojax.storage.remote import is_remote, place
@@ -62,11 +63,14 @@ def write_text(path: Path, text: str) -> None:
         file.write_text(text, encoding="utf-8")
 
 
-def write(run_dir: Path, config: Config, tokenizer: str | None) -> None:
-    """Writes the config and the tokenizer of a run. Raises `NeojaxError` where it cannot."""
+def write(run_dir: Path, config: Config, tokenizer: str | None, chat_template: str | None = None) -> None:
+    """Writes the config, the tokenizer and the chat template of a run. Raises `NeojaxError` where it
+    cannot."""
     write_text(run_dir / CONFIG, configuration.dump(config))
     if tokenizer is not None:
         write_text(run_dir / TOKENIZER, tokenizer)
+    if chat_template is not None:
+        write_text(run_dir / CHAT_TEMPLATE, chat_template)
 
 
 def meta(

@@ -107,6 +107,12 @@ def usable(model: Any, use: str) -> Transformer:
             "model.causal is false: a model trained on masked tokens sees both sides of a token and cannot "
             f"{use}; use its logits, model(tokens)"
         )
+    if "lm" not in model.config.head.kinds:
+        raise NeojaxError(
+            f"model.head.kinds={list(model.config.head.kinds)}: this model cannot {use} but says something "
+            f"of it; "
+            "use neojax predict"
+        )
     return model
 
 

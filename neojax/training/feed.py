@@ -13,11 +13,15 @@ from neojax.config import Config, check
 from neojax.config.tasks import TASKS
 from neojax.data import tokenizer as tokenizers
 from neojax.data.batch import Batch
+from neojax.data.chat_template import find as find_template
 from neojax.data.examples import Examples
 from neojax.data.fingerprint import fingerprint
-from neojax.data.loader import train_batches, validation_batches
+from neojax.data.loader import check_ids, train_batches, validation_batches
+from neojax.data.packed import Packed
 from neojax.data.pairing import pairing_of
 from neojax.data.share import Share
+from neojax.data.sources import open_source
+from neojax.data.store import TokenStore, resolve
 from neojax.data.task_rows import TaskRows
 from neojax.errors import NeojaxError
 from neojax.loading import tokenizer_at
@@ -45,6 +49,7 @@ class Feed(Protocol):
     fingerprints: dict[str, Any]
     notes: list[str]
     tokens_a_step: float
+    chat_template: str | None
 
     def batches(self, step: int, share: Share) -> Iterator[Batch]:
         """Those of the run from `step` on: of each the rows of this process."""
@@ -55,6 +60,8 @@ class Feed(Protocol):
 
 class TextFeed:
     """Windows of text, or pairs of its segments, see `data.loader`."""
+
+    chat_template: str | None = None
 
     def __init__(self, config: Config):
         self.config = config
@@ -106,6 +113,8 @@ class LabelledFeed:
     """Rows of labelled text, read whole. `config` becomes that of the run: the head has the labels that the
     rows have, where none are named, and steps and warmup follow from the epochs. Raises `NeojaxError`."""
 
+    chat_template: str | None = None
+
     def __init__(self, config: Config):
         self.tokenizer: str | None
         self.eos_token_id: int | None
@@ -116,22 +125,13 @@ class LabelledFeed:
         self._held_out = {
             name: rows.files[s.path] for name, s in named_sources(config.data.validation).items()
         }
-        self.tokens_a_step = train.batch_size * float(self._train.lengths.mean())
-        self.fingerprints = {
+        self.tokens_a_step: float = train.batch_size * float(self._train.lengths.mean())
+        self.fingerprints: dict[str, Any] = {
             split: {s.path: rows.files[s.path].fingerprint() for s in getattr(config.data, split)}
             for split in ("train", "validation")
         }
-        self.notes = rows.notes
-        steps = train.steps
-        if train.epochs:
-            steps = max(1, math.ceil(train.epochs * len(self._train) / train.batch_size))
-        warmup = (
-            round(train.warmup_share * steps) if train.warmup_share else min(train.warmup_steps, steps - 1)
-        )
-        self.config = replace(config, train=replace(train, steps=steps, warmup_steps=warmup))
-        check(self.config)
-        count, size = len(self._train), train.batch_size
-        self.notes.append(f"{count:,} rows, {steps * size / count:.1f} epochs of {-(-count // size):,} steps")
+        self.config = with_steps(config, len(self._train))
+        self.notes = [*rows.notes, _epochs(self.config, len(self._train))]
 
     def batches(self, step: int, share: Share) -> Iterator[Batch]:
         train = self.config.train
@@ -166,9 +166,119 @@ class LabelledFeed:
         return {name: of(examples) for name, examples in self._held_out.items()}
 
 
+class AnswerFeed:
+    """Sequences of which answers are learnt, packed into rows, see `data.packed`. `config` becomes that of
+    the run, as for `LabelledFeed`. Raises `NeojaxError`."""
+
+    def __init__(self, config: Config):
+        data, train = config.data, config.train
+        if len(data.train) != 1:
+            raise NeojaxError(
+                "data.task=sft: data.train is one folder that `neojax prepare --format sft` wrote"
+            )
+        most = data.max_tokens or config.model.n_ctx
+        self._train = packed(data.train[0].path, "train", most)
+        self._held_out = {
+            name: packed(s.path, "validation", most) for name, s in named_sources(data.validation).items()
+        }
+        sources = [open_source(data.train[0].path, "train")]
+        check_ids(
+            [*sources, *(open_source(s.path, "validation") for s in data.validation)], config.model.n_vocab
+        )
+        text = read_tokenizer(config, sources)
+        self.tokenizer: str | None = text
+        self.eos_token_id: int | None = read_end_of_document(sources, text)
+        self.chat_template: str | None = find_template(sources[0].folder)
+        self.tokens_a_step: float = train.batch_size * most * self._train.filled
+        self.fingerprints: dict[str, Any] = {
+            "train": {data.train[0].path: self._train.fingerprint()},
+            "validation": {
+                s.path: self._held_out[name].fingerprint()
+                for name, s in named_sources(data.validation).items()
+            },
+        }
+        self.config = with_steps(config, len(self._train))
+        self.notes = [
+            note
+            for name, own in (("train", self._train), *self._held_out.items())
+            for note in _packing(name, own)
+        ]
+        self.notes.append(_epochs(self.config, len(self._train)))
+
+    def batches(self, step: int, share: Share) -> Iterator[Batch]:
+        size = self.config.train.batch_size
+        return self._train.train_batches(size, self.config.train.seed, step, share.of_batch(size))
+
+    def evaluations(self, model: Transformer) -> dict[str, Evaluation]:
+        step = make_eval_step(model, self.config.train)
+
+        def of(rows: Packed) -> Evaluation:
+            def run(params: Any, share: Share, until: Until) -> dict[str, float]:
+                few = islice(rows.held_out(share.microbatch), self.config.train.eval_batches or None)
+                batches = (rows.batch(chosen, share.held) for chosen in few)
+                return evaluate(step, params, until(batches), share)[0]
+
+            return run
+
+        return {name: of(rows) for name, rows in self._held_out.items()}
+
+
+def packed(path: str, use: str, most: int) -> Packed:
+    """What `neojax prepare --format sft` wrote to `path` for `use`, in rows of `most` tokens. Raises
+    `NeojaxError`."""
+    prefix = resolve(path, use)
+    marks = prefix.with_name(f"{prefix.name}_scored")
+    if not marks.with_name(f"{marks.name}.idx").is_file():
+        raise NeojaxError(
+            f"data.{use}: {path} does not say which tokens are learnt; write it with `neojax prepare "
+            f"--format sft`"
+        )
+    tokens, scored = TokenStore(prefix), TokenStore(marks)
+    if tokens.n_tokens != scored.n_tokens:
+        raise NeojaxError(f"data.{use}: {prefix} and {marks} are not of one preparation; prepare again")
+    rows = Packed(str(prefix), tokens, scored, most)
+    if not len(rows):
+        raise NeojaxError(
+            f"data.{use}: in {path}, nothing is left to learn within {most} tokens; raise model.n_ctx"
+        )
+    return rows
+
+
+def _packing(name: str, rows: Packed) -> list[str]:
+    told = f"{name}: {rows.n_sequences:,} sequences in {len(rows):,} rows, {rows.filled:.1%} full; "
+    told += f"{rows.n_scored:,} tokens are learnt"
+    if rows.n_cut:
+        told += f"; {rows.n_cut:,} are longer than a row and are cut"
+    if rows.n_empty:
+        told += f"; {rows.n_empty:,} have no answer within a row and are left out"
+    return [told]
+
+
+def with_steps(config: Config, rows: int) -> Config:
+    """`config` with the steps and the warmup that its epochs over so many rows, and its shares, mean. Raises
+    `NeojaxError`."""
+    train, steps = config.train, config.train.steps
+    if train.epochs:
+        steps = max(1, math.ceil(train.epochs * rows / train.batch_size))
+    share = train.warmup_share
+    warmup = round(share * steps) if share else min(train.warmup_steps, steps - 1)
+    config = replace(config, train=replace(train, steps=steps, warmup_steps=warmup))
+    check(config)
+    return config
+
+
+def _epochs(config: Config, rows: int) -> str:
+    size, steps = config.train.batch_size, config.train.steps
+    return f"{rows:,} rows, {steps * size / rows:.1f} epochs of {-(-rows // size):,} steps"
+
+
 def open_feed(config: Config) -> Feed:
     """What the run of `config` is fed. Raises `NeojaxError` where it is not as the run needs it."""
-    return TextFeed(config) if config.data.task == "none" else LabelledFeed(config)
+    if config.data.task == "none":
+        return TextFeed(config)
+    if config.data.task == "sft":
+        return AnswerFeed(config)
+    return LabelledFeed(config)
 
 
 def _tokenizer(config: Config) -> tuple[str, Any, int | None]:

@@ -118,7 +118,7 @@ def train(config: Config, stop: Stop | None = None, ask: Asker | None = None) ->
                 f"{folder} is finished: {start} of {config.train.steps} steps; raise train.steps to go on"
             )
             return
-        on_first(lambda: runs.write(folder, config, tokenizer))
+        on_first(lambda: runs.write(folder, config, tokenizer, feed.chat_template))
         health, unevaluated = Health(config.train), False
         if state is not None:
             saved = checkpoints.restore_meta(start)
@@ -276,7 +276,7 @@ class Run:
                 f"WARNING: {folder} was renamed or deleted while it was being trained; it is made anew, and "
                 "what is logged and saved from now on lies there"
             )
-            runs.write(folder, self.config, self.meta["tokenizer"])
+            runs.write(folder, self.config, self.meta["tokenizer"], self.feed.chat_template)
         if self.model.has_base:
             base.write(folder, self.state.frozen)
 

@@ -1,0 +1,86 @@
+"""`neojax chat RUN_OR_DIR [--system TEXT] [mesh.key=value ...]`: a conversation in the terminal."""
+
+import sys
+from argparse import ArgumentParser, Namespace
+from dataclasses import fields
+from pathlib import Path
+
+from neojax.commands.sample import ending_at_once, mesh_of
+from neojax.data.chat_template import DEFAULT, find
+from neojax.errors import NeojaxError
+from neojax.loading import load
+from neojax.sampling.chat import Chat
+from neojax.sampling.requests import Sampling, usable
+from neojax.storage.remote import place
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The options of `neojax chat`."""
+    parser.add_argument(
+        "source",
+        metavar="RUN_OR_DIR",
+        help="a run with data.task=sft, RUN/checkpoints/STEP, or a Hugging Face directory with a chat "
+        "template",
+    )
+    parser.add_argument("--system", default="", metavar="TEXT", help="what the model is told before all else")
+    parser.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help="how conversations are written, in Jinja (default: the model's own); plain: as User: and "
+        "Assistant:",
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=256,
+        metavar="N",
+        help="tokens of an answer at most (%(default)s)",
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.7, metavar="T", help="0 for the likeliest (%(default)s)"
+    )
+    parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
+    parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens of share P")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed (%(default)s)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="mesh.key=value", help="the mesh to run on (default: one device)"
+    )
+
+
+def run(args: Namespace) -> None:
+    """Reads a line, prints the answer, until there are no more lines."""
+    mesh = mesh_of(args.source, args.overrides)
+    template = _template(args)
+    names = {f.name for f in fields(Sampling)}
+    given = {name: value for name, value in vars(args).items() if name in names and value is not None}
+    sampling = Sampling(**given)  # before the weights are read
+    model = usable(load(args.source, mesh=mesh), "chat")
+    chat = Chat(model, template, sampling, args.system)
+    is_terminal = sys.stdin.isatty()
+    with ending_at_once():
+        while True:
+            print("> " if is_terminal else "", end="", flush=True)
+            line = sys.stdin.readline()
+            if not line:
+                break
+            if line.strip():
+                chat.say(line.strip(), lambda piece: print(piece, end="", flush=True))
+                print(flush=True)
+
+
+def _template(args: Namespace) -> str:
+    if args.chat_template == "plain":
+        return DEFAULT
+    if args.chat_template is not None:
+        try:
+            return Path(args.chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise NeojaxError(f"--chat-template: cannot read {args.chat_template}: {e}") from None
+    path = place(args.source)
+    found = find(path.parent.parent if path.parent.name == "checkpoints" else path)
+    if found is None:
+        raise NeojaxError(
+            f"{args.source} has no chat template: it was not trained for conversations; name one with "
+            "--chat-template FILE, or plain"
+        )
+    return found
