@@ -6,9 +6,11 @@ from neojax.config.keys import Config, DataConfig, LoraConfig, MeshConfig, Sourc
 from neojax.config.model import (
     ACTIVATIONS,
     ATTENTION_TYPES,
+    EXPERTS,
     HEADS,
     AttentionConfig,
     EmbeddingConfig,
+    ExpertsConfig,
     HeadConfig,
     InitConfig,
     MlpConfig,
@@ -34,6 +36,7 @@ from neojax.config.tasks import TASKS, Task
 __all__ = [
     "ACTIVATIONS",
     "ATTENTION_TYPES",
+    "EXPERTS",
     "FAMILIES",
     "HEADS",
     "TASKS",
@@ -41,6 +44,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EmbeddingConfig",
+    "ExpertsConfig",
     "HeadConfig",
     "InitConfig",
     "LoraConfig",

@@ -3,6 +3,8 @@
 What does not raises `NeojaxError` with one line that names the keys.
 """
 
+from dataclasses import fields
+
 from neojax.config.keys import Config, TrainConfig
 from neojax.config.model import HEADS, ModelConfig, PositionsConfig
 from neojax.config.recipes import check_pairs
@@ -19,6 +21,7 @@ def check(config: Config) -> None:
     _check_rotary(model)
     _check_axial(model)
     _check_sharing(model)
+    _check_experts(model)
     _check_head(model)
     if train.microbatch and train.batch_size % train.microbatch:
         raise NeojaxError(
@@ -115,6 +118,41 @@ def _check_sharing(model: ModelConfig) -> None:
             f"model.n_layer={model.n_layer} is not a multiple of model.layer_groups={groups} times "
             f"model.inner_layers={inner}; every group has as many layers, and every set of weights as many "
             "turns"
+        )
+
+
+def _check_experts(model: ModelConfig) -> None:
+    experts, layers = model.experts, model.experts.layers
+    if not experts.number:
+        if (
+            given := next((f for f in fields(experts) if getattr(experts, f.name) != f.default), None)
+        ) is not None:
+            raise NeojaxError(
+                f"model.experts.{given.name}={getattr(experts, given.name)} needs model.experts.number, the "
+                "experts of a layer; set that, or leave it out"
+            )
+        return
+    if bad := [layer for layer in layers if type(layer) is not int or not 0 <= layer < model.n_layer]:
+        raise NeojaxError(
+            f"model.experts.layers={list(layers)}: expected numbers of layers, 0 to {model.n_layer - 1}, not "
+            f"{bad[0]!r}"
+        )
+    if experts.top_k > experts.number:
+        raise NeojaxError(
+            f"model.experts.top_k={experts.top_k} is more than model.experts.number={experts.number}; lower "
+            "it"
+        )
+    for key, needed in (("second", 2), ("sampled", 1)):
+        value = getattr(experts, key)
+        if value not in ("all", False) and experts.top_k != needed:
+            raise NeojaxError(
+                f"model.experts.{key}={str(value).lower()} is for model.experts.top_k={needed}, which is "
+                f"{experts.top_k}; change one of the two"
+            )
+    if model.share_parameters and len(set(model.expert_layers)) > 1:
+        raise NeojaxError(
+            f"model.experts.layers={list(layers)} with model.share_parameters=true: layers of one set of "
+            "weights have experts all or none; leave layers out"
         )
 
 

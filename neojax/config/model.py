@@ -10,6 +10,7 @@ from neojax.config.families import FAMILIES
 from neojax.errors import NeojaxError, suggest
 
 ATTENTION_TYPES = ("global", "local", "linear", "none")
+EXPERTS = "+experts"
 HEADS = (
     "lm",
     "mlm",
@@ -19,6 +20,7 @@ HEADS = (
     "question_answering",
     "multiple_choice",
 )
+WITH_SCALARS = ("aria", "prelu", "parcsinh", "psoftplus", "proottanh")  # activations that learn some
 ACTIVATIONS = (
     "gelu_new",
     "gelu",
@@ -59,12 +61,9 @@ ACTIVATIONS = (
     "roottanh",
     "softplusmone",
     "rrelu",
-    "aria",
-    "prelu",
-    "parcsinh",
-    "psoftplus",
-    "proottanh",
+    *WITH_SCALARS,
 )
+WITHOUT_SCALARS = tuple(name for name in ACTIVATIONS if name not in WITH_SCALARS)
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,52 @@ class MlpConfig:
     gated: bool = key(False, "gate the MLP: up(x) * activation(gate(x)); with silu this is SwiGLU")
     bias: bool = key(True, "give its projections a bias")
     macaron: bool = key(False, "an MLP before attention too, both at half weight")
+
+
+@dataclass(frozen=True)
+class ExpertsConfig:
+    """A mixture of experts in place of the MLP: small MLPs without bias, of which a router picks some for
+    each token."""
+
+    number: int = key(0, "experts of a layer; 0: none, every layer has the MLP", least=0)
+    layers: tuple = key((), "the layers, numbered from 0, that have experts in place of the MLP; []: all")
+    width: int | None = key(None, "width of an expert; null: that of the MLP", least=1)
+    activation: str = key("relu", "non-linearity of the experts", choices=WITHOUT_SCALARS)
+    top_k: int = key(
+        2,
+        "experts of a token, those the router holds likeliest; 1: their output times the probability, as in "
+        "Switch Transformer; else times probabilities that add up to 1",
+        least=1,
+    )
+    second: str = key(
+        "all",
+        "with top_k=2, which tokens go to the second expert too; all; random: in training as often as its "
+        "share over second_threshold, as in gpt-neo and GShard; threshold: those whose share is above it",
+        choices=("all", "random", "threshold"),
+    )
+    second_threshold: float = key(0.2, "of second=random and second=threshold", above=0, most=1)
+    sampled: bool = key(
+        False, "with top_k=1, in training draw the expert by the router's probabilities, not the likeliest"
+    )
+    jitter: float = key(
+        0.0, "in training, what the router reads is times 1 - jitter to 1 + jitter", least=0, below=1
+    )
+    capacity_factor: float = key(
+        1.25,
+        "in training, tokens of a group that an expert takes, as a multiple of top_k * group / number; those "
+        "that come later pass it by",
+        above=0,
+    )
+    group_size: int | None = key(
+        None,
+        "tokens that share this capacity, at most: each row is cut into equal groups; null: a row",
+        least=1,
+    )
+    dropless: bool = key(False, "in training, as ever otherwise, experts take all that are sent")
+    balance_loss: float = key(
+        0.01, "weight of the loss that spreads tokens over experts, 1 where they are evenly spread", least=0
+    )
+    z_loss: float = key(0.0, "weight of the square of the router's log-partition function", least=0)
 
 
 @dataclass(frozen=True)
@@ -249,6 +294,7 @@ class ModelConfig:
     dropout: float = key(0.0, "dropout rate on the output of each attention and MLP branch", least=0, below=1)
     attention: AttentionConfig = key(AttentionConfig(), "attention")
     mlp: MlpConfig = key(MlpConfig(), "the MLP")
+    experts: ExpertsConfig = key(ExpertsConfig(), "experts in place of the MLP")
     norm: NormConfig = key(NormConfig(), "normalisation")
     positions: PositionsConfig = key(PositionsConfig(), "positions")
     embedding: EmbeddingConfig = key(EmbeddingConfig(), "the token embedding")
@@ -267,6 +313,27 @@ class ModelConfig:
     @property
     def mlp_dim(self) -> int:
         return self.mlp.width or 4 * self.n_embd
+
+    @property
+    def expert_dim(self) -> int:
+        """The width of an expert."""
+        return self.experts.width or self.mlp_dim
+
+    @property
+    def expert_layers(self) -> tuple[bool, ...]:
+        """Of every layer, whether it has experts in place of the MLP."""
+        experts = self.experts
+        return tuple(
+            experts.number > 0 and (not experts.layers or layer in experts.layers)
+            for layer in range(self.n_layer)
+        )
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The kind of every layer: its attention type, and where it has experts `EXPERTS` after it."""
+        return tuple(
+            attention + EXPERTS * has for attention, has in zip(self.attention_layers, self.expert_layers)
+        )
 
     @property
     def token_embd(self) -> int:

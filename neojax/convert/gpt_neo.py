@@ -12,6 +12,7 @@ key:
 - rezero, else scalenorm: model.norm.kind; rotary_emb (`false` is off; gpt-neo took any value for on), else
   axial_pos_emb:
   model.positions.kind.
+- moe_layers moe_params moe_activation: model.experts (`neojax.convert.gpt_neo_experts`).
 - activation_fn, else activation_function: model.mlp.activation; gelu is the tanh form, gelu_new. (gpt-neo
   read only the
   first spelling, so that its own configs, which use the second, always trained with gelu.)
@@ -47,6 +48,7 @@ from neojax.config import ACTIVATIONS
 from neojax.config.spelling import FLAT
 from neojax.convert.config_text import as_yaml
 from neojax.convert.gpt_neo_data import convert_data
+from neojax.convert.gpt_neo_experts import put_experts
 from neojax.convert.gpt_neo_history import attention_types, refuse_other_models
 from neojax.convert.hf_config import read_json
 from neojax.convert.keys import Conversion, Keys, Sections
@@ -71,8 +73,6 @@ NOTHING_TO_SET = (
     "eos_id",
     "stop_at_token",
     "remove_partial_sequences",
-    "moe_activation",
-    "moe_params",
     "no_dataset",
     "causal",
     "mlm_training",
@@ -141,6 +141,7 @@ def _model(keys: Keys, out: Conversion) -> None:
         out.put(name, partial(_where, keys, key, False), key)
     origin = "activation_fn" if "activation_fn" in keys else "activation_function"
     out.put("model.mlp.activation", lambda: _activation(keys, origin), origin)
+    put_experts(keys, out, partial(_activation, keys))
 
 
 def _name(key: str) -> str:

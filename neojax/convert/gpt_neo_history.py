@@ -10,7 +10,6 @@ from neojax.errors import NeojaxError
 # Keys that some version of gpt-neo read and that make another model: key -> what they do, and the values that
 # do not.
 _WITHOUT: dict[str, tuple[str, tuple]] = {
-    "moe_layers": ("mixture-of-experts layers", ([],)),
     "residual": ("blocks without residual connections", (True, 1)),
     "use_mlp": ("blocks without MLPs", (True, 1)),
     "lightweight_conv_attention": ("lightweight convolutions, and heads wider by as much", (0, False)),

@@ -42,6 +42,11 @@ MLP = {
     "down": ("conv1d_main/c_proj/kernel", "mlp embd"),
     "down_bias": ("conv1d_main/c_proj/bias", "embd"),
 }
+# Of experts, in the block's own scope; the router's is named after its gating.
+EXPERTS = {
+    "experts.up": ("wi/kernel", "experts embd expert_mlp"),
+    "experts.down": ("wo/kernel", "experts expert_mlp embd"),
+}
 # A gated MLP's first layer holds two: what is gated, and the gate.
 GATED = {
     "up": ("conv1d_main/c_fc/kernel", "embd 0/2*mlp"),
@@ -79,7 +84,8 @@ def variables(model: ModelConfig) -> dict[str, tuple[str, str]]:
         for scope in ("mlp", "mlp_macaron")
         for role, (name, axes) in mlp.items()
     }
-    return {**VARIABLES, **own}
+    gating = "top_2_gating" if model.experts.top_k == 2 else "switch_gating"
+    return {**VARIABLES, **own, **EXPERTS, "experts.router": (f"{gating}/kernel", "embd routes")}
 
 
 def places(model: ModelConfig, pieces: Iterable[Piece]) -> list[Place]:

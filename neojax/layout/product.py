@@ -88,6 +88,23 @@ def product_with_weight(
     return product(equation, left, weight, dtype=dtype, platform=platform, out_sharding=out_sharding)
 
 
+@jax.custom_vjp
+def standing_for(used: jax.Array, stand_in: jax.Array) -> jax.Array:
+    """`used`, whose gradient goes to `stand_in`, in the type of that (see `named.trained`)."""
+    return used
+
+
+def _standing_forward(used: jax.Array, stand_in: jax.Array):
+    return used, jnp.zeros((0,), stand_in.dtype)  # says the type
+
+
+def _standing_backward(kept: jax.Array, slope: jax.Array):
+    return None, slope.astype(kept.dtype)
+
+
+standing_for.defvjp(_standing_forward, _standing_backward)
+
+
 def _weight_forward(equation, dtype, platform, out_sharding, summed_dtype, left, weight, summed):
     y = product(equation, left, weight, dtype=dtype, platform=platform, out_sharding=out_sharding)
     return y, (left, weight)

@@ -43,7 +43,11 @@ class Adapters:
     def of(lora: LoraConfig, names: HuggingFace | None, dims: Dims) -> "Adapters":
         """The additions that `lora` asks for, to a model whose parameters have the dimension names `dims`.
         Raises `NeojaxError` where it names what is not there."""
-        able = {name: own for name, own in dims.items() if _inner(own) in SUMMED and role_of(name) != name}
+        able = {
+            name: own
+            for name, own in dims.items()
+            if _inner(own) in SUMMED and role_of(name) != name and "experts" not in own
+        }
         targets = selected(lora.targets, able, "train.lora.targets", what="matrix of a block")
         if not targets:
             raise NeojaxError("train.lora.targets is empty; name matrices, such as [attn.query, attn.value]")

@@ -26,7 +26,8 @@ def forward_flops_per_token(model: ModelConfig, n_ctx: int | None = None) -> flo
 
     Counts the matrix multiplications: the projections, the MLPs, the logits (over n_vocab, unpadded), and
     attention scores and mixing over VISIBLE keys only, see `visible_keys`; linear attention updates and reads
-    a state of head_dim columns. Of masked tokens, `MASKED` go through the table of logits; classifiers are
+    a state of head_dim columns. Of experts, the router and those `top_k` that a token goes to count, as if
+    all had room for it. Of masked tokens, `MASKED` go through the table of logits; classifiers are
     left out. Embedding look-ups, normalisation, softmax and biases are left out.
     """
     length = n_ctx or model.n_ctx
@@ -41,8 +42,11 @@ def forward_flops_per_token(model: ModelConfig, n_ctx: int | None = None) -> flo
         elif kind != "none":
             keys += visible_keys(kind, length, model.attention.window, model.causal)
     keys += model.attention.memory_slots * layers.count("global")
-    mlp = (3 if model.mlp.gated else 2) * model.n_embd * model.mlp_dim * (2 if model.mlp.macaron else 1)
-    return 2.0 * (attention + model.n_layer * mlp + 2 * width * keys + _ends(model, length))
+    mlp = (3 if model.mlp.gated else 2) * model.n_embd * model.mlp_dim
+    mixed = sum(model.expert_layers)
+    mlps = mlp * (model.n_layer - mixed + (model.n_layer if model.mlp.macaron else 0))
+    experts = model.n_embd * (model.experts.number + 2 * model.experts.top_k * model.expert_dim)
+    return 2.0 * (attention + mlps + mixed * experts + 2 * width * keys + _ends(model, length))
 
 
 def _ends(model: ModelConfig, length: int) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from neojax.config import ModelConfig
 from neojax.layout.named import Constant, Normal
 
-BRANCH = {"heads", "mlp"}  # what attention and the MLP are wide in
+BRANCH = {"heads", "mlp", "expert_mlp"}  # what attention and the MLP are wide in
 
 
 def initial(config: ModelConfig, dims: Sequence[str], declared: Normal | Constant) -> Normal | Constant:

@@ -1,13 +1,17 @@
 """What a model reports of a batch: every head, every expert and every objective in the same way."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]
-"""Name -> (sum, count), scalars. What a block reports as "objective" is added to the objective."""
+"""Name -> (sum, count), scalars, or both vectors where a block reports of itself alone: the stack makes a row
+of each. What a block reports as "objective" is added to the objective, what it reports as "mean_objective" to
+the objective's mean over what is scored."""
+
+OBJECTIVES = ("objective", "mean_objective")
 
 
 class Losses(NamedTuple):
@@ -43,9 +47,27 @@ class Losses(NamedTuple):
 
     def plus(self, sums: Sums) -> "Losses":
         """These, and what the blocks of the stack reported."""
-        objective = self.objective + sums["objective"][0] if "objective" in sums else self.objective
-        others = {name: pair for name, pair in sums.items() if name != "objective"}
+        objective = self.objective
+        if "objective" in sums:
+            objective = objective + sums["objective"][0]
+        if "mean_objective" in sums:
+            objective = objective + sums["mean_objective"][0] * self.scored
+        others = {name: pair for name, pair in sums.items() if name not in OBJECTIVES}
         return Losses(objective, {**self.sums, **others}, self.others)
+
+
+def added(parts: Sequence[Sums]) -> Sums:
+    """The sums of several blocks in their order: scalars are added, vectors become rows of a matrix."""
+    found: Sums = {}
+    for part in parts:
+        for name, pair in part.items():
+            total, count = (x[None] if x.ndim == 1 else x for x in pair)
+            if name in found and total.ndim:
+                total, count = (jnp.concatenate(both) for both in zip(found[name], (total, count)))
+            elif name in found:
+                total, count = found[name][0] + total, found[name][1] + count
+            found[name] = total, count
+    return found
 
 
 def at_least_some(count: jax.Array) -> jax.Array:

@@ -17,6 +17,8 @@ SUMMED: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("heads", "head_dim", "embd"): ("heads", "head_dim"),
     ("embd", "mlp"): ("embd",),
     ("mlp", "embd"): ("mlp",),
+    ("experts", "embd", "expert_mlp"): ("embd",),
+    ("experts", "expert_mlp", "embd"): ("expert_mlp",),
     ("vocab", "embd"): ("embd",),
     ("vocab", "token_embd"): ("token_embd",),
     ("token_embd", "embd"): ("token_embd",),

@@ -14,17 +14,17 @@ from neojax.layout import named
 from neojax.models.cache import Cache
 from neojax.models.compute import REMAT_POLICIES, Compute
 from neojax.models.context import Context
-from neojax.models.losses import Sums
+from neojax.models.losses import Sums, added
 
 MakeBlock = Callable[[Set[str], Mapping[str, int]], nnx.Module]
 """(the kinds of the layers that use its weights, the sizes of dimensions) -> a block (x, kind, context,
-cache, dropout key) -> (x, cache, sums), where the sums have the same names in every block of the stack."""
+cache, dropout key) -> (x, cache, sums)."""
 
 Caches = tuple[Cache, ...]
 
 
 class Stack(nnx.Module):
-    """The blocks of all layers, whose `kinds` (attention types) are given in order.
+    """The blocks of all layers, whose `kinds` (attention types, see `ModelConfig.layers`) are given in order.
 
     Layers are grouped by the smallest repeating pattern of kinds; the parameters of the repetitions are
     stacked along a first dimension `layers` and scanned, `compute.unroll` of them in one turn of the loop (0:
@@ -63,7 +63,7 @@ class Stack(nnx.Module):
         self, x: jax.Array, context: Context, caches: Caches | None, dropout_key: jax.Array | None
     ) -> tuple[jax.Array, Caches | None, Sums]:
         """x [batch, sequence, embd] -> the same shape, the cache of every layer where `context` asks for
-        them, and what the blocks added up, summed over layers."""
+        them, and what the blocks reported, see `losses.added`."""
         kept, totals = [], []
         for number, run in enumerate(self.runs):
             blocks = self.blocks
@@ -75,7 +75,7 @@ class Stack(nnx.Module):
             kept.append(made)
             totals.append(sums)
         together = None if kept[0] is None else tuple(cache for made in kept for cache in made)
-        return x, together, jax.tree.map(lambda *parts: sum(parts), *totals)
+        return x, together, added(totals)
 
     def layer(self, block: int, repeat: int = 0) -> int:
         """The number of the layer that is repetition `repeat` of block number `block`; where layers share
@@ -92,7 +92,7 @@ class Stack(nnx.Module):
                 x, cache, found = block(x, kind, context, None if caches is None else caches[i], own)
             kept.append(cache)
             sums.append(found)
-        total = jax.tree.map(lambda *parts: sum(parts), *sums)
+        total = added(sums)
         return named.lay(x, "batch sequence embd"), (None if kept[0] is None else tuple(kept), total)
 
     def _scan(self, run, blocks, x, context, caches, key):
@@ -113,7 +113,7 @@ class Stack(nnx.Module):
         x, (kept, sums) = jax.lax.scan(looped, x, (first, layers, caches), unroll=turns)
         if kept is not None:
             kept = tuple(jax.tree.map(lambda a, r=r: a[r], c) for r in range(run.repeats) for c in kept)
-        return x, kept, jax.tree.map(lambda a: jnp.sum(a, axis=0), sums)
+        return x, kept, jax.tree.map(_over_repetitions, sums)
 
     def _unroll(self, run, blocks, x, context, caches, key):
         graphdef, state = nnx.split(blocks)
@@ -152,6 +152,11 @@ class _Run:
         size = math.lcm(len(smallest_pattern(kinds)), inner)
         turn = kinds[:size] if len(kinds) % size == 0 else kinds
         return _Run(kinds, first, turn, len(kinds) // len(turn))
+
+
+def _over_repetitions(found: jax.Array) -> jax.Array:
+    """What the repetitions of a turn reported, [repeats] or [repeats, blocks, ...], as a sum or as rows."""
+    return jnp.sum(found, axis=0) if found.ndim == 1 else found.reshape(-1, *found.shape[2:])
 
 
 def smallest_pattern(kinds: tuple[str, ...]) -> tuple[str, ...]:

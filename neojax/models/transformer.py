@@ -68,6 +68,9 @@ class Transformer(nnx.Module):
             "kv_heads": config.kv_heads,
             "head_dim": config.head_dim,
             "mlp": config.mlp_dim,
+            "experts": config.experts.number,
+            "routes": config.experts.number,
+            "expert_mlp": config.expert_dim,
             "memory_slots": config.attention.memory_slots,
         }
         kind = family(config.family)

@@ -31,7 +31,7 @@ def print_model(config: Config, layout: Layout | None = None) -> None:
     for title in ("parameter", "dimensions", "shape", "used as", "stored as"):
         table.add_column(title, no_wrap=True)
     table.add_column("bytes/device", justify="right", no_wrap=True)
-    count = trained = held = held_trained = 0
+    count = active = trained = held = held_trained = 0
     for name, value in stored.items():
         bytes_held = sum(
             math.prod(part.sharding.shard_shape(part.shape)) * part.dtype.itemsize
@@ -39,6 +39,8 @@ def print_model(config: Config, layout: Layout | None = None) -> None:
         )
         true_shape = [config.model.n_vocab if d == "vocab" else n for d, n in zip(dims[name], value.shape)]
         count += math.prod(true_shape)
+        used = [config.model.experts.top_k if d == "experts" else n for d, n in zip(dims[name], true_shape)]
+        active += math.prod(used)
         held += bytes_held
         if name not in frozen:
             trained += math.prod(true_shape)
@@ -56,6 +58,7 @@ def print_model(config: Config, layout: Layout | None = None) -> None:
     flops = flops_per_token(config.model)
     print(
         f"\n{count:,} parameters"
+        + (f", {active:,} of them used by a token" if active < count else "")
         + (f", {trained:,} of them trained" if frozen else "")
         + (f" (and {padding} rows of vocabulary padding)" if padding else "")
     )

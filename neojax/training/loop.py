@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from neojax.arguments import wrong
 from neojax.config import Config
@@ -337,7 +338,7 @@ class Run:
             **self.perplexity(loss),
             "grad_norm": float(values["grad_norm"]),
             "learning_rate": float(values["learning_rate"]),
-            **{name: float(value) for name, value in values.items() if name not in ALWAYS},
+            **{n: np.asarray(x, np.float64).tolist() for n, x in values.items() if n not in ALWAYS},
             "tokens_per_second": rate,
             "input_seconds": input_seconds,
             **self.health.row(),

@@ -37,6 +37,7 @@ SIZES = (
     ("model.n_ctx", 1, 2048),
     ("model.n_vocab", 2, 50257),
     ("model.mlp.width", 1, 3072),
+    ("model.experts.number", 1, 8),
     ("model.attention.memory_slots", 0, 16),
 )
 
@@ -85,7 +86,9 @@ def needed(config: Config, layout: Layout) -> Memory:
         state = abstract_state(abstract, make_optimizer(train, abstract.dims()))
     held = sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(state))
     tokens = model.n_ctx / layout.split("sequence") / layout.split("batch")
-    widths = model.n_embd / layout.split("embd") + model.mlp_dim / layout.split("mlp")
+    widths = model.n_embd / layout.split("embd")
+    if not all(model.expert_layers):
+        widths += model.mlp_dim / layout.split("mlp")
     activations = (
         (train.microbatch or train.batch_size) * tokens * widths * jnp.dtype(abstract.compute.dtype).itemsize
     )
@@ -145,6 +148,8 @@ def _step(config: Config, layout: Layout, key: str) -> int:
             return len(model.attention.types)
         case "model.n_embd":
             return math.lcm(2 * model.attention.heads, *_splits(layout, "embd", "heads", "mlp"))
+        case "model.experts.number":
+            return math.lcm(*_splits(layout, "experts"))
         case "model.mlp.width":
             return math.lcm(*_splits(layout, "mlp"))
         case "model.attention.memory_slots":

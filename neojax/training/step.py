@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from neojax.config import TrainConfig
 from neojax.data.batch import Batch
@@ -32,16 +33,18 @@ def make_train_step(
     Where the loss or the gradients' norm is not finite, the state comes back as it was, the place in the
     schedule included. `step` (int32 scalar, 0 for the first) seeds dropout and masks. Metrics, float32
     scalars: loss (nats per token), grad_norm (before clipping), learning_rate, and the mean of whatever else
-    the model reports. Raises `NeojaxError` for train.compiler_options that the compiler does not take.
+    the model reports, which may be a matrix. Raises `NeojaxError` for train.compiler_options that the
+    compiler does not take.
     """
     rate = learning_rate(train)
     config = model.config
     rates = config.embedding.dropout, config.attention.dropout, config.dropout, config.head.dropout
-    drops = any(rates) or (model.adapters is not None and model.adapters.lora.dropout > 0)
+    draws = any(rates) or (model.adapters is not None and model.adapters.lora.dropout > 0)
+    draws |= config.experts.number > 0  # experts tell by the key that they are trained
 
     def objective(trained, frozen, batch, index, step, scored):
         key = None
-        if drops:
+        if draws:
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(train.seed), step), index)
         losses = model.bind({**trained, **frozen}).loss(
             batch,
@@ -135,12 +138,15 @@ def evaluate(
 ) -> tuple[dict[str, float], float]:
     """The means over `batches` of what the model reports, "loss" in nats per token among them, and the number
     of tokens scored, or the sum of their weights. Raises `NeojaxError` if there are none."""
-    totals: dict[str, list[float]] = {}
+    totals: dict[str, list[Any]] = {}
     for batch in batches:
         for name, (value, count) in eval_step(params, share.place(batch)).items():
             total = totals.setdefault(name, [0.0, 0.0])
-            total[0], total[1] = total[0] + float(value), total[1] + float(count)
-    scored = totals.get("loss", [0.0, 0.0])[1]
+            total[0] = total[0] + np.asarray(value, np.float64)
+            total[1] = total[1] + np.asarray(count, np.float64)
+    scored = float(totals.get("loss", [0.0, 0.0])[1])
     if not scored:
         raise NeojaxError("the evaluation data holds no token to score")
-    return {name: value / count for name, (value, count) in totals.items() if count}, scored
+    return {
+        n: np.divide(value, count).tolist() for n, (value, count) in totals.items() if np.all(count)
+    }, scored

@@ -77,6 +77,7 @@ READ = {
     "no mesh": TEST,
     "adafactor": {**PATTERNS, **ADAFACTOR},
     "masked": {**PATTERNS, "mlm_training": True, "mlm_mask_id": 47, "mlm_mask_ignore_ids": [0]},
+    "experts": {**PATTERNS, "moe_layers": [1, 2], "moe_params": {"moe_dropout_rate": 0.0}},
     "switched off": {**PATTERNS, "residual": True, "use_mlp": True, "moe_layers": []},
 }
 # name -> (config, what the line names, overrides with which it is read; None where it cannot be)
@@ -91,7 +92,11 @@ REFUSED = {
     "no residual": ({**PATTERNS, "residual": False}, "residual=false", None),
     "no MLP": ({**PATTERNS, "use_mlp": False}, "use_mlp=false", None),
     "light": ({**PATTERNS, "lightweight_conv_attention": 4}, "lightweight_conv_attention=4", None),
-    "experts": ({**PATTERNS, "moe_layers": [1], "moe_params": {}}, r"moe_layers=\[1\]", None),
+    "experts of another kind": (
+        {**PATTERNS, "moe_layers": [1], "moe_params": {"moe_gating": "ntlb"}},
+        "moe_gating: expected top_2",
+        None,
+    ),
     "video": (
         {**SIZES, "feed_forward_per_attention": 2, "use_video": False, "model_path": "x"},
         "use_video",

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from neojax import cli
-from neojax.config import value_at
+from neojax.config import ExpertsConfig, value_at
 from neojax.config.spelling import FLAT
 from neojax.convert import configs, gpt_neo
 from neojax.errors import NeojaxError
@@ -264,10 +264,38 @@ def test_rezero_and_scalenorm_have_weights_to_leave_undecayed(tmp_path):
         assert mask["norm_f.scale"] and mask["norm_f.bias"] and mask["wte"]  # gpt-neo decays ln_f
 
 
+def test_experts_are_read_with_the_defaults_of_their_gating(tmp_path, capsys):
+    """The first as in the one config of gpt-neo's with experts, where the last layer is one too many."""
+    shipped = {"moe_layers": [1, 2], "moe_params": {"moe_dropout_rate": 0.0}, "n_layer": 2}
+    experts = load(tmp_path, **shipped).model.experts
+    assert experts == ExpertsConfig(
+        16, (1,), 4096, "relu", 2, "random", 0.2, capacity_factor=0.625, group_size=1024, balance_loss=0.01
+    )
+    assert "moe_layers 2 (the last layer is 1)" in capsys.readouterr().err
+    switch = {"moe_num_experts": "8", "moe_gating": "switch", "moe_z_loss": 0.1, "moe_loss_coef": 0.02}
+    jitter = {"moe_switch_policy_train": "input_jitter", "moe_switch_jitter": 0.05, "moe_hidden_size": 64}
+    more = {"moe_capacity_factor_eval": 4, "moe_what": 1}
+    keys = {
+        **shipped,
+        "moe_layers": [0],
+        "moe_activation": "gelu",
+        "moe_params": {**switch, **jitter, **more},
+    }
+    experts = load(tmp_path, **keys).model.experts
+    assert (experts.number, experts.top_k, experts.jitter, experts.width) == (8, 1, 0.05, 64)
+    assert (experts.balance_loss, experts.z_loss, experts.activation) == (0.02, 0.002, "gelu_new")
+    assert experts.capacity_factor == 1.25 and experts.second == "all"
+    err = capsys.readouterr().err
+    assert "moe_capacity_factor_eval (nothing is dropped" in err and "moe_what" in err and "jitter" not in err
+    drawn = {"moe_gating": "rand_1", "moe_rand_1_policy_train": "sample"}
+    assert load(tmp_path, **{**shipped, "moe_params": drawn}).model.experts.sampled
+
+
 @pytest.mark.parametrize(
     "keys, message",
     [
-        ({"moe_layers": [1]}, "moe_layers"),
+        ({"moe_layers": "1"}, "moe_layers: expected a list"),
+        ({"moe_layers": [1], "moe_params": {"moe_dropout_rate": 0.1}}, "moe_dropout_rate=0.1"),
         ({"n_head": None}, "n_head"),
         ({"activation_function": "geluu"}, "gelu"),
         ({"lr": "fast"}, "lr: expected a number"),

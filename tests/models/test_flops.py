@@ -27,6 +27,13 @@ def test_a_tiny_model_against_a_count_by_hand():
     assert flops_per_token(model) == 3 * per_sequence / 4
 
 
+def test_of_experts_those_that_a_token_uses_are_counted():
+    sizes = {"n_layer": 2, "n_embd": 4, "n_head": 2, "n_ctx": 4, "n_vocab": 10}
+    experts = {"experts.number": 8, "experts.width": 6, "experts.layers": [1]}
+    dense, mixed = (forward_flops_per_token(model_config(**sizes, **more)) for more in ({}, experts))
+    assert mixed == dense - 2 * 2 * 4 * 16 + 2 * (4 * 8 + 2 * 2 * 4 * 6)
+
+
 def test_the_125m_model_is_six_flops_a_parameter_plus_visible_attention():
     model = ModelConfig()
     matrices = (

@@ -29,7 +29,7 @@ def trunk(config: ModelConfig, sizes: Mapping[str, int], compute: Compute) -> tu
     """What stands before the head: the embedding and the stack."""
     stack = Stack(
         lambda kinds, sizes: Block(config, kinds, sizes, compute),
-        config.attention_layers,
+        config.layers,
         sizes,
         compute,
         groups=config.layer_groups if config.share_parameters else 0,
