@@ -41,6 +41,9 @@ from neojax.runs import run_dir as runs
 from neojax.runs.checkpoint import Checkpoints
 from neojax.storage.remote import is_remote, place
 
+BEST = "best"
+"""The name, beside those of steps, of the checkpoint of the best evaluation."""
+
 
 def load(
     path: str | Path,
@@ -249,8 +252,24 @@ def tokenizer_at(path: str | Path) -> tuple[Any, int | None]:
     )
 
 
+def best_step(run: Path) -> int:
+    """The step of the best checkpoint of a run, as its newest one says. Raises `NeojaxError` where it says of
+    none."""
+    with Checkpoints(run) as checkpoints:
+        newest = checkpoints.latest()
+        best = None if newest is None else checkpoints.restore_meta(newest).get("best")
+    if not best or best["step"] is None:
+        raise NeojaxError(
+            f"{run} has no best checkpoint: it was trained without train.best_metric, or not evaluated yet"
+        )
+    return best["step"]
+
+
 def find_run(path: Path) -> tuple[Path, int | None]:
-    """Splits RUN or RUN/checkpoints/STEP into the run directory and the step (None for the newest)."""
+    """Splits RUN, RUN/checkpoints/STEP or RUN/checkpoints/best into the run directory and the step (None for
+    the newest)."""
+    if path.parent.name == "checkpoints" and path.name == BEST and runs.is_run_dir(path.parent.parent):
+        return path.parent.parent, best_step(path.parent.parent)
     if path.parent.name == "checkpoints" and re.fullmatch(r"[0-9]+", path.name):
         return path.parent.parent, int(path.name)
     if runs.is_run_dir(path):

@@ -47,6 +47,7 @@ def check(config: Config) -> None:
             f"train.lora.rank={train.lora.rank} freezes all that it does not train; leave train.frozen="
             f"{list(train.frozen)} out"
         )
+    _check_best(config)
     _check_mlm(model, train)
     check_pairs(config)
     if not all(type(step) is int and step >= 0 for step in train.checkpoint_steps):
@@ -64,6 +65,28 @@ def check(config: Config) -> None:
         raise NeojaxError(
             f"train.warmup_steps={train.warmup_steps} leaves nothing of the "
             f"{train.decay_steps or train.steps} steps to decay over; lower it or raise train.steps"
+        )
+
+
+def _check_best(config: Config) -> None:
+    train = config.train
+    given = [n for n in ("patience", "min_gain", "best_is") if getattr(train, n) != getattr(TrainConfig, n)]
+    if not train.best_metric:
+        if given:
+            raise NeojaxError(
+                f"train.{given[0]}={getattr(train, given[0])} is for train.best_metric; set that, such as "
+                "validation_loss"
+            )
+        return
+    if not config.data.validation and not train.eval_tasks:
+        raise NeojaxError(
+            f"train.best_metric={train.best_metric} is of evaluations; set data.validation or "
+            "train.eval_tasks"
+        )
+    if not train.eval_every:
+        raise NeojaxError(
+            f"train.best_metric={train.best_metric} compares evaluations, and there is but one, at the end; "
+            "set train.eval_every"
         )
 
 

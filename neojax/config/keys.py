@@ -204,6 +204,18 @@ class TrainConfig:
         'parameters without weight decay: "ndim<2" (vectors and numbers), a dimension name (vocab), or a '
         "name pattern (*norm*)",
     )
+    layer_decay: float = key(
+        1.0,
+        "layer-wise decay: a parameter that stands d layers below the head has layer_decay^d times the "
+        "learning rate; the embedding is the lowest layer",
+        above=0,
+        most=1,
+    )
+    rate_factors: tuple[str, ...] = key(
+        (),
+        "parameters, told as in no_decay, with a multiple of the learning rate: "
+        '["classifier.*:10", "vocab:0.1"]; where several entries match, their product',
+    )
     frozen: tuple[str, ...] = key(
         (),
         "parameters that keep their values, told as in no_decay (vocab, blocks.1.*); all others are "
@@ -295,6 +307,22 @@ class TrainConfig:
     )
     eval_tasks_fewshot: int = key(0, "eval_tasks: examples before each question", least=0)
     eval_tasks_limit: int = key(0, "eval_tasks: the first so many questions of each; 0: all", least=0)
+    best_metric: str = key(
+        "",
+        "metric of evaluations, as in metrics.jsonl (validation_loss): a checkpoint is written of the best "
+        "evaluation and kept beside the newest; RUN/checkpoints/best",
+    )
+    best_is: str = key(
+        "auto",
+        "which value of best_metric is the best; auto: the lowest of a loss or perplexity, else the highest",
+        choices=("auto", "lowest", "highest"),
+    )
+    patience: int = key(
+        0,
+        "evaluations in a row that are no better than the best, after which the run ends; 0: never",
+        least=0,
+    )
+    min_gain: float = key(0.0, "by how much an evaluation has to be better to count as such", least=0)
     checkpoint_every: int = key(1000, "steps between checkpoints; one is always written at the end", least=1)
     checkpoint_steps: tuple = key(
         (), "further steps at which a checkpoint is written; 0: before the first, of the initial weights"

@@ -103,6 +103,25 @@ class Transformer(nnx.Module):
         own = {name: param.dims for name, param in self.named_params()}
         return own if self.adapters is None else {**own, **self.adapters.dims(own)}
 
+    def depths(self) -> dict[str, tuple[int, ...]]:
+        """Name -> where a parameter stands: 0 in the embedding, n for the n-th layer (of a parameter of
+        several, each of them along `layers`; where layers share weights, the n-th set of these), and in the
+        head one more than the last layer."""
+        below = {_name(path) for path, _ in nnx.to_flat_state(nnx.state(self.embedding, nnx.Param))}
+        dims, shapes = self.dims(), {name: param.get_value().shape for name, param in self.named_params()}
+        repeats = {name: shapes[name][0] for name in shapes if dims[name][:1] == ("layers",)}
+        count = max(repeats.values(), default=1)
+        sets = len(self.stack.blocks) * count
+        found: dict[str, tuple[int, ...]] = {}
+        for name, own in dims.items():
+            first, *rest = name.split(".")
+            if first != "blocks":
+                found[name] = (0 if name in below else sets + 1,)
+            else:
+                turns = range(count if own[:1] == ("layers",) else 1)
+                found[name] = tuple(1 + self.stack.layer(int(rest[0]), repeat) for repeat in turns)
+        return found
+
     def stored(self) -> dict[str, Any]:
         """Name -> shape, type and stored layout. Raises `NeojaxError` where a parameter cannot be laid
         out."""

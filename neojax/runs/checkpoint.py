@@ -84,9 +84,11 @@ class Checkpoints:
         """The newest step, or None where nothing has been saved."""
         return max(self._steps, default=None)
 
-    def save(self, step: int, state: Mapping[str, Any], meta: Mapping[str, Any]) -> None:
+    def save(
+        self, step: int, state: Mapping[str, Any], meta: Mapping[str, Any], best: int | None = None
+    ) -> None:
         """Starts to save `state`, {"params": {name: array}, "opt_state": tree of arrays}, and JSON-able
-        `meta`.
+        `meta`; the checkpoint of step `best` is kept too.
 
         Returns once the arrays are copied off the device, so they may then be donated. A step that is already
         saved is left as it is. Raises `SaveError`, for the save before too.
@@ -104,8 +106,9 @@ class Checkpoints:
         if save is None:
             self._discard()
             raise self._unsaved(step, cause)
-        keep = [*self._steps, step][-self._keep :]
-        self._saving = _Saving(step, save, lambda: self._shelf.finish(step, keep))
+        steps = [*self._steps, step]
+        keep = [s for s in steps if s in steps[-self._keep :] or s == best]
+        self._saving = _Saving(step, save, lambda: self._shelf.finish(step, keep), keep)
 
     def restore(
         self,
@@ -167,7 +170,7 @@ class Checkpoints:
         except NeojaxError as e:
             self._discard()
             raise SaveError(str(e)) from None
-        self._steps = [*self._steps, saving.step][-(self._keep or 1) :]
+        self._steps = saving.kept
 
     def poll(self) -> None:
         """Raises `SaveError` where the last save has failed by now; waits for nothing."""
@@ -303,10 +306,10 @@ class Checkpoints:
 
 
 class _Saving:
-    """A save in the background: Orbax's, and then `finish`."""
+    """A save in the background: Orbax's, and then `finish`, after which the steps `kept` are there."""
 
-    def __init__(self, step: int, save: Save, finish: Callable[[], None]):
-        self.step = step
+    def __init__(self, step: int, save: Save, finish: Callable[[], None], kept: list[int]):
+        self.step, self.kept = step, kept
         self._cause: str | None = None
 
         def work() -> None:

@@ -33,6 +33,7 @@ from neojax.storage.remote import place
 from neojax.storage.spool import Spool
 from neojax.training.alike import check_alike
 from neojax.training.asked import Asked, Asker, asked_of
+from neojax.training.best import Best
 from neojax.training.compiler import compiler_options
 from neojax.training.feed import Feed, open_feed
 from neojax.training.health import Health, not_finite
@@ -69,7 +70,7 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
     of_layers(train.attention_kernel, config.model, layout, compute.dtype, apart)
     compiler_options(layout, train.compiler_options, train.deterministic)
     check_fit(model, train)
-    return model, make_optimizer(train, model.dims(), config.model.n_vocab)
+    return model, make_optimizer(train, model.dims(), config.model.n_vocab, model.depths())
 
 
 def train(config: Config, stop: Stop | None = None, ask: Asker | None = None) -> None:
@@ -121,8 +122,15 @@ def train(config: Config, stop: Stop | None = None, ask: Asker | None = None) ->
             return
         on_first(lambda: runs.write(folder, config, tokenizer, feed.chat_template))
         health, unevaluated = Health(config.train), False
+        best = Best(config.train)
         if state is not None:
             saved = checkpoints.restore_meta(start)
+            best = Best(config.train, saved.get("best"))
+            if best.is_over:
+                progress.note(
+                    f"{folder} is finished at step {start}{best.told()}; raise train.patience to go on"
+                )
+                return
             health, unevaluated = Health(config.train, saved.get("health")), saved.get("unevaluated", False)
             progress.note(f"resuming {folder} from step {start}")
         else:
@@ -145,7 +153,19 @@ def train(config: Config, stop: Stop | None = None, ask: Asker | None = None) ->
         for line in feed.notes:
             progress.note(line)
         run = Run(
-            config, model, optimizer, state, start, progress, meta, stop, health, unevaluated, feed, asked
+            config,
+            model,
+            optimizer,
+            state,
+            start,
+            progress,
+            meta,
+            stop,
+            health,
+            unevaluated,
+            feed,
+            asked,
+            best,
         )
         run.go(checkpoints, lock, stack.enter_context(Spool(folder)))
 
@@ -167,16 +187,18 @@ class Run:
         unevaluated: bool,
         feed: Feed,
         asked: Asked | None,
+        best: Best,
     ):
         self.config, self.model, self.state, self.step, self.progress = config, model, state, step, progress
         self.meta, self.stop, self.health = meta, stop, health
         self.unevaluated = (
             unevaluated  # whether the run was stopped before an evaluation of this step was done
         )
-        self.feed, self.asked = feed, asked
+        self.feed, self.asked, self.best = feed, asked, best
         self.together = Together()
         self.train_step = make_train_step(model, optimizer, config.train)
         self.evaluations = feed.evaluations(model)
+        best.check(self.evaluations, asked.names if asked else ())
         self.share = Share(model.layout, config.train.microbatch or config.train.batch_size)
 
     def go(self, checkpoints: Checkpoints, lock: Lock | BucketLock, spool: Spool) -> None:
@@ -192,7 +214,7 @@ class Run:
         try:
             with self.progress, self.together, watchdog:
                 if self.unevaluated:
-                    stops = not self.make_up(metrics)
+                    stops = not self.make_up(metrics) or self.best.is_over
                 if self.step == 0 and 0 in train.checkpoint_steps:
                     self.save(checkpoints, lock, spool)
                 while self.step < train.steps and not stops:
@@ -230,6 +252,10 @@ class Run:
                         self.unevaluated = evaluates and (stops or not self.evaluate_into(row))
                         if self.unevaluated:
                             stops = saves = True
+                        elif evaluates:
+                            saves |= self.best.add(self.step, row)
+                            saves |= self.best.is_over
+                            stops |= self.best.is_over
                         if row:
                             self.written(partial(metrics.write, self.step, row))
                             self.written(checkpoints.poll)
@@ -243,11 +269,17 @@ class Run:
         finally:
             profile.close()
             metrics.close()
-        if self.step < train.steps or self.unevaluated:
+        if self.best.is_over and not self.unevaluated:
+            self.progress.note(
+                f"finished at step {self.step}: {train.patience} evaluations in a row were no better"
+                f"{self.best.told()}"
+            )
+        elif self.step < train.steps or self.unevaluated:
             self.progress.note(f"stopped at step {self.step}; the same command goes on from there")
         else:
             self.progress.note(
                 f"finished {train.steps} steps; {runs.use_of(self.config.model, train.run_dir)}"
+                f"{self.best.told()}"
             )
 
     def save(self, checkpoints: Checkpoints, lock: Lock | BucketLock, spool: Spool) -> None:
@@ -261,10 +293,11 @@ class Run:
                 f"{good(checkpoints)}: {CURE}, and run again"
             )
         meta = {**self.meta, "health": self.health.saved(), "unevaluated": self.unevaluated}
+        meta["best"] = self.best.saved()
         self.written(self.write_anew)
         self.written(spool.send)
         self.written(checkpoints.wait)  # that the one before failed is no reason not to try
-        self.written(lambda: checkpoints.save(self.step, saved, meta))
+        self.written(lambda: checkpoints.save(self.step, saved, meta, self.best.step))
 
     def write_anew(self) -> None:
         """Makes a run directory again of one that was renamed or deleted meanwhile, so that what is saved can
@@ -365,10 +398,13 @@ class Run:
         names = [f"{name}_loss" for name in self.evaluations]
         names += self.asked.names if self.asked else []
         row: dict[str, Any] = {}
-        if names and not any(from_first([metrics.has(self.step, names)])):
+        is_known = any(from_first([metrics.has(self.step, names)]))
+        if names and (not is_known or self.best.metric):
             if not self.evaluate_into(row):
                 return False
-            self.written(partial(metrics.amend, self.step, row))
+            self.best.add(self.step, row)
+            if not is_known:
+                self.written(partial(metrics.amend, self.step, row))
         self.unevaluated = False
         return True
 

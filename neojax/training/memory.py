@@ -83,7 +83,7 @@ def needed(config: Config, layout: Layout) -> Memory:
     compute = Compute(dtype=compute_type(train.precision, layout))
     abstract = Transformer(model, layout, compute, train.lora)
     with jax.set_mesh(layout.mesh):  # type: ignore[arg-type]
-        state = abstract_state(abstract, make_optimizer(train, abstract.dims()))
+        state = abstract_state(abstract, make_optimizer(train, abstract.dims(), depths=abstract.depths()))
     held = sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(state))
     tokens = model.n_ctx / layout.split("sequence") / layout.split("batch")
     widths = model.n_embd / layout.split("embd")

@@ -36,7 +36,7 @@ def write_run(
     train = dataclasses.replace(config.train, run_dir=str(path), lora=lora)
     config = dataclasses.replace(config, model=model.config, train=train)
     text = None if model.tokenizer is None else model.tokenizer.to_str()
-    optimizer = make_optimizer(train, model.dims(), model.config.n_vocab)
+    optimizer = make_optimizer(train, model.dims(), model.config.n_vocab, model.depths())
     mesh: Any = model.layout.mesh
     with new_folder(path, replace) as folder, jax.set_mesh(mesh):
         runs.write_text(folder / runs.CONFIG, configuration.dump(config))

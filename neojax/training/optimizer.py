@@ -15,6 +15,7 @@ from neojax.config import TrainConfig
 from neojax.models.selection import VECTORS, Dims, not_trained, selected
 from neojax.training.adafactor import scale_by_adafactor
 from neojax.training.lamb import scale_by_trust_ratio
+from neojax.training.rates import Depths, scaled, shares
 from neojax.training.schedule import learning_rate
 
 Params = dict[str, Any]
@@ -69,16 +70,18 @@ class Optimizer:
         return params, opt_state, norm
 
 
-def make_optimizer(train: TrainConfig, dims: Dims, n_vocab: int | None = None) -> Optimizer:
+def make_optimizer(
+    train: TrainConfig, dims: Dims, n_vocab: int | None = None, depths: Depths | None = None
+) -> Optimizer:
     """The optimizer that `train` asks for, for a model's parameters with these dimension names, of which what
-    is beyond `n_vocab` along `vocab` is padding.
+    is beyond `n_vocab` along `vocab` is padding, and which stand at `depths` (see `rates.shares`).
 
     Weight decay is decoupled and multiplied by the scheduled learning rate (Loshchilov and Hutter 2019).
     Adafactor's learning rate is relative to the RMS of each parameter, so its natural size is about 1e-2; its
     momentum is of the updates before that rate and the decay. LAMB's learning rate is the share of its length
     by which a parameter changes, and parameters that do not decay are changed as by AdamW.
-    Raises `NeojaxError` for an entry of `train.no_decay`, `train.frozen` or `train.lora.whole` that matches
-    no parameter, and where all are frozen.
+    Raises `NeojaxError` for an entry of `train.no_decay`, `train.rate_factors`, `train.frozen` or
+    `train.lora.whole` that matches no parameter, and where all are frozen.
     """
     frozen = not_trained(train, dims)
     decays = {name: decays for name, decays in decay_mask(train.no_decay, dims).items() if name not in frozen}
@@ -95,6 +98,8 @@ def make_optimizer(train: TrainConfig, dims: Dims, n_vocab: int | None = None) -
     if train.optimizer == "lamb":
         steps.append(scale_by_trust_ratio(dims, decays, n_vocab))
     transform = optax.chain(*steps, optax.scale_by_learning_rate(learning_rate(train)))
+    trained = {name: own for name, own in dims.items() if name not in frozen}
+    transform = scaled(transform, shares(train, trained, depths))
     return Optimizer(transform, train.clip_norm, frozen)
 
 
