@@ -39,9 +39,3 @@ def read(
                 "have only what was trained; bring it back"
             )
         return checkpoints.restore_params(newest, frozen)
-
-
-def is_there(run_dir: Path) -> bool:
-    """Whether a run has such a folder."""
-    with Checkpoints(run_dir / FOLDER) as checkpoints:
-        return checkpoints.latest() is not None

@@ -133,6 +133,21 @@ def test_dropout_is_of_what_an_addition_takes_and_of_training_alone():
     assert len(set(of(dropped, nothing))) == 1
 
 
+def test_experts_have_no_additions_and_attention_beside_them_has():
+    config = tiny(n_layer=2, attention_types=["global"], **{"experts.number": 4})
+    lora = LoraConfig(rank=2, targets=("attn.query",), base="int8")
+    one, spread = (
+        adapted(config, lora),
+        adapted(config, lora, layout_of("data:4", "batch:data, experts:data")),
+    )
+    logits = np.asarray(one(TOKENS))
+    for other in (merged(one), for_inference(one), spread):
+        np.testing.assert_allclose(np.asarray(other(TOKENS)), logits, atol=2e-5)
+    assert all(np.abs(gradient).max() > 1e-4 for gradient in gradients(one).values())
+    with pytest.raises(NeojaxError, match="'expert_mlp' matches no matrix of a block"):
+        Transformer(config, lora=LoraConfig(rank=2, targets=("expert_mlp",)))
+
+
 @pytest.mark.parametrize(
     "keys, message",
     [
@@ -154,5 +169,7 @@ def test_the_head_of_a_task_is_trained_beside_the_additions():
     classes = Transformer(
         model_config(**keys, **{"head.kinds": ["sequence_classification"]}), lora=LoraConfig(rank=2)
     )
-    trained = {name for name in classes.dims() if name not in classes.adapters.frozen and "lora" not in name}
-    assert trained == {"classifier.weight", "classifier.bias"}
+    scored = Transformer(tiny(**{"head.kinds": ["sequence_classification"]}), lora=LoraConfig(rank=2))
+    for model, head in ((classes, {"classifier.weight", "classifier.bias"}), (scored, {"score.weight"})):
+        trained = model.dims().keys() - model.adapters.frozen
+        assert {name for name in trained if "lora" not in name} == head
