@@ -13,9 +13,11 @@ from helpers import layout_of, model_config, tiny, write_data
 from neojax import config as configuration
 from neojax.config import Config, DataConfig, SourceConfig, TrainConfig
 from neojax.convert import mesh_tf
+from neojax.convert.mesh_tf_names import places
 from neojax.errors import NeojaxError
 from neojax.loading import load as load_run
 from neojax.models import Transformer
+from neojax.models.pieces import pieces
 from neojax.runs.checkpoint import Checkpoints
 from neojax.training.loop import train
 from neojax.training.moments import opt_state
@@ -63,6 +65,21 @@ BLOCK = {
     "mlp.down": "mlp/conv1d_main/c_proj/kernel",
     "mlp.down_bias": "mlp/conv1d_main/c_proj/bias",
 }
+
+
+def test_experts_have_the_variables_of_mesh_tensorflow():
+    experts = {"experts.number": 4, "experts.layers": [1, 3]}
+    for top_k, gating in ((2, "top_2_gating"), (1, "switch_gating")):
+        model = Transformer(tiny(**experts, **{"experts.top_k": top_k}))
+        found = {place.tensor: place for place in places(model.config, pieces(model))}
+        for layer in (1, 3):
+            up, down, router = (found[f"gpt2/h{layer}/{n}/kernel"] for n in ("wi", "wo", gating))
+            assert (up.piece.dims, down.piece.dims) == (
+                ("experts", "embd", "expert_mlp"),
+                ("experts", "expert_mlp", "embd"),
+            )
+            assert router.piece.dims == ("embd", "routes") and router.order == [0, 1]
+            assert f"gpt2/h{layer}/mlp/conv1d_main/c_fc/kernel" not in found
 
 
 @pytest.fixture

@@ -10,9 +10,11 @@ import pytest
 from helpers import layout_of, noisy, perturbed, random_tokens, tiny, true_rows
 
 import neojax
+from neojax.config import LoraConfig
 from neojax.data.batch import Batch
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
+from neojax.models.adapters import Adapters
 from neojax.models.compute import Compute
 from neojax.models.experts import Experts
 
@@ -159,3 +161,9 @@ def test_groups_that_would_span_devices_are_refused():
     assert [experts.groups(length, parts) for length, parts in ((24, 1), (48, 2), (25, 1))] == [1, 2, 5]
     with pytest.raises(NeojaxError, match=r"into 2 parts.* give model\.experts\.group_size=12"):
         experts.groups(24, 2)
+
+
+def test_low_rank_additions_are_not_for_experts():
+    lora = LoraConfig(rank=2, targets=("experts.up",))
+    with pytest.raises(NeojaxError, match="experts"):
+        Adapters.of(lora, None, Transformer(mixed()).dims())
