@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tfrecord_writer
 from helpers import noisy, tiny
 
 from neojax.convert import hf
@@ -82,6 +83,14 @@ def test_a_store_gives_what_its_text_gives(model, tmp_path):
             writer.add(np.array(ids), np.array([len(ids)]))
     text = total(model, write_jsonl(tmp_path / "texts.jsonl"))
     assert numbers(total(model, tmp_path / "store")) == pytest.approx(numbers(text), rel=1e-6)
+
+
+def test_examples_of_tfrecords_are_documents(model, tmp_path):
+    rows = [[3, 4, 5, 6], [7, 8, 9]]
+    tfrecord_writer.write(tmp_path / "a_2_0.tfrecords", rows)
+    found = total(model, tmp_path)
+    nats = -sum(each.logprob for each in score(model, rows))
+    assert found["documents"] == 2 and found["nats_per_token"] == pytest.approx(nats / 7, rel=1e-6)
 
 
 def test_the_error_of_a_ratio_is_that_of_leaving_one_unit_out_at_a_time():
