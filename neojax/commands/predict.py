@@ -11,11 +11,13 @@ from neojax.commands.sample import ending_at_once, mesh_of
 from neojax.config import DataConfig
 from neojax.config.tasks import TASKS
 from neojax.convert import configs
-from neojax.data.labelled import class_of, read_rows
+from neojax.data.labelled import Row, class_of, read_rows
+from neojax.data.tagged import Tagged, entity_scores, read_tagged
 from neojax.errors import NeojaxError
 from neojax.loading import load
+from neojax.models import Transformer
 from neojax.output import complain, json_line
-from neojax.sampling.predict import answers, check_predicts, examples_of, prediction
+from neojax.sampling.predict import answers, check_predicts, examples_of, prediction, taggings
 from neojax.storage.remote import place
 from neojax.training.measures import measured
 
@@ -48,22 +50,42 @@ def run(args: Namespace) -> None:
         raise NeojaxError("no file is given; name one with rows of text, such as rows.jsonl")
     mesh = [word for word in overrides if word.startswith("mesh.")]
     data = _data(args.source, [word for word in overrides if word not in mesh])
-    rows = {file: read_rows(file, data, labelled=False) for file in files}  # before the weights are read
+    tags = TASKS[data.task].head == "token_classification"
+    read: Any = read_tagged if tags else read_rows
+    rows = {file: read(file, data, labelled=False) for file in files}  # before the weights are read
     model = load(args.source, mesh=mesh_of(args.source, mesh))
     check_predicts(model)
-    names = model.config.head.labels
     for file, own in rows.items():
-        with ending_at_once():
-            logits = answers(model, examples_of(model, [row.texts for row in own], data.max_tokens))
-        for said in (prediction(model, each) for each in logits):
-            best = said.scores.get(str(said.label))
-            plain = f"{said.label:.6g}" if best is None else f"{said.label}\t{best:.4f}"
-            print(json_line(asdict(said)) if args.json else plain, flush=True)
-        if all(row.label is not None for row in own):
-            is_number = len(names) == 1
-            labels = np.array([row.label if is_number else class_of(row, names) for row in own])
-            found = measured(TASKS[data.task].metrics, logits, labels)
+        found = (_tag if tags else _classify)(model, own, data, args.json)
+        if found:
             complain(f"{file}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+
+
+def _classify(model: Transformer, rows: list[Row], data: DataConfig, as_json: bool) -> dict[str, float]:
+    """Prints a line for each row; the metrics where all have labels."""
+    with ending_at_once():
+        logits = answers(model, examples_of(model, [row.texts for row in rows], data.max_tokens))
+    for said in (prediction(model, each) for each in logits):
+        best = said.scores.get(str(said.label))
+        plain = f"{said.label:.6g}" if best is None else f"{said.label}\t{best:.4f}"
+        print(json_line(asdict(said)) if as_json else plain, flush=True)
+    if any(row.label is None for row in rows):
+        return {}
+    names = model.config.head.labels
+    labels = np.array([row.label if len(names) == 1 else class_of(row, names) for row in rows])
+    return measured(TASKS[data.task].metrics, np.stack(logits), labels)
+
+
+def _tag(model: Transformer, rows: list[Tagged], data: DataConfig, as_json: bool) -> dict[str, float]:
+    """Prints a line for each word, and an empty one behind each row; the metrics where all have tags."""
+    with ending_at_once():
+        found = taggings(model, [row.words for row in rows], data.max_tokens)
+    for said in found:
+        lines = [f"{word}\t{tag}" for word, tag in zip(said.words, said.tags)]
+        print(json_line(asdict(said)) if as_json else "\n".join([*lines, ""]), flush=True)
+    if any(row.tags is None for row in rows):
+        return {}
+    return entity_scores([said.tags for said in found], [row.tags or [] for row in rows])
 
 
 def _data(source: str, overrides: list[str]) -> DataConfig:
@@ -73,6 +95,7 @@ def _data(source: str, overrides: list[str]) -> DataConfig:
     config = configs.of_folder(run)
     labels = config.model.head.labels
     usual = "regression" if len(labels) == 1 else "classification"
+    usual = "tagging" if config.model.head.kinds == ("token_classification",) else usual
     kept = configuration.to_dict(config.data) if config.data.task != "none" else {"task": usual}
     kept |= {"train": [], "validation": []}
     raw: dict[str, Any] = {"data": kept, "model": configuration.to_dict(config.model)}

@@ -86,7 +86,8 @@ class DataConfig:
     task: str = key(
         "none",
         "data.train and data.validation are files of labelled rows (TSV, CSV, JSON lines), to fine-tune a "
-        "model with a head for them: classification; regression; or a task of GLUE. sft: what "
+        "model with a head for them: classification; regression; tagging, of words; or a task of "
+        "GLUE. sft: what "
         "`neojax prepare --format sft` wrote, of which answers are learnt. none: text",
         choices=("none", *TASKS),
     )

@@ -36,6 +36,7 @@ TASKS = {
     "sft": Task("lm"),
     "classification": Task(_ROW, ("accuracy", "f1")),
     "regression": Task(_ROW, ("pearson", "spearman")),
+    "tagging": Task("token_classification", ("entities",)),
     "cola": Task(_ROW, ("accuracy", "matthews"), _YES, (3, None, 1)),
     "sst2": Task(_ROW, ("accuracy",), _YES),
     "mrpc": Task(_ROW, ("accuracy", "f1"), _YES),

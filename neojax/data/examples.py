@@ -33,6 +33,8 @@ class Frame:
     last: tuple[int, ...]
     pad: int
     typed: bool
+    causal: bool = False
+    """whether a token sees those before it alone"""
 
     @classmethod
     def of(cls, model: ModelConfig, tokenizer: "Tokenizer", why: str) -> "Frame":
@@ -46,7 +48,7 @@ class Frame:
             pad = sep if special.pad is None else special.pad
             return cls((cls_,), (sep,), (sep,), pad, model.embedding.token_types > 1)
         pad = next((id for id in (special.pad, end) if id is not None), 0)
-        return cls(first_tokens(tokenizer), () if end is None else (end,), (), pad, False)
+        return cls(first_tokens(tokenizer), () if end is None else (end,), (), pad, False, causal=True)
 
     def row(self, texts: Sequence[Sequence[int]], most: int) -> tuple[np.ndarray, np.ndarray, bool]:
         """(tokens, their types, whether texts were cut) of one text or two, as ids. At most so many tokens:
@@ -72,11 +74,13 @@ def cut(a: int, b: int, room: int) -> tuple[int, int]:
 
 
 class Example(NamedTuple):
-    """A row: `tokens` and their `types`, int32 [length], and its `label`, a scalar of int32 or float32."""
+    """A row: `tokens` and their `types`, int32 [length], and what is to be said of it: its `label`, a scalar
+    of int32 or float32, or the `targets` of its tokens, int32 [length]."""
 
     tokens: np.ndarray
     types: np.ndarray
-    label: Any
+    label: Any = None
+    targets: np.ndarray | None = None
 
 
 class Rows(ABC):
@@ -139,7 +143,8 @@ class Examples(Rows):
     def fingerprint(self) -> dict[str, Any]:
         crc = 0
         for example in self.examples:
-            for part in (example.tokens, example.label):
+            said = example.label if example.targets is None else example.targets
+            for part in (example.tokens, said):
                 crc = google_crc32c.extend(crc, np.ascontiguousarray(part).tobytes())
         return {"documents": len(self), "tokens": int(self.lengths.sum()), "crc32c": f"{crc:08x}"}
 
@@ -148,17 +153,22 @@ class Examples(Rows):
         shape = (len(chosen) if rows is None else len(rows), rounded(int(most), self._most))
         tokens = np.full(shape, self._frame.pad, np.int32)
         segments, types = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        like = np.asarray(self.examples[0].label)
-        nothing = np.nan if np.issubdtype(like.dtype, np.floating) else NOT_SCORED
-        labels = np.full((shape[0], *like.shape), nothing, like.dtype)
+        targets = np.full(shape, NOT_SCORED, np.int32)
+        labels = None
+        if self.examples[0].label is not None:
+            like = np.asarray(self.examples[0].label)
+            nothing = np.nan if np.issubdtype(like.dtype, np.floating) else NOT_SCORED
+            labels = np.full((shape[0], *like.shape), nothing, like.dtype)
         for row, place in enumerate(range(len(chosen)) if rows is None else rows):
             if chosen[place] < 0:
                 continue
             own = self.examples[chosen[place]]
             size = len(own.tokens)
             tokens[row, :size], segments[row, :size], types[row, :size] = own.tokens, 1, own.types
-            labels[row] = own.label
-        targets = np.full(shape, NOT_SCORED, np.int32)
+            if labels is not None:
+                labels[row] = own.label
+            if own.targets is not None:
+                targets[row, :size] = own.targets
         kinds = types if self._frame.typed else None
         return Batch(tokens, targets, segments=segments, token_types=kinds, labels=labels)
 

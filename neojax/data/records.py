@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from neojax.errors import NeojaxError
 from neojax.storage.remote import place
 
-KINDS = (".jsonl", ".json", ".tsv", ".csv", ".txt")
+KINDS = (".jsonl", ".json", ".tsv", ".csv", ".txt", ".conll")
 
 
 class Record(NamedTuple):
@@ -40,6 +40,8 @@ def read_records(path: str | Path, header: bool = True, skips_short: bool = Fals
             found = _json(path, text)
         case ".jsonl":
             found = _json_lines(path, text)
+        case ".conll":
+            found = _words(path, text)
         case ".txt":
             found = _lines(path, text)
         case _:
@@ -83,6 +85,25 @@ def _lines(path: Path, text: str) -> Iterator[Record]:
             if not blank:
                 raise NeojaxError(f"{path}:{number}: expected a label, a blank and a text, got {line[:40]!r}")
             yield Record(f"{path}:{number}", {"label": label, "text": rest})
+
+
+def _words(path: Path, text: str) -> Iterator[Record]:
+    tokens: list[str] = []
+    tags: list[str] = []
+    first = 1
+    for number, line in enumerate([*text.split("\n"), ""], 1):
+        columns = line.split()
+        if columns and columns[0] == "-DOCSTART-":
+            continue
+        if len(columns) == 1:
+            raise NeojaxError(f"{path}:{number}: expected a word and its tag, got {line[:40]!r}")
+        if columns:
+            first = first if tokens else number
+            tokens.append(columns[0])
+            tags.append(columns[-1])
+        elif tokens:
+            yield Record(f"{path}:{first}", {"tokens": tokens, "tags": tags})
+            tokens, tags = [], []
 
 
 def _table(path: Path, text: str, header: bool, skips_short: bool) -> Iterator[Record]:

@@ -8,6 +8,7 @@ import numpy as np
 from neojax.config import TASKS, Config, HeadConfig
 from neojax.data.examples import Example, Examples, Frame
 from neojax.data.labelled import Row, class_of, label_names, read_rows
+from neojax.data.tagged import encode_tagged, read_tagged, tag_names
 from neojax.errors import NeojaxError
 
 if TYPE_CHECKING:
@@ -17,23 +18,24 @@ if TYPE_CHECKING:
 class TaskRows:
     """The examples of a run with data.task: those of `train`, and of all `files` by their path. `config` is
     the run's, with the labels that the rows have where none are named; `notes`: what is to be said of them.
-    Raises `NeojaxError`, which names the row, for what is not as the task has it."""
+    Of tagged rows, by path, `tags` has those of each row's words, and `places` the place of each word's first
+    token. Raises `NeojaxError`, which names the row, for what is not as the task has it."""
 
     def __init__(self, config: Config, tokenizer: "Tokenizer"):
         data, task = config.data, TASKS[config.data.task]
+        self.files: dict[str, Examples] = {}
+        self.tags: dict[str, list[list[str]]] = {}
+        self.places: dict[str, list[np.ndarray]] = {}
         if not data.train:
             raise NeojaxError(f"data.train is empty; name a file of rows for data.task={data.task}")
-        rows = {s.path: read_rows(s.path, data) for s in (*data.train, *data.validation)}
-        names = config.model.head.labels
-        if names == HeadConfig().labels or task.is_number:
-            own = [row for source in data.train for row in rows[source.path]]
-            names = label_names(own, task, data.train[0].path)
+        given = config.model.head.labels
+        names = () if given == HeadConfig().labels or task.is_number else given
+        most = data.max_tokens or config.model.n_ctx
+        frame = Frame.of(config.model, tokenizer, f"data.task={data.task}")
+        read = self._tagged if task.head == "token_classification" else self._labelled
+        names = read(config, tokenizer, frame, most, names)
         head = replace(config.model.head, labels=names)
         self.config = replace(config, model=replace(config.model, head=head))
-        frame = Frame.of(config.model, tokenizer, f"data.task={data.task}")
-        most = data.max_tokens or config.model.n_ctx
-        classes = None if task.is_number else names
-        self.files = {path: encoded(path, own, tokenizer, frame, most, classes) for path, own in rows.items()}
         self.train = Examples(
             data.train[0].path, [e for s in data.train for e in self.files[s.path].examples], frame, most
         )
@@ -42,8 +44,32 @@ class TaskRows:
             for path, own in self.files.items()
             if own.n_cut
         ]
-        if classes:
+        if not task.is_number:
             self.notes.append(f"labels {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}")
+
+    def _labelled(
+        self, config: Config, tokenizer: Any, frame: Frame, most: int, names: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """Reads rows of texts with a label each; their names."""
+        data, task = config.data, TASKS[config.data.task]
+        rows = {s.path: read_rows(s.path, data) for s in (*data.train, *data.validation)}
+        own = [row for source in data.train for row in rows[source.path]]
+        names = names or label_names(own, task, data.train[0].path)
+        classes = None if task.is_number else names
+        self.files = {p: encoded(p, own, tokenizer, frame, most, classes) for p, own in rows.items()}
+        return names
+
+    def _tagged(
+        self, config: Config, tokenizer: Any, frame: Frame, most: int, names: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """Reads rows of words with a tag each; the tags."""
+        data = config.data
+        rows = {s.path: read_tagged(s.path, data) for s in (*data.train, *data.validation)}
+        names = names or tag_names([row for source in data.train for row in rows[source.path]])
+        for path, own in rows.items():
+            self.files[path], self.places[path] = encode_tagged(path, own, tokenizer, frame, most, names)
+            self.tags[path] = [row.tags or [] for row in own]
+        return names
 
 
 def encoded(

@@ -14,7 +14,6 @@ from neojax.config.tasks import TASKS
 from neojax.data import tokenizer as tokenizers
 from neojax.data.batch import Batch
 from neojax.data.chat_template import find as find_template
-from neojax.data.examples import Examples
 from neojax.data.fingerprint import fingerprint
 from neojax.data.loader import check_ids, train_batches, validation_batches
 from neojax.data.packed import Packed
@@ -22,6 +21,7 @@ from neojax.data.pairing import pairing_of
 from neojax.data.share import Share
 from neojax.data.sources import open_source
 from neojax.data.store import TokenStore, resolve
+from neojax.data.tagged import entity_scores, tags_at
 from neojax.data.task_rows import TaskRows
 from neojax.errors import NeojaxError
 from neojax.loading import tokenizer_at
@@ -119,12 +119,9 @@ class LabelledFeed:
         self.tokenizer: str | None
         self.eos_token_id: int | None
         self.tokenizer, tokenizer, self.eos_token_id = _tokenizer(config)
-        rows = TaskRows(config, tokenizer)
+        self._rows = rows = TaskRows(config, tokenizer)
         config, train = rows.config, rows.config.train
-        self._train, self._measures = rows.train, TASKS[config.data.task].metrics
-        self._held_out = {
-            name: rows.files[s.path] for name, s in named_sources(config.data.validation).items()
-        }
+        self._train = rows.train
         self.tokens_a_step: float = train.batch_size * float(self._train.lengths.mean())
         self.fingerprints: dict[str, Any] = {
             split: {s.path: rows.files[s.path].fingerprint() for s in getattr(config.data, split)}
@@ -141,13 +138,16 @@ class LabelledFeed:
     def evaluations(self, model: Transformer) -> dict[str, Evaluation]:
         step = make_answer_step(model, self.config.train)
 
-        def of(examples: Examples) -> Evaluation:
+        def of(path: str) -> Evaluation:
+            examples = self._rows.files[path]
+
             def run(params: Any, share: Share, until: Until) -> dict[str, float]:
-                order, logits = [], []
+                found: dict[int, np.ndarray] = {}
+                order: list[list[int]] = []
 
                 def answer(params: Any, batch: Batch) -> Any:
                     sums, own = step(params, batch)
-                    logits.append(model.layout.fetch(own))
+                    found.update(zip(order[-1], model.layout.fetch(own)))
                     return sums
 
                 def batches() -> Iterator[Batch]:
@@ -157,13 +157,22 @@ class LabelledFeed:
                         yield examples.batch(chosen, share.held)
 
                 means, _ = evaluate(answer, params, until(batches()), share)
-                places = np.concatenate(order)
-                said = np.concatenate(logits)[places >= 0]
-                return means | measured(self._measures, said, examples.labels[places[places >= 0]])
+                found.pop(-1, None)
+                return means | self._measured(path, found)
 
             return run
 
-        return {name: of(examples) for name, examples in self._held_out.items()}
+        return {name: of(s.path) for name, s in named_sources(self.config.data.validation).items()}
+
+    def _measured(self, path: str, logits: dict[int, np.ndarray]) -> dict[str, float]:
+        """The metrics of the task, of the rows whose `logits` these are."""
+        rows, which = self._rows, sorted(logits)
+        if path in rows.tags:
+            names = rows.config.model.head.labels
+            said = [tags_at(logits[i], rows.places[path][i], names) for i in which]
+            return entity_scores(said, [rows.tags[path][i] for i in which])
+        metrics = TASKS[self.config.data.task].metrics
+        return measured(metrics, np.stack([logits[i] for i in which]), rows.files[path].labels[which])
 
 
 class AnswerFeed:

@@ -70,7 +70,7 @@ BAD = [
         "none of the columns text is a usual one for labels; name it with data.label",
     ),
     ("a.tsv", "text\tlabel\nb\n", "a.tsv:2 has 1 columns, expected 2: text, label"),
-    ("a.parquet", "", r"files .jsonl, .json, .tsv, .csv, .txt; name one of these"),
+    ("a.parquet", "", r"files .jsonl, .json, .tsv, .csv, .txt, .conll; name one of these"),
     ("a.txt", "positive", "expected a label, a blank and a text, got 'positive'"),
 ]
 
