@@ -16,7 +16,7 @@ pytest.importorskip("peft")
 import peft
 import torch
 import transformers
-from hf_reference import albert, batch, bert, gpt2, gpt_neo, gpt_neox, llama
+from hf_reference import albert, batch, bert, filled, gpt2, gpt_neo, gpt_neox, llama
 from safetensors.numpy import load_file, save_file
 
 import neojax
@@ -171,6 +171,26 @@ def test_ranks_alphas_and_layers_of_their_own_and_parameters_beside_additions(tm
     files.save(model, tmp_path / "again", str(made.base))
     base = type(made.model.get_base_model()).from_pretrained(made.base, attn_implementation="eager")
     near(made.logits(peft.PeftModel.from_pretrained(base, tmp_path / "again").eval()), made.logits(), 1e-5)
+
+
+@pytest.mark.parametrize("family", ["BERT", "GPT-Neo"])
+def test_the_head_of_a_task_goes_with_its_additions(family, tmp_path):
+    cls = transformers.BertForSequenceClassification
+    of_neo = transformers.GPTNeoForSequenceClassification
+
+    def neo():
+        config = gpt_neo([[["global"], 1]], num_labels=3, pad_token_id=0).config
+        return filled(of_neo, config)
+
+    make = neo if family == "GPT-Neo" else lambda: bert(cls, num_hidden_layers=1, num_labels=3)
+    target = ["q_proj"] if family == "GPT-Neo" else ["query"]
+    made = Reference(tmp_path, make, target_modules=target, task_type="SEQ_CLS")
+    near(neojax.load(made.adapter)(made.tokens), made.logits(), 1e-5)
+    model = load_trained(made.adapter)
+    files.save(model, tmp_path / "again", str(made.base))
+    written = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    assert written["task_type"] == "SEQ_CLS" and written["target_modules"] == target
+    assert written["modules_to_save"] == ["score" if family == "GPT-Neo" else "classifier"]
 
 
 @pytest.fixture(scope="module")
