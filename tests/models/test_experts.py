@@ -1,5 +1,6 @@
 """Mixtures of experts as layers: on every layout the same, and what the router reports and learns by."""
 
+import math
 import re
 from functools import cache
 
@@ -10,9 +11,11 @@ import pytest
 from helpers import layout_of, noisy, perturbed, random_tokens, tiny, true_rows
 
 import neojax
-from neojax.config import LoraConfig
+from neojax.config import LoraConfig, MeshConfig
 from neojax.data.batch import Batch
 from neojax.errors import NeojaxError
+from neojax.layout.mesh import make_layout
+from neojax.layout.topology import tpu_devices
 from neojax.models import Transformer
 from neojax.models.adapters import Adapters
 from neojax.models.compute import Compute
@@ -21,6 +24,8 @@ from neojax.models.experts import Experts
 TOKENS = random_tokens()
 TARGETS = np.where(random_tokens(seed=1) % 5 == 0, -1, random_tokens(seed=2))
 E = 8
+COLLECTIVES = "all-to-all", "all-gather"
+SMALL = {"n_layer": 1, "attention_types": ["none"], "n_embd": 128, "n_head": 1, "n_ctx": 128}
 
 
 def mixed(**experts):
@@ -64,9 +69,7 @@ def test_every_layout_gives_the_same_as_one_device(name):
         np.testing.assert_allclose(mean, means_1[key], rtol=1e-5, atol=1e-7, err_msg=key)
     for key, grad in grads.items():
         np.testing.assert_allclose(grad, grads_1[key], atol=1e-5 * np.abs(grads_1[key]).max(), err_msg=key)
-    counts = {
-        kind: len(re.findall(rf" {kind}(?:-start)?\(", program)) for kind in ("all-to-all", "all-gather")
-    }
+    counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", program)) for kind in COLLECTIVES}
     assert counts["all-to-all"]
     if name == "experts where the batch is":  # there and back, and so for gradients
         assert counts == {"all-to-all": 4, "all-gather": 0}
@@ -167,3 +170,29 @@ def test_low_rank_additions_are_not_for_experts():
     lora = LoraConfig(rank=2, targets=("experts.up",))
     with pytest.raises(NeojaxError, match="experts"):
         Adapters.of(lora, None, Transformer(mixed()).dims())
+
+
+def test_on_a_tpu_slice_only_places_travel():
+    """Places of experts by all-to-all, sums of gradients, no token and no expert whole."""
+    pytest.importorskip("libtpu")
+    config = tiny(**SMALL, **{"experts.number": E, "experts.width": 256})
+    layout = make_layout(MeshConfig("data:8", "batch:data, experts:data"), tpu_devices("v5e:2x4"))
+    model = Transformer(config, layout, Compute(dtype="bfloat16"))
+
+    def loss(params, tokens):
+        return model.bind(params).loss(Batch(tokens, tokens), dropout_key=jax.random.key(0)).total()
+
+    tokens = jax.ShapeDtypeStruct((8, 128), jnp.int32, sharding=layout.sharding(("batch", "sequence")))
+    before = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)  # the same collectives in less time
+    try:
+        with jax.set_mesh(layout.mesh):
+            program = jax.jit(jax.grad(loss)).lower(model.stored(), tokens).compile().as_text()
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", before)
+    counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", program)) for kind in COLLECTIVES}
+    assert counts == {"all-to-all": 4, "all-gather": 0}
+    shapes = re.findall(r"bf16\[([\d,]+)\]\S* all-to-all", program)
+    assert [math.prod(map(int, shape.split(","))) for shape in shapes] == [
+        E * 40 * 128
+    ] * 4  # 1.25 * 2 * 128 / E
