@@ -28,10 +28,12 @@ COLLECTIVES = "all-to-all", "all-gather"
 SMALL = {"n_layer": 1, "attention_types": ["none"], "n_embd": 128, "n_head": 1, "n_ctx": 128}
 
 
-def mixed(**experts):
-    """Two groups of a layer with the MLP and one with experts, which have too little room."""
+def mixed(attention=("none",), **experts):
+    """Two groups of a layer with the MLP and one with experts, which have too little room; without attention
+    where it does not matter."""
     keys = {"number": E, "width": 16, "layers": [1, 3], "capacity_factor": 0.8, "group_size": 6, **experts}
-    return tiny(**{f"experts.{key}": value for key, value in keys.items()})
+    experts = {f"experts.{key}": value for key, value in keys.items()}
+    return tiny(attention_types=attention, **experts)
 
 
 @cache
@@ -85,7 +87,7 @@ def test_what_is_reported():
 
 def test_decoding_with_the_cache_and_scoring_at_once_agree():
     """With rows longer than an expert is wide, and with one token."""
-    model = noisy(mixed())
+    model = noisy(mixed(["global"]))
     prompt = TOKENS[0, :18].tolist()
     found = neojax.generate(model, prompt, max_new_tokens=6, temperature=0, eos=())
     scores = np.asarray(model(np.array([prompt + found], np.int32)))[0]
