@@ -91,7 +91,9 @@ def test_it_is_sampled_converted_and_trained_on_from_its_folder_alone(tuned, set
     run, tokens = tuned[1], random_tokens(2, 12)
     logits = np.asarray(merged(load_trained(run))(tokens))
     np.testing.assert_allclose(np.asarray(neojax.load(run)(tokens)), logits, atol=1e-5)
-    assert main(["convert", str(run), str(tmp_path / "hf")]) == 2
+    assert main(["convert", str(run), str(tmp_path / "peft")]) == 0
+    settings_written = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (settings_written["r"], settings_written["modules_to_save"]) == (2, ["transformer.ln_f"])
     assert main(["convert", str(run), str(tmp_path / "hf"), "--merge"]) == 0
     np.testing.assert_allclose(np.asarray(neojax.load(tmp_path / "hf")(tokens)), logits, atol=1e-5)
     out = json.loads((tmp_path / "hf" / "config.json").read_text())
