@@ -11,7 +11,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CON
 .DEFAULT_GOAL := help
 help:
 	@echo "make demo   prepare text, train a small GPT-Neo on 8 fake devices, sample from it (about 5 minutes)"
-	@echo "make albert pre-train a small ALBERT on docstrings: masked words and the order of sentences (minutes)"
+	@echo "make albert pre-train a small ALBERT on docstrings, and fine-tune it on a few labels (minutes)"
 	@echo "make test   install what the tests need and run them"
 	@echo "make lint   check format, style and types"
 	@echo "make clean  remove the environments and the demo"
