@@ -185,6 +185,10 @@ OTHER = {
     "attention.kv_heads": 2, "attention.head_dim": 6, "mlp.bias": False, "embedding.output_bias": True,
     "embedding.tied": False, "embedding.dropout": 0.1, "embedding.width": 8, "embedding.token_types": 3,
     "embedding.norm": True, "layer_groups": 2, "inner_layers": 2,
+    "experts.number": 4, "experts.layers": (1,), "experts.width": 8, "experts.activation": "silu", "experts.top_k": 1,  # noqa: E501
+    "experts.second": "random", "experts.second_threshold": 0.1, "experts.sampled": True, "experts.jitter": 0.1,  # noqa: E501
+    "experts.capacity_factor": 2.0, "experts.group_size": 8, "experts.dropless": True,
+    "experts.balance_loss": 0.1, "experts.z_loss": 0.1,
     "head.kinds": ("mlm",), "head.labels": ("no", "yes", "both"), "head.dropout": 0.2,
 }  # fmt: skip
 INITIAL = {"init.scale_by_depth", "init.scale_by_in", "init.std", "init.method", "init.output"}
