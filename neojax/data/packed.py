@@ -15,6 +15,8 @@ import numpy as np
 from neojax.data.batch import NOT_SCORED, Batch
 from neojax.data.examples import Rows
 from neojax.data.sources import TokenSource
+from neojax.data.store import TokenStore, resolve
+from neojax.errors import NeojaxError
 
 
 class Packed(Rows):
@@ -91,3 +93,24 @@ def best_fit(sizes: np.ndarray, room: int) -> list[list[int]]:
         if left > size:
             insort(free, (left - size, number))
     return bins
+
+
+def packed(path: str, use: str, most: int) -> Packed:
+    """What `neojax prepare --format sft` wrote to `path` for `use`, in rows of `most` tokens. Raises
+    `NeojaxError`."""
+    prefix = resolve(path, use)
+    marks = prefix.with_name(f"{prefix.name}_scored")
+    if not marks.with_name(f"{marks.name}.idx").is_file():
+        raise NeojaxError(
+            f"data.{use}: {path} does not say which tokens are learnt; write it with `neojax prepare "
+            f"--format sft`"
+        )
+    tokens, scored = TokenStore(prefix), TokenStore(marks)
+    if tokens.n_tokens != scored.n_tokens:
+        raise NeojaxError(f"data.{use}: {prefix} and {marks} are not of one preparation; prepare again")
+    rows = Packed(str(prefix), tokens, scored, most)
+    if not len(rows):
+        raise NeojaxError(
+            f"data.{use}: in {path}, nothing is left to learn within {most} tokens; raise model.n_ctx"
+        )
+    return rows

@@ -9,7 +9,9 @@ import numpy as np
 from neojax.config import TASKS, Config
 from neojax.data import tokenizer as tokenizers
 from neojax.data.batch import NOT_SCORED
+from neojax.data.examples import Rows
 from neojax.data.loader import Place, train_batches, train_places
+from neojax.data.packed import packed
 from neojax.data.pairing import pairing_of
 from neojax.data.task_rows import TaskRows
 from neojax.errors import NeojaxError
@@ -56,23 +58,37 @@ def rows(config: Config, step: int) -> Iterator[dict[str, Any]]:
 
 
 def task_rows(config: Config, step: int, tokenizer: Any) -> Iterator[dict[str, Any]]:
-    """The labelled rows of the global batch of `step`: step, microbatch, row in it, label, token ids and
-    text."""
+    """The labelled rows of the global batch of `step`: step, microbatch, row in it, label (of words a
+    list of tags, of answers a list of their text), token ids and text."""
     if tokenizer is None:
         raise NeojaxError(f"data.task={config.data.task} needs a tokenizer; set data.tokenizer")
-    found, train = TaskRows(config, tokenizer), config.train
-    names = None if TASKS[config.data.task].is_number else found.config.model.head.labels
+    data, train = config.data, config.train
+    rows: Rows
+    if data.task == "sft":
+        rows, names = packed(data.train[0].path, "train", data.max_tokens or config.model.n_ctx), None
+    else:
+        found = TaskRows(config, tokenizer)
+        rows = found.train
+        names = None if TASKS[data.task].is_number else found.config.model.head.labels
     each = train.microbatch or train.batch_size
-    batch = next(found.train.train_batches(train.batch_size, train.seed, step - 1, range(train.batch_size)))
-    assert batch.segments is not None and batch.labels is not None
+    batch = next(rows.train_batches(train.batch_size, train.seed, step - 1, range(train.batch_size)))
+    assert batch.segments is not None
     for i in range(train.batch_size):
         tokens = batch.tokens[i][batch.segments[i] > 0].tolist()
-        label = batch.labels[i].item()
+        if batch.labels is not None:
+            label = batch.labels[i].item() if names is None else names[batch.labels[i]]
+        else:  # of tokens: those that are learnt, or their tags
+            own = batch.targets[i][batch.targets[i] != NOT_SCORED].tolist()
+            label = (
+                [tokenizer.decode(own, skip_special_tokens=False)]
+                if names is None
+                else [names[tag] for tag in own]
+            )
         yield {
             "step": step,
             "microbatch": i // each,
             "row": i % each,
-            "label": label if names is None else names[label],
+            "label": label,
             "tokens": tokens,
             "text": tokenizer.decode(tokens, skip_special_tokens=False),
         }

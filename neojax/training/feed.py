@@ -16,11 +16,10 @@ from neojax.data.batch import Batch
 from neojax.data.chat_template import find as find_template
 from neojax.data.fingerprint import fingerprint
 from neojax.data.loader import check_ids, train_batches, validation_batches
-from neojax.data.packed import Packed
+from neojax.data.packed import Packed, packed
 from neojax.data.pairing import pairing_of
 from neojax.data.share import Share
 from neojax.data.sources import open_source
-from neojax.data.store import TokenStore, resolve
 from neojax.data.tagged import entity_scores, tags_at
 from neojax.data.task_rows import TaskRows
 from neojax.errors import NeojaxError
@@ -230,27 +229,6 @@ class AnswerFeed:
             return run
 
         return {name: of(rows) for name, rows in self._held_out.items()}
-
-
-def packed(path: str, use: str, most: int) -> Packed:
-    """What `neojax prepare --format sft` wrote to `path` for `use`, in rows of `most` tokens. Raises
-    `NeojaxError`."""
-    prefix = resolve(path, use)
-    marks = prefix.with_name(f"{prefix.name}_scored")
-    if not marks.with_name(f"{marks.name}.idx").is_file():
-        raise NeojaxError(
-            f"data.{use}: {path} does not say which tokens are learnt; write it with `neojax prepare "
-            f"--format sft`"
-        )
-    tokens, scored = TokenStore(prefix), TokenStore(marks)
-    if tokens.n_tokens != scored.n_tokens:
-        raise NeojaxError(f"data.{use}: {prefix} and {marks} are not of one preparation; prepare again")
-    rows = Packed(str(prefix), tokens, scored, most)
-    if not len(rows):
-        raise NeojaxError(
-            f"data.{use}: in {path}, nothing is left to learn within {most} tokens; raise model.n_ctx"
-        )
-    return rows
 
 
 def _packing(name: str, rows: Packed) -> list[str]:

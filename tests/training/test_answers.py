@@ -84,6 +84,8 @@ def test_the_command_talks_and_says_what_it_lacks(run, capsys, monkeypatch):
     assert main(["chat", str(run / "run"), "--temperature", "0", "--max-new-tokens", "6"]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0].strip() == "quack" and len(out.splitlines()) == 2
+    assert main(["data", "show", str(run / "run"), "--step", "2"]) == 0
+    assert "<|endoftext|>" in (shown := capsys.readouterr().out) and "label [' " in shown
     (run / "run" / "chat_template.jinja").rename(run / "kept.jinja")
     assert main(["chat", str(run / "run")]) == 2
     assert "has no chat template: it was not trained for conversations" in capsys.readouterr().err

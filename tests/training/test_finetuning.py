@@ -164,6 +164,8 @@ def test_a_decoder_tags_words(data, tmp_path, capsys):
     last = read_metrics(tmp_path / "run")[-1]
     assert configuration.of_run(tmp_path / "run").model.head.labels == ("O", "B-BAD", "B-GOOD", "B-PET")
     assert last["validation_f1"] > 0.95 and last["validation_accuracy"] > 0.95
+    assert main(["data", "show", str(tmp_path / "run"), "--step", "1"]) == 0
+    assert "label ['" in capsys.readouterr().out
     said = neojax.predict(neojax.load(tmp_path / "run"), "two dogs saw a good cat")
     assert [(e.kind, e.text, e.first) for e in said.entities][:2] == [("PET", "dogs", 1), ("GOOD", "good", 4)]
     assert main(["predict", str(tmp_path / "run"), str(tmp_path / "dev.jsonl")]) == 0
