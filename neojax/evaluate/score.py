@@ -158,6 +158,14 @@ def _rows(windows: Sequence[Window]) -> list[_Row]:
     return rows
 
 
+def _alike(rows: Sequence[_Row], length: int, parts: int) -> int:
+    """How many of `rows`, the longest first, are read at once at `length`: those that are not half padding,
+    and so many that rows of padding are few as well."""
+    count = max(1, sum(2 * bucket(len(row.tokens)) > length for row in rows))
+    height = rounded(count, parts)
+    return height // 2 if count < 0.75 * height and height > parts else count
+
+
 def _run(model: Transformer, windows: Sequence[Window]) -> list[tuple[np.ndarray, np.ndarray]]:
     layout, n_ctx = model.layout, model.config.n_ctx
     parts, graphdef_and_state = layout.split("batch"), model.halves()
@@ -169,7 +177,8 @@ def _run(model: Transformer, windows: Sequence[Window]) -> list[tuple[np.ndarray
         longest = bucket(len(rows[0].tokens))
         length = min(n_ctx, -(-longest // even) * even)
         most = parts * min(BATCH, power_of_two(max(1, TOKENS // length) + 1) // 2)
-        batch, rows = rows[:most], rows[most:]
+        alike = _alike(rows[:most], length, parts)
+        batch, rows = rows[:alike], rows[alike:]
         count = max(FEW, power_of_two(max(len(row.at) for row in batch)))
         count = -(-count // even) * even
         # Where most of a row is scored, all positions are: nothing is moved, and a split sequence stays so.
