@@ -62,7 +62,7 @@ WITH: dict[str, dict[str, Any]] = {
 CHOSEN = """
 v5e-256 | 1.3B | one axis | ; bfloat16 sums; joined; joined, bfloat16 sums; full effort; asynchronous sums, full effort
 v5e-256 | 1.3B | two axes | ; bfloat16 sums; asynchronous scatters, full effort
-v5e-256 | 1.3B | stored over x of x+y | ; bfloat16 sums
+v5e-256 | 1.3B | stored over x of x+y | ; bfloat16 sums; joined
 v5e-256 | 1.3B | tensor 2; tensor 4 |
 2 x v5e-64 | 1.3B | copies on slices | ; bfloat16 sums; asynchronous sums, full effort
 2 x v5e-64 | 1.3B | copies on slices and over y; stored over slices too |
