@@ -120,13 +120,15 @@ def tokens_of(words: Sequence[str], offsets: Sequence[tuple[int, int]], *, last:
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
     """The entities that tags of IOB say, (kind, first word, behind the last): B- begins one, and so does I-
-    behind another kind, as in the program of CoNLL-2000. Tags of no such form are entities of their own."""
+    behind another kind, as in the program of CoNLL-2000; of B and I alone the kind is _. Tags of no such form
+    are entities of their own."""
     found = set()
     start, kind = 0, ""
     for place, tag in enumerate([*tags, OUTSIDE]):
-        head, dash, own = tag.partition("-")
-        own = own if dash and head in ("B", "I") else "" if tag == OUTSIDE else tag
-        begins = own != kind or head == "B" or (own and not dash)
+        head, _, own = tag.partition("-")
+        is_iob = head in ("B", "I")
+        own = (own or "_") if is_iob else "" if tag == OUTSIDE else tag
+        begins = own != kind or head == "B" or not is_iob
         if kind and begins:
             found.add((kind, start, place))
         if begins:

@@ -73,6 +73,8 @@ def test_entities_are_those_of_conll():
         ("PER", 1, 3), ("LOC", 4, 5), ("PER", 5, 6), ("PER", 6, 7), ("PER", 7, 8),
     }  # fmt: skip
     assert entities(["NOUN", "NOUN", "O"]) == {("NOUN", 0, 1), ("NOUN", 1, 2)}
+    assert entities(["S-PER", "S-PER"]) == {("S-PER", 0, 1), ("S-PER", 1, 2)}
+    assert entities(["B", "I", "O", "B", "B"]) == {("_", 0, 2), ("_", 3, 4), ("_", 4, 5)}
     scores = entity_scores([["B-PER", "O", "B-LOC"]], [["B-PER", "O", "B-PER"]])
     assert scores == pytest.approx({"precision": 0.5, "recall": 0.5, "f1": 0.5})
     assert entity_scores([["O"]], [["O"]])["f1"] == 0.0
