@@ -44,7 +44,7 @@ def read_rows(path: str | Path, data: DataConfig, *, labelled: bool = True) -> l
     numbered = any(name.isdigit() for name in named)
     records = read_records(path, header=not numbered, skips_short=data.task == "qqp")  # as its files want it
     texts, label = _columns(records[0], named, labelled)
-    return [_row(record, texts, label, task) for record in records]
+    return [_row(record, texts, label, task, labelled) for record in records]
 
 
 def _columns(first: Record, named: Sequence[str], labelled: bool) -> tuple[list[str], str | None]:
@@ -70,16 +70,16 @@ def _columns(first: Record, named: Sequence[str], labelled: bool) -> tuple[list[
     return texts, label if label and (labelled or label in have) else usual
 
 
-def _row(record: Record, names: Sequence[str], label: str | None, task: Task) -> Row:
+def _row(record: Record, names: Sequence[str], label: str | None, task: Task, labelled: bool) -> Row:
     values = record.values
-    for name in (*names, *([label] if label else [])):
+    for name in (*names, *([label] if label and labelled else [])):
         if values.get(name) is None:
             raise NeojaxError(f"{record.where} has no {name!r}; it has {', '.join(values)}")
     texts = tuple(values[name] for name in names)
     for name, text in zip(names, texts):
         if not isinstance(text, str):
             raise NeojaxError(f"{record.where}: {name!r} is {text!r}; expected a text")
-    own = None if label is None else values[label]
+    own = None if label is None else values.get(label)
     return Row(record.where, texts, own if own is None else _label(record, label, own, task))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from neojax.data.encode import to_bytes
 from neojax.errors import NeojaxError
 from neojax.storage.remote import place
 
@@ -75,7 +76,18 @@ def _json_lines(path: Path, text: str) -> Iterator[Record]:
 def _record(where: str, value: Any) -> Record:
     if not isinstance(value, dict):
         raise NeojaxError(f"{where}: expected an object with keys and values, got {type(value).__name__}")
-    return Record(where, value)
+    return Record(where, {key: _encodable(own) for key, own in value.items()})
+
+
+def _encodable(value: Any) -> Any:
+    """A value of JSON whose texts have an encoding: half of a surrogate pair becomes U+FFFD."""
+    if isinstance(value, str):
+        return to_bytes(value)[0]
+    if isinstance(value, list):
+        return [_encodable(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _encodable(own) for key, own in value.items()}
+    return value
 
 
 def _lines(path: Path, text: str) -> Iterator[Record]:

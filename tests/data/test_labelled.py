@@ -82,6 +82,22 @@ def test_what_is_wrong_with_a_row_is_told(name, content, message, tmp_path):
         read_rows(tmp_path / name, DataConfig(task="classification"))
 
 
+def test_half_of_a_surrogate_pair_becomes_a_replacement(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a \\ud83d", "label": "x", "more": [{"a": "\\udc00"}]}')
+    (row,) = read_rows(tmp_path / "a.jsonl", DataConfig(task="classification"))
+    assert row.texts == ("a \ufffd",)
+
+
+def test_rows_to_predict_may_have_no_label(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "a", "label": null}\n{"text": "b", "label": 1}\n{"text": "c"}'
+    )
+    rows = read_rows(tmp_path / "a.jsonl", DataConfig(task="classification"), labelled=False)
+    assert [row.label for row in rows] == [None, "1", None]
+    with pytest.raises(NeojaxError, match=r"a.jsonl:1 has no 'label'"):
+        read_rows(tmp_path / "a.jsonl", DataConfig(task="classification"))
+
+
 def test_labels_that_cannot_be_are_told(tmp_path):
     (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": "a", "label": x}) for x in ("1", "x")))
     with pytest.raises(NeojaxError, match=r"a.jsonl:2: 'label' is 'x'; expected a number"):
