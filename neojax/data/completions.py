@@ -8,7 +8,7 @@ import numpy as np
 
 from neojax.data.chat_template import ChatTemplate, Pieces
 from neojax.data.records import Record
-from neojax.errors import NeojaxError
+from neojax.errors import NeojaxError, nearest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -22,8 +22,10 @@ FORMS = (
     ("text",),
 )
 """The keys of records; the first form that one has counts."""
-ROLES = {"human": "user", "gpt": "assistant"}
+ROLES = {"human": "user"} | dict.fromkeys(("gpt", "chatgpt", "bing", "bard"), "assistant")
 """ShareGPT's names."""
+KNOWN = ("system", "developer", "user", "assistant", "tool", "function")
+"""Roles that templates have; some have others."""
 
 
 class Scored(NamedTuple):
@@ -88,18 +90,26 @@ def _messages(values: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
             raise NeojaxError(
                 f"{key!r}, message {number}: expected an object with {' and '.join(keys)}, texts"
             )
-        found.append({**message, "role": ROLES.get(str(own[0]), own[0]), "content": own[1]})
+        role = ROLES.get(str(own[0]), str(own[0]))
+        word = role.strip().lower()
+        near = word if word in KNOWN else nearest(word, ("assistant",))  # would be left out as no answer
+        if role not in KNOWN and near:
+            raise NeojaxError(f"{key!r}, message {number}: the role {role!r} is none; did you mean {near}?")
+        found.append({**message, "role": role, "content": own[1]})
     return found
 
 
-def encoded(tokenizer: "Tokenizer", texts: Sequence[Pieces], end: int) -> list[Scored]:
+def encoded(
+    tokenizer: "Tokenizer", texts: Sequence[Pieces], end: int, firsts: Sequence[Sequence[int]] | None = None
+) -> list[Scored]:
     """Every text as tokens: its pieces one by one, so that a prompt has the tokens that it has alone, and
-    behind what the model is to say last the token that ends it, unless it is there."""
+    behind what the model is to say last the token that ends it, unless it is there. firsts: the tokens that
+    stand before each text, which are not scored."""
     flat = [text for pieces in texts for text, _ in pieces]
     ids = iter(tokenizer.encode_batch(flat, add_special_tokens=False))
     found = []
-    for pieces in texts:
-        own = [(next(ids).ids, is_scored) for _, is_scored in pieces]
+    for pieces, first in zip(texts, firsts or [()] * len(texts)):
+        own = [(list(first), False), *((next(ids).ids, is_scored) for _, is_scored in pieces)]
         if own and own[-1][1] and end not in own[-1][0]:
             own.append(([end], True))
         tokens = [token for part, _ in own for token in part]

@@ -143,7 +143,9 @@ def _write(
             texts.append(pieces)
         else:
             counts.skip(Skip(record.where, "has an empty answer, or none"))
-    for record, pieces, own in zip(kept, texts, encoded(tokenizer, texts, end)):
+    first = tokenizers.first_tokens(tokenizer)  # as before a prompt; a template writes its own
+    firsts = [() if uses_template(record) else first for record in kept]
+    for record, pieces, own in zip(kept, texts, encoded(tokenizer, texts, end, firsts)):
         raw = json.dumps(record.values, sort_keys=True).encode()
         split = split_of(raw, validation)
         for store, values in zip(stores[split], (own.tokens, own.scored)):

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from tokenizers.processors import TemplateProcessing
 
 from neojax.data import tokenizer as tokenizers
 from neojax.data.batch import NOT_SCORED
@@ -71,11 +72,26 @@ def test_a_prompt_has_the_tokens_that_it_has_alone(tokenizer, tmp_path):
     assert not (out / FILE).exists()
 
 
+def test_what_a_tokenizer_puts_before_a_text_stands_before_a_prompt_as_in_sampling(tokenizer, tmp_path):
+    own = tokenizers.load(tokenizer)
+    begin = own.token_to_id(EOS)
+    own.post_processor = TemplateProcessing(single=f"{EOS} $A", special_tokens=[(EOS, begin)])
+    own.save(str(tmp_path / "tokenizer.json"))
+    records = [{"prompt": "all", "completion": " of"}, {"text": "it"}, RECORDS[3]]
+    _, out = written(tmp_path, records, tmp_path / "tokenizer.json", validation=0.0)
+    tokens, scored = TokenStore(out / "train"), TokenStore(out / "train_scored")
+    begins = [tokens.read(start, start + 1)[0] == begin for start in tokens.starts[:-1]]
+    assert begins == [True, True, False]  # a template writes what it wants there
+    assert not scored.read(0, 99)[tokens.starts[:-1]].any()
+
+
 BAD = [
     ({"prompt": "a"}, "rows.jsonl:1 has prompt; expected prompt and completion; messages"),
     ({"prompt": "a", "completion": 3}, "rows.jsonl:1: 'completion' is 3; expected a text"),
     ({"messages": "a"}, "'messages' is a; expected a list of messages"),
     ({"messages": [{"role": "user"}]}, "'messages', message 1: expected an object with role and content"),
+    ({"messages": [{"role": "asistant", "content": "a"}]}, "role 'asistant' is none; did you mean assistant"),
+    ({"messages": [{"role": "User", "content": "a"}]}, "role 'User' is none; did you mean user"),
     ({"prompt": "a", "completion": " "}, "no record has an answer to learn: .* has an empty answer"),
     ({"messages": [{"role": "user", "content": "a"}]}, "no record has an answer to learn"),
 ]
@@ -86,6 +102,16 @@ def test_what_is_wrong_with_a_record_is_told(record, message, tokenizer, tmp_pat
     with pytest.raises(NeojaxError, match=message):
         written(tmp_path, [record], tokenizer)
     assert not (tmp_path / "out" / "prepared.json").exists()
+
+
+def test_templates_may_have_what_transformers_gives_them():
+    source = (
+        "{{ strftime_now('%Y')[:2] }}{% for m in messages %}|{{ m.role }}:"
+        "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}"
+        "{% else %}{{ m.content }}{% endif %}{% endfor %}{% if add_generation_prompt %}|assistant:{% endif %}"
+    )
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert ChatTemplate(source, EOS).pieces(talk) == [("20|user:a|assistant:", False), ("b", True)]
 
 
 def test_templates_are_rendered_in_a_sandbox_and_their_errors_told(tokenizer, tmp_path):
