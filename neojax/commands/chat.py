@@ -9,6 +9,7 @@ from neojax.commands.sample import ending_at_once, mesh_of
 from neojax.data.chat_template import DEFAULT, find
 from neojax.errors import NeojaxError
 from neojax.loading import load
+from neojax.output import complain
 from neojax.sampling.chat import Chat
 from neojax.sampling.requests import Sampling, usable
 from neojax.storage.remote import place
@@ -64,8 +65,13 @@ def run(args: Namespace) -> None:
             if not line:
                 break
             if line.strip():
-                chat.say(line.strip(), lambda piece: print(piece, end="", flush=True))
-                print(flush=True)
+                try:
+                    chat.say(line.strip(), lambda piece: print(piece, end="", flush=True))
+                    print(flush=True)
+                except NeojaxError as e:
+                    if not is_terminal:
+                        raise
+                    complain(f"error: {e}")  # the conversation goes on as it was
 
 
 def _template(args: Namespace) -> str:

@@ -84,6 +84,15 @@ def test_the_command_talks_and_says_what_it_lacks(run, capsys, monkeypatch):
     assert main(["chat", str(run / "run"), "--temperature", "0", "--max-new-tokens", "6"]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[0].strip() == "quack" and len(out.splitlines()) == 2
+    terminal = io.StringIO("cat " * 40 + "\ndog\n")
+    monkeypatch.setattr(sys, "stdin", terminal)
+    assert main(["chat", str(run / "run"), "--temperature", "0", "--max-new-tokens", "6"]) == 2
+    terminal.seek(0)
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    capsys.readouterr()
+    assert main(["chat", str(run / "run"), "--temperature", "0", "--max-new-tokens", "6"]) == 0
+    out, error = capsys.readouterr()
+    assert "error: what is asked has" in error and out.split()[:3] == [">", ">", "woof"]
     assert main(["data", "show", str(run / "run"), "--step", "2"]) == 0
     assert "<|endoftext|>" in (shown := capsys.readouterr().out) and "label [' " in shown
     (run / "run" / "chat_template.jinja").rename(run / "kept.jinja")
