@@ -22,7 +22,7 @@ from neojax.config.model import ModelConfig
 from neojax.config.paths import value_at
 from neojax.config.recipes import RECIPES
 from neojax.config.spelling import FLAT, GROUPS, lay_over
-from neojax.config.tasks import TASKS, recipe_of
+from neojax.config.tasks import INSTEAD, TASKS, recipe_of
 from neojax.errors import NeojaxError, nearest, suggest
 from neojax.storage.remote import place
 
@@ -119,8 +119,20 @@ def override(
         raise NeojaxError(f"{source}: expected sections model, mesh, data, train; got {type(raw).__name__}")
     tree = lay_over(under or {}, upgrade(raw, source), source)
     for text in overrides:
-        tree = lay_over(tree, _parse_override(text), "command line")
+        given = _parse_override(text)
+        tree = lay_over(_without_other(tree, given), given, "command line")
     return {"format": FORMAT, **tree}
+
+
+def _without_other(tree: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`tree` without the key of `train` that says in another way what `given` says, so that the latter
+    stands: train.steps on the command line takes the place of a file's train.epochs."""
+    train = value_at(given, "train", None)
+    own = {key for key, other in INSTEAD.items() if isinstance(train, Mapping) and other in train}
+    had = value_at(tree, "train", None)
+    if not own or not isinstance(had, Mapping):
+        return tree
+    return {**tree, "train": {key: value for key, value in had.items() if key not in own}}
 
 
 def _parse_override(override: str) -> dict[str, Any]:

@@ -49,6 +49,13 @@ TASKS = {
 }
 """By `data.task`."""
 
+
+def metrics_of(task: str) -> tuple[str, ...]:
+    """The names of what `data.task` measures beside the loss; nothing for none."""
+    own = TASKS[task].metrics if task in TASKS else ()
+    return ("precision", "recall", "f1") if own == ("entities",) else own
+
+
 _USUAL = {
     "learning_rate": 2e-5,
     "batch_size": 32,
@@ -71,7 +78,8 @@ _ALBERT = {
     "mrpc": (2e-5, 32, 7, 0.25),
     "wnli": (2e-5, 16, 50, 0.125),
 }
-_INSTEAD = {"epochs": "steps", "warmup_share": "warmup_steps"}
+INSTEAD = {"epochs": "steps", "warmup_share": "warmup_steps"}
+"""Keys of `train` for runs with data.task, which stand in the place of others."""
 
 
 def recipe_of(task: Any, family: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,7 +90,7 @@ def recipe_of(task: Any, family: str, given: Mapping[str, Any]) -> dict[str, Any
     found = dict(_USUAL)
     if family == "albert" and task in _ALBERT:
         found |= dict(zip(("learning_rate", "batch_size", "epochs", "warmup_share"), _ALBERT[task]))
-    return {key: value for key, value in found.items() if _INSTEAD.get(key) not in given}
+    return {key: value for key, value in found.items() if INSTEAD.get(key) not in given}
 
 
 def check_task(config: Any) -> None:
@@ -95,11 +103,11 @@ def check_task(config: Any) -> None:
                     f"data.{name}={value} is for rows of labelled text; set data.task, such as "
                     "data.task=classification, or leave it out"
                 )
-        for name in _INSTEAD:
+        for name in INSTEAD:
             if value := getattr(train, name):
                 raise NeojaxError(
                     f"train.{name}={value} is for rows of labelled text; set data.task, or give "
-                    f"train.{_INSTEAD[name]} instead"
+                    f"train.{INSTEAD[name]} instead"
                 )
         return
     given = f"data.task={data.task}"

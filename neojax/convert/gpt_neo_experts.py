@@ -87,7 +87,8 @@ def _second(keys: Keys) -> dict[str, Any]:
     policy = keys.text("moe_second_policy_train", "random")
     if policy not in ("all", "random", "threshold"):
         raise keys.wrong("moe_second_policy_train", "all, random or threshold", policy)
-    return {"second": policy, "second_threshold": keys.number("moe_second_threshold_train", 0.2)}
+    threshold = keys.number("moe_second_threshold_train", 0.2)
+    return {"second": policy} if policy == "all" else {"second": policy, "second_threshold": threshold}
 
 
 def _policy(keys: Keys, gating: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from neojax.arguments import wrong
 from neojax.config import Config
+from neojax.config.tasks import metrics_of
 from neojax.data.share import Share
 from neojax.errors import NeojaxError
 from neojax.kernels.choice import describe, of_layers
@@ -198,7 +199,8 @@ class Run:
         self.together = Together()
         self.train_step = make_train_step(model, optimizer, config.train)
         self.evaluations = feed.evaluations(model)
-        best.check(self.evaluations, asked.names if asked else ())
+        told = [f"{source}_{name}" for source in self.evaluations for name in metrics_of(config.data.task)]
+        best.check(self.evaluations, [*told, *(asked.names if asked else ())])
         self.share = Share(model.layout, config.train.microbatch or config.train.batch_size)
 
     def go(self, checkpoints: Checkpoints, lock: Lock | BucketLock, spool: Spool) -> None:

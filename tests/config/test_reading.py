@@ -237,6 +237,29 @@ def test_overrides_win_and_leave_the_rest(tmp_path):
     assert config.model == ModelConfig()
 
 
+def test_steps_on_the_command_line_take_the_place_of_the_epochs_of_a_file():
+    raw = {"data": {"task": "sst2", "train": "a"}, "train": {"epochs": 3, "warmup_share": 0.1, "steps": 5}}
+    given = ["train.steps=7", "train.warmup_steps=2"]
+    train = from_dict(raw, given).train
+    assert (train.epochs, train.steps, train.warmup_share, train.warmup_steps) == (0, 7, 0, 2)
+    assert from_dict(raw, [*given, "train.epochs=2"]).train.epochs == 2
+    assert from_dict(raw, ["train.epochs=0"]).train.steps == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "needed"),
+    [
+        ("train.lora.alpha=32", "train.lora.rank"),
+        ("train.lora.targets=[attn.key]", "train.lora.rank"),
+        ("train.eval_tasks_limit=5", "train.eval_tasks;"),
+        ("train.eval_tasks_fewshot=1", "train.eval_tasks;"),
+    ],
+)
+def test_keys_of_what_is_not_asked_for_are_refused(override, needed):
+    text = refused(from_dict, {}, [override])
+    assert override.partition("=")[0] in text and needed in text
+
+
 def test_every_key_is_documented():
     rows = configuration.describe()
     assert len(rows) > 40
