@@ -110,6 +110,10 @@ def check(args: Namespace, data: list[str], tasks: list[str]) -> None:
     if tasks and (data or args.stride is not None or args.wikitext or args.by_document):
         what = data[0] if data else "--stride, --wikitext and --by-document"
         raise NeojaxError(f"--tasks have texts of their own; leave {what} out, or run another command for it")
+    if args.include_path is not None and all("=" in word for word in tasks):
+        raise NeojaxError(
+            "--include-path is for tasks of lm-evaluation-harness, and each is of a local file; leave it out"
+        )
     if args.num_fewshot is not None:
         whole("--num-fewshot", args.num_fewshot, lambda n: n >= 0, "at least 0")
     if args.limit is not None:

@@ -62,18 +62,19 @@ def run(args: Namespace) -> None:
 
 
 def _classify(model: Transformer, rows: list[Row], data: DataConfig, as_json: bool) -> dict[str, float]:
-    """Prints a line for each row; the metrics where all have labels."""
+    """Prints a line for each row; the metrics where all have labels. Raises `NeojaxError` for one that is
+    none of the model's, before anything is printed."""
+    labels = None
+    if all(row.label is not None for row in rows):
+        names = model.config.head.labels
+        labels = np.array([row.label if len(names) == 1 else class_of(row, names) for row in rows])
     with ending_at_once():
         logits = answers(model, examples_of(model, [row.texts for row in rows], data.max_tokens))
     for said in (prediction(model, each) for each in logits):
         best = said.scores.get(str(said.label))
         plain = f"{said.label:.6g}" if best is None else f"{said.label}\t{best:.4f}"
         print(json_line(asdict(said)) if as_json else plain, flush=True)
-    if any(row.label is None for row in rows):
-        return {}
-    names = model.config.head.labels
-    labels = np.array([row.label if len(names) == 1 else class_of(row, names) for row in rows])
-    return measured(TASKS[data.task].metrics, np.stack(logits), labels)
+    return {} if labels is None else measured(TASKS[data.task].metrics, np.stack(logits), labels)
 
 
 def _tag(model: Transformer, rows: list[Tagged], data: DataConfig, as_json: bool) -> dict[str, float]:
@@ -99,4 +100,10 @@ def _data(source: str, overrides: list[str]) -> DataConfig:
     kept = configuration.to_dict(config.data) if config.data.task != "none" else {"task": usual}
     kept |= {"train": [], "validation": []}
     raw: dict[str, Any] = {"data": kept, "model": configuration.to_dict(config.model)}
-    return configuration.from_dict(raw, overrides, source="command line").data
+    found = configuration.from_dict(raw, overrides, source="command line").data
+    kind = {task: (own.head, own.is_number) for task, own in TASKS.items()}
+    if found.task != kept["task"] and kind.get(found.task) != kind[kept["task"]]:
+        raise NeojaxError(
+            f"data.task={found.task}: {source} is a model for data.task={kept['task']}; leave it out"
+        )
+    return found

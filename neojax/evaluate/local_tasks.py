@@ -76,6 +76,11 @@ class Questions:
         task = TASKS.get(local.name)
         if num_fewshot and (task is None or task.leaves_out is None):
             raise NeojaxError(f"task {local.name} takes no examples; ask for 0")
+        if local.examples and not num_fewshot:
+            raise NeojaxError(
+                f"task {local.name}: no examples are asked for, and {local.examples} holds some; say how "
+                f"many with --num-fewshot or train.eval_tasks_fewshot, or leave +{local.examples} out"
+            )
         if task is None:
             self.metrics = bias.METRICS[local.name]
             self._records = read_records(local.file)[:limit]
@@ -139,7 +144,8 @@ def read(name: str, path: Path) -> list[Record]:
     """The rows of a file of task `name`. Raises `NeojaxError`."""
     if name == "lambada" and path.suffix == ".txt":
         lines = _lines(path)
-        return [Record(f"{path}:{i}", {"text": line}) for i, line in enumerate(lines, 1) if line.strip()]
+        texts = (line.strip() for line in lines)  # a blank at the end would be the word that is asked
+        return [Record(f"{path}:{i}", {"text": text}) for i, text in enumerate(texts, 1) if text]
     records = read_records(path)
     if name == "cola" and path.suffix == ".tsv" and "sentence" not in records[0].values:
         return read_records(path, header=False)  # GLUE's own

@@ -287,12 +287,25 @@ def test_a_row_that_is_not_as_its_task_has_it_is_named(name, row, words, model, 
     assert str(error.value).startswith(f"{file}:1: ") and "\n" not in str(error.value)
 
 
+def test_a_blank_behind_a_passage_is_not_the_word_that_is_asked(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one two three \r\n\nfour five\n")
+    records = local_tasks.read("lambada", tmp_path / "a.txt")
+    assert [record.where[-2:] for record in records] == [":1", ":3"]
+    asked = [each.asked for each in local_tasks.asking(TASKS["lambada"], records)]
+    assert [(each.contexts[0], each.answers[0]) for each in asked] == [
+        ("one two", " three"),
+        ("four", " five"),
+    ]
+
+
 def test_what_cannot_be_asked_is_one_line(model, tmp_path):
     file = str(jsonl(tmp_path / "sst2.jsonl", ROWS["sst2"][:2]))
     for given, shots, words in (
         (Local("sst2", file), 2, "2 examples are asked for, and 2 rows are there"),
         (Local("blimp", file), 1, "blimp takes no examples"),
         (Local("crows_pairs", file), 1, "crows_pairs takes no examples"),
+        (Local("sst2", file, "more.jsonl"), 0, "no examples are asked for, and more.jsonl holds some"),
+        (Local("crows_pairs", file, "more.jsonl"), 0, "no examples are asked for"),
         (Local("sst2", str(tmp_path / "no.zip")), 0, "cannot read .*no.zip: No such file"),
         (Local("sst2", str(tmp_path / "no.jsonl")), 0, "cannot read .*no.jsonl: No such file"),
         (Local("blimp", str(tmp_path)), 0, "there is no 'sentence_good'"),

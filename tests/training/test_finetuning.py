@@ -7,10 +7,12 @@ import pytest
 
 import neojax
 from neojax import config as configuration
+from neojax.config.tasks import metrics_of
 from neojax.convert import configs
 from neojax.data import tokenizer as tokenizers
 from neojax.data.labelled import read_rows
 from neojax.errors import NeojaxError
+from neojax.training.best import Best
 from neojax.training.loop import train
 from neojax.training.measures import MEASURES
 from neojax.training.metrics import read_metrics
@@ -97,6 +99,16 @@ def test_the_command_prints_what_the_model_says_and_how_good_it_is(data, run, ca
     assert out.err.strip().endswith("dev.jsonl: accuracy 1.0000, f1 1.0000")
     assert main(["predict", str(run), str(data / "dev.jsonl"), "data.text=title"]) == 2
     assert "dev.jsonl:1 has no 'title'; it has text, label, length" in capsys.readouterr().err
+    other = data / "other.jsonl"
+    other.write_text('{"text": "a cat", "label": "cat"}')
+    for words, message in (
+        ([str(other)], "the label 'cat' is none of the model's"),
+        ([str(data / "dev.jsonl"), "data.task=tagging"], "is a model for data.task=classification"),
+    ):
+        capsys.readouterr()
+        assert main(["predict", str(run), *words]) == 2
+        said, error = capsys.readouterr()
+        assert message in error and not said
 
 
 def test_transformers_says_the_same_of_an_exported_model(data, run, tmp_path):
@@ -227,3 +239,10 @@ def test_recipes_give_way_to_what_is_given():
 def test_every_task_is_measured_by_what_there_is():
     measures = {name for task in configuration.TASKS.values() for name in task.metrics}
     assert measures - {"entities"} <= set(MEASURES)
+
+
+def test_a_metric_without_its_source_is_suggested_with_it():
+    told = [f"validation_{name}" for name in metrics_of("tagging")]
+    assert told == ["validation_precision", "validation_recall", "validation_f1"]
+    with pytest.raises(NeojaxError, match="validation_f1"):
+        Best(configuration.TrainConfig(best_metric="f1"), None).check(["validation"], told)
