@@ -10,9 +10,10 @@ from neojax import config
 from neojax.arguments import whole
 from neojax.commands.sample import mesh_of
 from neojax.convert import hf
+from neojax.data.inputs import expand
 from neojax.errors import NeojaxError
 from neojax.evaluate import bias, harness, local_tasks
-from neojax.evaluate.held_out import Reading, documents
+from neojax.evaluate.held_out import Reading, documents, is_stored
 from neojax.evaluate.likelihood import Measured, Tally, measure
 from neojax.evaluate.local_tasks import local_task
 from neojax.evaluate.tasks import TASKS
@@ -88,6 +89,9 @@ def run(args: Namespace) -> None:
     for word in tasks:
         if "=" in word:
             local_task(word)  # before the weights are read
+    for word in named:
+        if not is_stored(word):
+            expand([word])  # raises for what is not there
     data = [] if tasks else [(word, "") for word in named] or held_out_of(args.source)
     mesh = mesh_of(args.source, [*overrides, *args.overrides])
     model = usable(load(args.source, mesh=mesh, dtype=args.dtype), "score a text token by token")

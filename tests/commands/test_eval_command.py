@@ -104,10 +104,13 @@ def test_tasks_of_local_files_are_a_line_each(run, tmp_path, capsys):
 
 def test_what_cannot_be_done_is_one_line(run, tmp_path, capsys):
     assert "does not exist" in fails(capsys, run, str(tmp_path / "nowhere.txt"))
+    (tmp_path / "there.txt").write_text(TEXT)
+    assert "does not exist" in fails(capsys, run, str(tmp_path / "there.txt"), str(tmp_path / "nowhere.txt"))
     assert "does not exist" in fails(capsys, str(tmp_path / "no_run"))
     assert "expected auto, float32 or bfloat16" in fails(capsys, run, "--dtype", "float8")
     assert "expected 1 to the model's context" in fails(capsys, run, "--stride", "0")
     assert "--limit is for tasks; name some with --tasks" in fails(capsys, run, "--limit", "1")
     assert "--tasks have texts of their own" in fails(capsys, run, "a.txt", "--tasks", "sst2=a.txt")
+    assert "--include-path is for" in fails(capsys, run, "--tasks", "sst2=a.txt", "--include-path", "tasks")
     assert "is called sst3; did you mean sst2" in fails(capsys, "nowhere", "--tasks", "sst3=a.txt")
     assert "a.txt:1: " in fails(capsys, run, "--tasks", f"sst2={bad(tmp_path)}")
