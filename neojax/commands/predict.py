@@ -102,8 +102,7 @@ def _data(source: str, overrides: list[str]) -> DataConfig:
     raw: dict[str, Any] = {"data": kept, "model": configuration.to_dict(config.model)}
     found = configuration.from_dict(raw, overrides, source="command line").data
     kind = {task: (own.head, own.is_number) for task, own in TASKS.items()}
-    if found.task != kept["task"] and kind.get(found.task) != kind[kept["task"]]:
-        raise NeojaxError(
-            f"data.task={found.task}: {source} is a model for data.task={kept['task']}; leave it out"
-        )
+    its = str(kept["task"])
+    if found.task != its and kind.get(found.task) != kind[its]:
+        raise NeojaxError(f"data.task={found.task}: {source} is a model for data.task={its}; leave it out")
     return found

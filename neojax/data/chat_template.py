@@ -39,7 +39,7 @@ class ChatTemplate:
         class Generation(Extension):
             """`{% generation %}`, which marks what assistants say: its body as it is."""
 
-            tags = frozenset({"generation"})
+            tags = {"generation"}  # noqa: RUF012
 
             def parse(self, parser: Any) -> Any:
                 next(parser.stream)
