@@ -1,6 +1,6 @@
 """Run configuration: its keys (`keys`), which of them go together (`checks`), and their `reading`."""
 
-from neojax.config.checks import check
+from neojax.config.checks import check, check_unused
 from neojax.config.families import FAMILIES
 from neojax.config.keys import Config, DataConfig, LoraConfig, MeshConfig, SourceConfig, TrainConfig
 from neojax.config.model import (
@@ -57,6 +57,7 @@ __all__ = [
     "Task",
     "TrainConfig",
     "check",
+    "check_unused",
     "describe",
     "dump",
     "expand_attention_types",

@@ -42,7 +42,6 @@ def check(config: Config) -> None:
             f"train.moment_dtype={train.moment_dtype}: adafactor's state is float32; leave it out or use "
             "adamw"
         )
-    _check_unused(train)
     if train.lora.rank and train.frozen:
         raise NeojaxError(
             f"train.lora.rank={train.lora.rank} freezes all that it does not train; leave train.frozen="
@@ -69,9 +68,10 @@ def check(config: Config) -> None:
         )
 
 
-def _check_unused(train: TrainConfig) -> None:
-    """Raises `NeojaxError` for keys of what is not asked for, which would do nothing."""
-    lora = train.lora
+def check_unused(config: Config) -> None:
+    """Raises `NeojaxError` for keys of what is not asked for, which would do nothing. Of what a run is asked:
+    the config of one that is there opens with them."""
+    train, lora, experts = config.train, config.train.lora, config.model.experts
     given = next((f.name for f in fields(lora) if getattr(lora, f.name) != f.default), None)
     if not lora.rank and given is not None:
         value = getattr(lora, given)
@@ -82,6 +82,11 @@ def _check_unused(train: TrainConfig) -> None:
     for name in ("eval_tasks_fewshot", "eval_tasks_limit"):
         if (value := getattr(train, name)) and not train.eval_tasks:
             raise NeojaxError(f"train.{name}={value} is for train.eval_tasks; name tasks, or leave it out")
+    if experts.second == "all" and experts.second_threshold != type(experts).second_threshold:
+        raise NeojaxError(
+            f"model.experts.second_threshold={experts.second_threshold} is for model.experts.second=random "
+            "or threshold; set that, or leave it out"
+        )
 
 
 def _check_best(config: Config) -> None:
@@ -180,11 +185,6 @@ def _check_experts(model: ModelConfig) -> None:
         raise NeojaxError(
             f"model.experts.top_k={experts.top_k} is more than model.experts.number={experts.number}; lower "
             "it"
-        )
-    if experts.second == "all" and experts.second_threshold != type(experts).second_threshold:
-        raise NeojaxError(
-            f"model.experts.second_threshold={experts.second_threshold} is for model.experts.second=random "
-            "or threshold; set that, or leave it out"
         )
     for key, needed in (("second", 2), ("sampled", 1)):
         value = getattr(experts, key)

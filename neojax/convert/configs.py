@@ -53,7 +53,9 @@ def load(
                 "dropout": there["head"]["dropout"]
             }  # the head is another, and so are its labels
         raw, overrides = configuration.override(raw, overrides, source, {"model": there}), []
-    return configuration.from_dict(raw, overrides, source=source)
+    found = configuration.from_dict(raw, overrides, source=source)
+    configuration.check_unused(found)
+    return found
 
 
 def is_neox(paths: Sequence[str | Path]) -> bool:

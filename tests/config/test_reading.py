@@ -9,6 +9,7 @@ import yaml
 
 from neojax import config as configuration
 from neojax.config import Config, ModelConfig, dump, expand_attention_types, from_dict, load
+from neojax.convert import configs
 from neojax.errors import NeojaxError
 
 
@@ -253,11 +254,15 @@ def test_steps_on_the_command_line_take_the_place_of_the_epochs_of_a_file():
         ("train.lora.targets=[attn.key]", "train.lora.rank"),
         ("train.eval_tasks_limit=5", "train.eval_tasks;"),
         ("train.eval_tasks_fewshot=1", "train.eval_tasks;"),
+        ("model.experts.second_threshold=0.5", "model.experts.second=random"),
     ],
 )
-def test_keys_of_what_is_not_asked_for_are_refused(override, needed):
-    text = refused(from_dict, {}, [override])
+def test_keys_of_what_is_not_asked_for_are_refused_but_where_a_run_has_them(override, needed, tmp_path):
+    experts = ["model.experts.number=4"] if "experts" in override else []
+    (tmp_path / "config.yml").write_text("{}")
+    text = refused(configs.load, tmp_path / "config.yml", [override, *experts])
     assert override.partition("=")[0] in text and needed in text
+    assert configuration.of_run(tmp_path, [override, *experts])
 
 
 def test_every_key_is_documented():

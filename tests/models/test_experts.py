@@ -150,7 +150,6 @@ def test_an_even_spread_has_the_least_balance_loss():
         ({"layers": [4]}, r"layers=\[4\]: expected numbers of layers, 0 to 3"),
         ({"top_k": 9}, "top_k=9 is more than"),
         ({"top_k": 1, "second": "random"}, "second=random is for model.experts.top_k=2"),
-        ({"second_threshold": 0.5}, "second_threshold=0.5 is for model.experts.second=random"),
         ({"sampled": True}, "sampled=true is for model.experts.top_k=1"),
         ({"activation": "prelu"}, "prelu"),
     ],
