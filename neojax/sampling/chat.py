@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
+from neojax.arguments import text as argument
 from neojax.data.chat_template import ChatTemplate
 from neojax.data.tokenizer import first_tokens
 from neojax.errors import NeojaxError
@@ -21,6 +22,7 @@ class Chat:
         end = None if model.eos_token_id is None else tokenizer.id_to_token(model.eos_token_id)
         if end is None:
             raise NeojaxError("the model has no token that ends an answer, and would never stop")
+        system = argument("--system", system)
         first = first_tokens(tokenizer)
         self._model, self._tokenizer, self._sampling = model, tokenizer, sampling
         self._template = ChatTemplate(template, end, tokenizer.id_to_token(first[0]) if first else end)
@@ -28,8 +30,8 @@ class Chat:
 
     def say(self, text: str, stream: Callable[[str], None] | None = None) -> str:
         """The answer to `text`, which `stream` is given piece by piece as it comes. Raises `NeojaxError`
-        where what is asked alone does not fit the context."""
-        messages = [*self.messages, {"role": "user", "content": text}]
+        where what is asked alone does not fit the context, or has no encoding."""
+        messages = [*self.messages, {"role": "user", "content": argument("what is asked", text)}]
         kept, tokens = self._fitting(messages)
         room = self._model.config.n_ctx - len(tokens)
         sampling = replace(self._sampling, max_new_tokens=min(self._sampling.max_new_tokens, room))

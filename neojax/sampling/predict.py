@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from neojax.arguments import wrong
+from neojax.arguments import text, wrong
 from neojax.data.examples import Example, Examples, Frame
 from neojax.data.tagged import Tagged, encode_tagged, entities, tags_at
 from neojax.errors import NeojaxError
@@ -61,6 +61,9 @@ def predict(model: Transformer, texts: Any) -> Any:
         raise wrong(
             "texts", texts, expected if tags else "a text, a pair of texts as a tuple, or a list of these"
         )
+    for number, row in enumerate(rows, 1):
+        for own in (row,) if isinstance(row, str) else row:
+            text(f"text {number}", own)
     if tags:
         found: list[Any] = taggings(model, [row.split() if isinstance(row, str) else row for row in rows])
         return found[0] if single else found

@@ -77,6 +77,8 @@ def test_the_model_answers_and_ends_its_answers(run):
     assert len(chat.messages) < 16 and chat.messages[-1]["role"] == "assistant"
     with pytest.raises(NeojaxError, match=r"what is asked has .* tokens; beside an answer the context of 32"):
         chat.say("cat " * 40)
+    with pytest.raises(NeojaxError, match="what is asked is not text that UTF-8 can hold: its character 4"):
+        chat.say("caf\udce9")
 
 
 def test_the_command_talks_and_says_what_it_lacks(run, capsys, monkeypatch):

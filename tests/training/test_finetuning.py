@@ -87,6 +87,8 @@ def test_predictions_are_those_of_the_evaluation(data, run):
     assert loss == pytest.approx(read_metrics(run)[-1]["validation_loss"], rel=1e-2)
     alone = neojax.predict(model, held_out[7].texts[0])
     assert alone.scores == pytest.approx(found[7].scores, rel=1e-4)
+    with pytest.raises(NeojaxError, match="text 2 is not text that UTF-8 can hold"):
+        neojax.predict(model, ["a cat", "half \ud83d"])
 
 
 def test_the_command_prints_what_the_model_says_and_how_good_it_is(data, run, capsys):
