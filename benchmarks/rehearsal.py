@@ -52,6 +52,7 @@ SHRUNK: dict[str, Any] = {
     "n_layer": 2, "n_embd": 32, "n_ctx": 32, "n_vocab": VOCAB, "init": {"std": 0.02}, **DROPOUT,
     "attention": {"heads": 4, "types": ["global", "local"], "window": 8, "dropout": 0.1},
 }  # fmt: skip
+EXPERTS: dict[str, Any] = {"experts": {"number": 8, "layers": [1], "capacity_factor": 1.25}}
 DEMO: dict[str, Any] = {
     "n_layer": 4, "n_embd": 128, "n_ctx": 256, "n_vocab": 1024, "init": {"std": 0.02},
     "attention": {"heads": 8, "types": ["global", "local"], "window": 64},
@@ -162,7 +163,10 @@ def layouts_part(folder: Path, options: argparse.Namespace) -> Iterator[Row]:
     """Four processes against one, for every layout."""
     import numpy as np
 
-    cases: list[tuple[str, Row, Row, Row]] = [(title, SHRUNK, mesh, {}) for title, mesh in layouts().items()]
+    cases: list[tuple[str, Row, Row, Row]] = [
+        (title, {**SHRUNK, **(EXPERTS if "experts" in mesh["layout"] else {})}, mesh, {})
+        for title, mesh in layouts().items()
+    ]
     masked = {"mlm_mask_id": VOCAB - 1, "mlm_random_token_prob": 0.1}
     cases.append(("FSDP, masked tokens", {**SHRUNK, "causal": False}, FSDP, masked))
     for i, (title, model, mesh, train) in enumerate(cases):
