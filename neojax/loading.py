@@ -122,8 +122,17 @@ def load_adapted(
     path: Path, adapter: Path, layout: Layout | None = None, compute: Compute | None = None
 ) -> Transformer:
     """The model at `path` with the low-rank additions of `adapter`, in the form in which it is trained;
-    additions of its own become part of its matrices. Raises `NeojaxError`."""
-    return peft.load(adapter, merged(load_trained(path, layout, compute)), path)
+    additions of its own become part of its matrices, and a head that only the adapter has comes with it.
+    Raises `NeojaxError`."""
+    if not hf.is_hf_dir(path) or (head := peft.head_for(adapter, hf_config.read_config(path))) is None:
+        return peft.load(adapter, merged(load_trained(path, layout, compute)), path)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        base = hf.load(path, layout, compute, head=head)
+    if not peft.heads_are_known(adapter, base, path):  # else what is told to begin at random does not
+        for warning in told:
+            warnings.warn(warning.message, stacklevel=3)
+    return peft.load(adapter, base, path)
 
 
 def checked(mesh: MeshConfig) -> MeshConfig:

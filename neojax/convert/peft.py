@@ -8,10 +8,10 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from neojax.config import LoraConfig
+from neojax.config import HeadConfig, LoraConfig, ModelConfig
 from neojax.convert import hf_tensors
 from neojax.convert.hf import assembled
-from neojax.convert.hf_config import names_of
+from neojax.convert.hf_config import names_of, read_json
 from neojax.convert.hf_tensors import Place
 from neojax.convert.peft_files import (
     CONFIG,
@@ -27,7 +27,7 @@ from neojax.convert.peft_files import (
     read_settings,
     settings_of,
 )
-from neojax.convert.tensor_files import TensorFiles
+from neojax.convert.tensor_files import TensorFiles, open_tensors
 from neojax.errors import NeojaxError
 from neojax.files import new_folder
 from neojax.models import Transformer
@@ -97,6 +97,32 @@ def load(path: str | Path, base: Transformer, base_path: str | Path) -> Transfor
     return model.bind(params).accompanied(
         base.tokenizer, base.eos_token_id, base.first_tokens, base.mask_token_id
     )
+
+
+def head_for(path: str | Path, config: ModelConfig) -> HeadConfig | None:
+    """The head of the task of the adapter at `path`, where a base of `config` has it not: with as many labels
+    as the adapter has rows for, whose names PEFT does not keep."""
+    folder, names = Path(path), names_of(config.family)
+    task = read_json(folder / CONFIG).get("task_type")
+    kind = next((kind for kind, word in TASKS.items() if word == task), "lm")
+    if kind == "lm" or kind in config.head.kinds:
+        return None
+    files = open_weights(folder)
+    tensors = {
+        names.heads[param][0] for param in ("classifier.weight", "score.weight") if param in names.heads
+    }
+    rows = [files.shapes[key][0] for key in files.shapes if canonical(names, key) in tensors]
+    if kind == "question_answering":
+        return HeadConfig((kind,))
+    return HeadConfig((kind,), tuple(f"LABEL_{i}" for i in range(rows[0]))) if rows else None
+
+
+def heads_are_known(path: str | Path, base: Transformer, base_path: str | Path) -> bool:
+    """Whether each tensor of the heads of `base` is in its files or in those of the adapter."""
+    names = names_of(base.config.family)
+    needed = {names.heads[param][0] for param in base.params() if param in names.heads}
+    files = (*open_weights(Path(path)).shapes, *open_tensors(Path(base_path)).shapes)
+    return needed <= {canonical(names, key) for key in files}
 
 
 class _Found:

@@ -193,6 +193,22 @@ def test_the_head_of_a_task_goes_with_its_additions(family, tmp_path):
     assert written["modules_to_save"] == ["score" if family == "GPT-Neo" else "classifier"]
 
 
+def test_a_head_that_only_the_adapter_has_comes_with_it(tmp_path):
+    """As PEFT's users have it: a language model, and the adapter of a classifier that was made from it."""
+    config = gpt_neo([[["global"], 1]], num_labels=3, pad_token_id=0).config
+    make = lambda: filled(transformers.GPTNeoForSequenceClassification, config)  # noqa: E731
+    made = Reference(tmp_path, make, target_modules=["q_proj"], task_type="SEQ_CLS")
+    plain = transformers.GPTNeoForCausalLM(config)
+    classifier = type(made.model.get_base_model()).from_pretrained(made.base)
+    plain.transformer.load_state_dict(classifier.transformer.state_dict())
+    plain.save_pretrained(tmp_path / "plain")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = neojax.load(tmp_path / "plain", adapter=made.adapter)
+    assert found.config.head.kinds == ("sequence_classification",) and len(found.config.head.labels) == 3
+    near(found(made.tokens), made.logits(), 1e-5)
+
+
 @pytest.fixture(scope="module")
 def neo(tmp_path_factory):
     return Reference(tmp_path_factory.mktemp("neo"), CASES["GPT-Neo"][0], target_modules=["q_proj"])
