@@ -69,12 +69,12 @@ def load(
         raise wrong("path", path, "the folder of a run or of a Hugging Face model")
     if adapter is not None and not isinstance(adapter, str | os.PathLike):
         raise wrong("adapter", adapter, "a folder of PEFT's, with adapter_config.json")
-    path, adapter = with_adapter(path, adapter)
     if not isinstance(dtype, str) or dtype not in ("auto", *COMPUTE_TYPES):
         raise wrong("dtype", dtype, "auto, float32 or bfloat16")
     check_weights(weights)
     layout = None if mesh is None else make_layout(checked(mesh))  # first, since it may choose JAX's devices
     try:
+        path, adapter = with_adapter(path, adapter)
         run = None if hf.is_hf_dir(path) else open_run(path)
     except (OSError, ValueError) as e:  # a name that is too long, or none for a file
         raise NeojaxError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from None

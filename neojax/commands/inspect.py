@@ -74,15 +74,16 @@ def on_slice(config: Config, topology: str) -> None:
     print_slice(config, layout)
 
 
-def verify(run_dir: Path) -> None:
+def verify(run_dir: str | Path) -> None:
     """Reads all files of all checkpoints of a run, which may be training (in a bucket: asks for their
     checksums), and of the base of low-rank additions, and says of each whether it is what was written. Raises
     `NeojaxError` where one is not, or where there is none."""
     steps, damaged = _verified(run_dir, "checkpoint")
     if not steps:
         raise NeojaxError(f"{run_dir} has no checkpoints to verify; name a run directory")
-    if (run_dir / base.FOLDER).is_dir() and _verified(run_dir / base.FOLDER, "base")[1]:
-        raise NeojaxError(f"{run_dir / base.FOLDER} is damaged; restore it from a copy")
+    frozen = place(run_dir) / base.FOLDER
+    if frozen.is_dir() and _verified(frozen, "base")[1]:
+        raise NeojaxError(f"{frozen} is damaged; restore it from a copy")
     if damaged:
         whole = sorted(set(steps) - set(damaged))
         raise NeojaxError(
@@ -92,7 +93,7 @@ def verify(run_dir: Path) -> None:
         )
 
 
-def _verified(run_dir: Path, what: str) -> tuple[list[int], list[int]]:
+def _verified(run_dir: str | Path, what: str) -> tuple[list[int], list[int]]:
     """The steps of the checkpoints in `run_dir`, each of which is `what`, and those that are damaged."""
     shelf, damaged = shelf_of(run_dir), []
     try:

@@ -33,9 +33,10 @@ def test_metrics_of_a_run_and_of_its_resumption_are_one_file(run):
             writer.close()
         assert not spool.folder.exists()
     assert [(r["step"], r["loss"]) for r in read_metrics(run)] == [(i, i / 2) for i in range(1, 8)]
-    assert [path.name[:20] for path in (BucketPath(run) / "tensorboard").iterdir()] == [
+    events = {path.name[:20] for path in (BucketPath(run) / "tensorboard").iterdir()}
+    assert events == {
         "events.out.tfevents."
-    ]
+    }  # one of each writer, or both in one: their names have the second
 
 
 def test_what_has_changed_is_sent_now_and_then_and_the_rest_is_not(run, monkeypatch):

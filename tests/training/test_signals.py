@@ -13,7 +13,7 @@ import pytest
 
 from neojax import config as configuration
 from neojax.runs.checkpoint import Checkpoints
-from neojax.training import loop
+from neojax.training import feed, loop
 from neojax.training.loop import train
 from neojax.training.metrics import read_metrics
 from neojax.training.signals import Stop, Stopped
@@ -202,7 +202,7 @@ def stopped_at(run, step, capsys):
 
 
 def test_an_evaluation_is_left_for_saving(settings, tmp_path, monkeypatch, capsys):
-    original, calls = loop.make_eval_step, []
+    original, calls = feed.make_eval_step, []
 
     def counted(*args):
         step = original(*args)
@@ -215,7 +215,7 @@ def test_an_evaluation_is_left_for_saving(settings, tmp_path, monkeypatch, capsy
 
         return eval_step
 
-    monkeypatch.setattr(loop, "make_eval_step", counted)
+    monkeypatch.setattr(feed, "make_eval_step", counted)
     train(settings(tmp_path, "train.eval_every=7", "train.eval_batches=0"))
     assert len(calls) == 3
     stopped_at(tmp_path, 7, capsys)
@@ -229,7 +229,7 @@ def test_an_evaluation_that_was_left_is_made_up_once(
     def rows(run):
         return [{k: v for k, v in row.items() if "second" not in k} for row in read_metrics(run)]
 
-    original, calls = loop.evaluate, []
+    original, calls = feed.evaluate, []
 
     def stopped(*args):
         calls.append(None)
@@ -237,7 +237,7 @@ def test_an_evaluation_that_was_left_is_made_up_once(
             signal.raise_signal(signal.SIGTERM)
         return original(*args)
 
-    monkeypatch.setattr(loop, "evaluate", stopped)
+    monkeypatch.setattr(feed, "evaluate", stopped)
     train(settings(tmp_path))
     stopped_at(tmp_path, step, capsys)
     assert rows(tmp_path)[:-1] == rows(whole_run)[: step - 1]
@@ -264,7 +264,7 @@ def test_a_run_that_is_asked_to_stop_does_not_begin_to_evaluate(settings, tmp_pa
         return train_step
 
     monkeypatch.setattr(loop, "make_train_step", signalled)
-    monkeypatch.setattr(loop, "evaluate", lambda *_: pytest.fail("evaluated"))
+    monkeypatch.setattr(feed, "evaluate", lambda *_: pytest.fail("evaluated"))
     train(settings(tmp_path, "train.eval_every=7"))
     stopped_at(tmp_path, 7, capsys)
 
