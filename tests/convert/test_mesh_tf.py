@@ -179,6 +179,7 @@ def test_on_a_mesh_every_tensor_is_the_same_and_padding_is_zero(tmp_path, weight
             np.testing.assert_array_equal(value, other)
 
 
+@pytest.mark.slow
 def test_training_goes_on_with_the_moments_and_the_step(tmp_path):
     data = str(write_data(tmp_path / "data", n_vocab=CONFIG.n_vocab))
     settings = TrainConfig(

@@ -2,6 +2,7 @@
 
 import shutil
 
+import pytest
 import tfrecord_writer as writer
 
 from neojax import config as configuration
@@ -25,6 +26,7 @@ def run(tmp_path, sources, name, steps):
     return {row["step"]: row["loss"] for row in read_metrics(tmp_path / name)}
 
 
+@pytest.mark.slow
 def test_a_mixture_of_both_trains_and_resumes_bit_for_bit(tmp_path, shared_data):
     prefix = tmp_path / "megatron"  # a copy, since what is found in it is kept beside it
     for suffix in (".bin", ".idx"):

@@ -51,6 +51,7 @@ def tasks_of(folder):
     return {"sst2": "sst2.txt", "lambada": "lambada.txt", "crows_pairs": "pairs.csv"}.items(), folder
 
 
+@pytest.mark.slow
 def test_metrics_and_tensorboard_have_what_the_checkpoint_answers(settings):
     folder, _ = settings()
     named = [f"{name}={folder / file}" for name, file in tasks_of(folder)[0]]

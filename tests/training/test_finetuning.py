@@ -140,6 +140,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(data, run, tmp_path):
     assert all(parts[step] == loss for step, loss in whole.items())
 
 
+@pytest.mark.slow
 def test_an_undivided_batch_in_microbatches_gives_the_same(data, run, tmp_path):
     one = {"shape": "data:8", "layout": ""}
     keys = ["train.microbatch=8", "train.steps=20", "train.epochs=0", "train.warmup_share=0"]
@@ -162,6 +163,7 @@ def test_a_model_learns_a_number(data, tmp_path):
     assert short.label < long.label and not long.scores
 
 
+@pytest.mark.slow
 def test_a_decoder_tags_words(data, tmp_path, capsys):
     """A GPT-Neo, which knows of a word's class by the word and those before it."""
     from neojax.cli import main
