@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -143,17 +143,22 @@ def prepare(
     if not files:
         raise NeojaxError(f"every input lies in --out {out}; choose another folder")
     with Lock(out):
-        if (out / "prepared.json").exists() and not force:
-            raise NeojaxError(
-                f"--out {out} holds prepared data already; choose another folder or add --force"
-            )
-        counts = Counts()
-        for skip in skipped:
-            counts.skip(skip)
+        counts = begun(out, skipped, force)
         cutting = Cutting(validation, text_key, sentences, paragraphs)
         run = _Run(files, out / "unfinished", cutting, workers or _cores(), progress, counts)
         made = Tokenizing(tokenizer, train_tokenizer, kind, cased, eod)
         fill(out, run.folder, lambda: run.write(made, [str(i) for i in inputs]))
+    return counts
+
+
+def begun(out: Path, skipped: Iterable[Skip], force: bool) -> Counts:
+    """Counts that hold the inputs `skipped`. Raises `NeojaxError` where `out` holds prepared data that is not
+    to be replaced, as `force` would have it."""
+    if (out / "prepared.json").exists() and not force:
+        raise NeojaxError(f"--out {out} holds prepared data already; choose another folder or add --force")
+    counts = Counts()
+    for skip in skipped:
+        counts.skip(skip)
     return counts
 
 

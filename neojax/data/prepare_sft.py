@@ -17,7 +17,7 @@ from neojax.data.chat_template import DEFAULT, FILE, ChatTemplate, find
 from neojax.data.completions import encoded, pieces_of, uses_template
 from neojax.data.encode import split_of
 from neojax.data.inputs import expand
-from neojax.data.prepare import VALIDATION, Counts, fill
+from neojax.data.prepare import VALIDATION, Counts, begun, fill
 from neojax.data.readers import Skip
 from neojax.data.records import Record, read_records
 from neojax.data.store import SPLITS, StoreWriter
@@ -60,13 +60,7 @@ def prepare_sft(
     end, end_id = tokenizers.end_of_document(own, eod)
     template = _template(Path(tokenizer), chat_template, own, end)
     with Lock(out):
-        if (out / "prepared.json").exists() and not force:
-            raise NeojaxError(
-                f"--out {out} holds prepared data already; choose another folder or add --force"
-            )
-        counts = Counts()
-        for skip in skipped:
-            counts.skip(skip)
+        counts = begun(out, skipped, force)
         staging = out / "unfinished"
 
         def write() -> None:
