@@ -111,3 +111,30 @@ def run_hosts(
     results = [host.communicate(timeout=timeout) for host in hosts]
     assert [host.returncode for host in hosts] == [0] * count, results
     return [json.loads(out.splitlines()[-1]) for out, _ in results]
+
+
+def written_run(folder, config, params, tokenizer) -> str:
+    """The path of a run directory with one checkpoint, as a run of `config` leaves it."""
+    from neojax import config as configuration
+    from neojax.runs.checkpoint import Checkpoints
+    from neojax.runs.run_dir import meta
+
+    with Checkpoints(folder, keep=1) as checkpoints:
+        state = {"params": params, "opt_state": {"count": np.zeros((), np.float32)}}
+        checkpoints.save(1, state, meta(config, tokenizer.to_str(), 0))
+        checkpoints.wait()
+    (folder / "config.yml").write_text(configuration.dump(config))
+    return str(folder)
+
+
+def failure(capsys, *command) -> str:
+    """The one line that the command ends with, status 2 and nothing on stdout."""
+    from neojax.cli import main
+
+    try:
+        status = main(list(command))
+    except SystemExit as e:
+        status = e.code
+    out, err = capsys.readouterr()
+    assert status == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
+    return err

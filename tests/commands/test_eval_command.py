@@ -2,20 +2,16 @@
 
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import perturbed, tiny
+from helpers import failure, perturbed, tiny, written_run
 
 import neojax
-from neojax import config as configuration
 from neojax.cli import main
 from neojax.config import Config, DataConfig, SourceConfig
 from neojax.data.store import StoreWriter
 from neojax.data.tokenizer import train
 from neojax.models import Transformer
-from neojax.runs.checkpoint import Checkpoints
-from neojax.runs.run_dir import meta
 
 TEXT = "the cat sat on the mat and the dog sat on the log. " * 3
 
@@ -34,12 +30,7 @@ def run(tmp_path_factory):
     params = perturbed(Transformer(config.model).init(0).params())
     run = folder / "run"
     run.mkdir()
-    with Checkpoints(run, keep=1) as checkpoints:
-        state = {"params": params, "opt_state": {"count": jnp.zeros(())}}
-        checkpoints.save(1, state, meta(config, tokenizer.to_str(), 0))
-        checkpoints.wait()
-    (run / "config.yml").write_text(configuration.dump(config))
-    return str(run)
+    return written_run(run, config, params, tokenizer)
 
 
 def bad(folder):
@@ -55,13 +46,7 @@ def evaluated(capsys, *arguments):
 
 
 def fails(capsys, *arguments):
-    try:
-        status = main(["eval", *arguments])
-    except SystemExit as e:
-        status = e.code
-    out, err = capsys.readouterr()
-    assert status == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
-    return err
+    return failure(capsys, "eval", *arguments)
 
 
 def test_the_held_out_data_of_a_run_is_measured_and_each_document_where_asked(run, capsys):

@@ -5,16 +5,13 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import perturbed, tiny
+from helpers import perturbed, tiny, written_run
 
 import neojax
-from neojax import config as configuration
 from neojax.cli import main
 from neojax.config import Config, TrainConfig
 from neojax.data.tokenizer import train
 from neojax.models import Transformer
-from neojax.runs.checkpoint import Checkpoints
-from neojax.runs.run_dir import meta
 
 MASK, FIRST = 270, 271  # beyond the ids of the tokenizer, as gpt-neo's configurations have them
 
@@ -25,12 +22,7 @@ def written(run, causal):
     masked = TrainConfig() if causal else TrainConfig(mlm_mask_id=MASK, mlm_cls_token_id=FIRST)
     config = Config(model=model, train=masked)
     params = perturbed(Transformer(config.model).init(0).params())
-    with Checkpoints(run, keep=1) as checkpoints:
-        state = {"params": params, "opt_state": {"count": jnp.zeros(())}}
-        checkpoints.save(1, state, meta(config, tokenizer.to_str(), 0))
-        checkpoints.wait()
-    (run / "config.yml").write_text(configuration.dump(config))
-    return str(run)
+    return written_run(run, config, params, tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -8,18 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax.numpy as jnp
 import pytest
-from helpers import perturbed, tiny
+from helpers import failure, perturbed, tiny, written_run
 
 import neojax
-from neojax import config as configuration
 from neojax.cli import main
 from neojax.config import Config, MeshConfig
 from neojax.data.tokenizer import train
 from neojax.models import Transformer
-from neojax.runs.checkpoint import Checkpoints
-from neojax.runs.run_dir import meta
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -32,12 +28,7 @@ def run(tmp_path_factory):
     config = Config(model=tiny(n_layer=2, n_ctx=64, n_vocab=tokenizer.get_vocab_size()), mesh=mesh)
     run = tmp_path_factory.mktemp("run")
     params = perturbed(Transformer(config.model).init(0).params())
-    with Checkpoints(run, keep=1) as checkpoints:
-        state = {"params": params, "opt_state": {"count": jnp.zeros(())}}
-        checkpoints.save(1, state, meta(config, tokenizer.to_str(), 0))
-        checkpoints.wait()
-    (run / "config.yml").write_text(configuration.dump(config))
-    return str(run)
+    return written_run(run, config, params, tokenizer)
 
 
 def sample(capsys, *arguments):
@@ -50,13 +41,7 @@ def sample(capsys, *arguments):
 
 def fails(capsys, *arguments):
     """The one line that the command ends with."""
-    try:
-        status = main(["sample", *arguments])
-    except SystemExit as e:
-        status = e.code
-    out, err = capsys.readouterr()
-    assert status == 2 and out == "" and err.startswith("error: ") and err.count("\n") == 1
-    return err
+    return failure(capsys, "sample", *arguments)
 
 
 def test_json_is_one_object_a_sample_and_nothing_else(run, capsys):
