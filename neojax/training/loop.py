@@ -192,9 +192,7 @@ class Run:
     ):
         self.config, self.model, self.state, self.step, self.progress = config, model, state, step, progress
         self.meta, self.stop, self.health = meta, stop, health
-        self.unevaluated = (
-            unevaluated  # whether the run was stopped before an evaluation of this step was done
-        )
+        self.unevaluated = unevaluated  # whether the run stopped before an evaluation of this step was done
         self.feed, self.asked, self.best = feed, asked, best
         self.together = Together()
         self.train_step = make_train_step(model, optimizer, config.train)
