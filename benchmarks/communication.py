@@ -32,8 +32,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import links
-from hlo import Collective, collectives
 from side_by_side import RESULTS, circumstances
+
+from neojax.plan.hlo import Collective, collectives
 
 DEFAULTS = {
     "sequence": 2048,
@@ -82,6 +83,7 @@ def timed(
     """The collectives of a step by kind, axes and type, and the modelled time of the step in milliseconds."""
     from neojax.layout.chips import peak_flops
     from neojax.models.flops import flops_per_token, forward_flops_per_token
+    from neojax.plan.places import Places
 
     mesh = model.layout.mesh
     chip = links.CHIPS[options["topology"].rpartition(":")[0].lstrip("0123456789").lstrip("x")]
@@ -120,38 +122,6 @@ def timed(
         "share": 1 - compute / step,
         "share_at_60": 1 - compute / 0.6 / slower,
     }
-
-
-class Places:
-    """Where the partitions of a program lie: on the torus, and along the axes of the mesh. A program for
-    several slices numbers the partitions of one, and is the same on each."""
-
-    def __init__(self, mesh: Any):
-        import numpy as np
-
-        numbers = np.arange(mesh.size).reshape(mesh.devices.shape)
-        devices = [(getattr(d, "slice_index", 0), d, at) for at, d in np.ndenumerate(mesh.devices)]
-        first = min(number for number, _, _ in devices)
-        self.own = [(tuple(d.coords), at) for number, d, at in devices if number == first]
-        self.dims = [1 + max(c[i] for c, _ in self.own) for i in range(3)]
-        self.names = mesh.axis_names
-        self.sizes = [len({at[i] for _, at in self.own}) for i in range(numbers.ndim)]
-        across = [i for i, n in enumerate(self.sizes) if n < mesh.devices.shape[i]]
-        self.network = "+".join(self.names[i] for i in across) + " across slices"
-
-    def of(self, group: Sequence[int]) -> list[tuple[int, ...]]:
-        """The places on the torus of a group of partitions."""
-        return [self.own[n][0] for n in group]
-
-    def axes(self, group: Sequence[int]) -> str:
-        """The axes of the mesh that a group of partitions reaches along, and how far where that is not the
-        whole."""
-        found = []
-        for i, name in enumerate(self.names):
-            reach = len({self.own[n][1][i] for n in group})
-            if reach > 1:
-                found.append(name if reach == self.sizes[i] else f"{name} ({reach} of {self.sizes[i]})")
-        return "+".join(found) or "none"
 
 
 def commit() -> str:

@@ -28,7 +28,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hlo import Collective
+from neojax.plan.hlo import Collective
 
 HOP = 1e-6  # seconds
 

@@ -21,8 +21,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import shapes
-from hlo import Array, collectives, size
 from side_by_side import save
+
+from neojax.plan.hlo import Array, collectives, size
 
 SPLASH = re.compile(r"splash_mha_(fwd|dq|dkv)")
 

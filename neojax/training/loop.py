@@ -53,8 +53,15 @@ from neojax.training.watchdog import Watchdog
 
 
 def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
-    """The (abstract) model and the optimizer of `config`. Raises `NeojaxError` where the layout does not
-    fit."""
+    """The (abstract) model and the optimizer of `config`, to run on the devices of `layout`. Raises
+    `NeojaxError` where the layout does not fit, or the run not into memory."""
+    built = described(config, layout)
+    check_memory(config, layout)
+    return built
+
+
+def described(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
+    """As `build`, for devices that may be described alone, and whatever they hold."""
     train = config.train
     check_remat(train.remat, layout.mesh)  # type: ignore[arg-type]
     compute = Compute(
@@ -66,7 +73,6 @@ def build(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
     )
     model = Transformer(config.model, layout, compute, train.lora)
     model.stored()
-    check_memory(config, layout)
     apart = config.data.isolate_documents or config.data.task != "none"
     of_layers(train.attention_kernel, config.model, layout, compute.dtype, apart)
     compiler_options(layout, train.compiler_options, train.deterministic)

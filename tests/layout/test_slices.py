@@ -6,9 +6,7 @@ host carries.
 """
 
 import math
-import sys
 from collections import Counter
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +19,10 @@ from neojax.layout.mesh import make_layout
 from neojax.layout.topology import tpu_devices
 from neojax.models import Transformer
 from neojax.models.compute import Compute
+from neojax.plan.hlo import collectives
 from neojax.training.optimizer import make_optimizer
 from neojax.training.state import abstract_state
 from neojax.training.step import make_train_step
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from hlo import collectives
 
 CONFIG = ModelConfig(
     n_layer=2,

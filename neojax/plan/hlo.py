@@ -21,6 +21,8 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "
 Array = tuple[str, tuple[int, ...]]  # type and shape
 OPERATION = re.compile(rf"= (.+?) ({'|'.join(KINDS)}|send)(-start)?\(")
 TILES = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"  # a shape, and the order that its dimensions are turned to
+START = re.compile(r"\s*%async-collective-start.* calls=%([\w.\-]+)")
+FUSED = ("fused_computation", "async_collective_fusion")
 MADE = re.compile(r"\s*(?:ROOT )?%([\w.\-]+) = ")
 
 
@@ -63,27 +65,40 @@ def arrays(kind: str) -> list[Array]:
 
 
 def collectives(hlo: str) -> list[Collective]:
-    """Every collective of an optimised program, each once, with the times that a step runs it."""
+    """Every collective of an optimised program, each once, with the times that a step runs it.
+
+    One that runs in steps stands in the fusion that starts it, in those that do a part of it beside other
+    work, and in the one that ends it. All have the number of one channel, which others (those of a
+    `shard_map`) may share: so each that starts counts, and of steps without a start one for each channel.
+    """
     bodies = computations(hlo)
     times = trips(bodies)
     partitions = int((re.search(r"num_partitions=(\d+)", hlo[:200_000]) or [0, 1])[1])
-    found: dict[str, Collective] = {}
     makes = {match[1]: line for lines in bodies.values() for line in lines if (match := MADE.match(line))}
+    starts = {called[1] for line in makes.values() if (called := START.match(line))}
+    whole: list[Collective] = []
+    started: set[str] = set()
+    steps: dict[str, Collective] = {}
     for name, lines in bodies.items():
         for line in lines:
             if not (match := OPERATION.search(line)):
                 continue
-            own = _read(line, match, name, partitions)
+            own = replace(_read(line, match, name, partitions), times=times[name])
+            if own.kind == "all-reduce":
+                own = replace(own, is_gather=_fills(line, makes, bodies))
             channel = re.search(r"channel_id=(\d+)", line)
             # Both halves of a sum that crosses slices have the number of the whole, so the kind belongs to
             # the key.
             key = f"{channel[1]} {own.kind}" if channel else line
-            before = found.get(key)
-            own = replace(own, times=times[name], beside=own.beside or bool(before and before.beside))
-            if own.kind == "all-reduce":
-                own = replace(own, is_gather=_fills(line, makes, bodies))
-            found[key] = own if not before else replace(before, beside=own.beside)
-    return list(found.values())
+            if name in starts:
+                whole.append(replace(own, beside=True))
+                started.add(key)
+            elif name.startswith(FUSED):
+                beside = own.beside or (key in steps and steps[key].beside)
+                steps[key] = replace(steps.get(key, own), beside=beside)
+            else:
+                whole.append(own)
+    return whole + [own for key, own in steps.items() if key not in started]
 
 
 def _read(line: str, match: re.Match, computation: str, partitions: int) -> Collective:
@@ -106,7 +121,7 @@ def _read(line: str, match: re.Match, computation: str, partitions: int) -> Coll
         operation,
         tuple(results),
         groups,
-        beside=bool(start) or "async_collective_fusion" in computation,
+        beside=bool(start) or "async_co" in computation,
         is_marked="async_collective_name" in line,
         rings=_rings(line),
         operation=named[1] if named else "",
