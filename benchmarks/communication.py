@@ -81,12 +81,12 @@ def timed(
     found: Sequence[Collective], model: Any, options: Mapping[str, Any], marked: bool
 ) -> dict[str, Any]:
     """The collectives of a step by kind, axes and type, and the modelled time of the step in milliseconds."""
-    from neojax.layout.chips import peak_flops
+    from neojax.layout.chips import CHIPS, peak_flops
     from neojax.models.flops import flops_per_token, forward_flops_per_token
     from neojax.plan.places import Places
 
     mesh = model.layout.mesh
-    chip = links.CHIPS[options["topology"].rpartition(":")[0].lstrip("0123456789").lstrip("x")]
+    chip = CHIPS[options["topology"].rpartition(":")[0].lstrip("0123456789").lstrip("x")]
     place = Places(mesh)
     kinds: dict[tuple[Any, ...], dict[str, float]] = {}
     total = {"beside": 0.0, "alone": 0.0, "network": 0.0}

@@ -1,10 +1,10 @@
 """A model of the time that a collective takes over the links of a TPU slice, and over the network between
 slices.
 
-It is a model of bandwidths, not a measurement. A chip has two links along every axis of the torus. Sources:
-the scaling book of jax-ml (tpus.md, sharding.md), which for an axis of four v5e chips computes 560 us where
-680 were measured; Google Cloud's pages of v4, v5e, v5p and v6e for networks. With B the bytes a second over
-one link, one way, and V the bytes of the whole array, of which each of N chips holds a part:
+It is a model of bandwidths, not a measurement. A chip has two links along every axis of the torus, whose
+bandwidths, and that of the network, are those of `neojax.layout.chips`. The scaling book of jax-ml
+(sharding.md) computes 560 us for an axis of four v5e chips where 680 were measured. With B the bytes a second
+over one link, one way, and V the bytes of the whole array, of which each of N chips holds a part:
 
 - A ring sends both ways, so a gather or a scatter takes V (N-1)/N / 2B: over an axis that closes, and along a
   path through
@@ -28,27 +28,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from neojax.layout.chips import Chip
 from neojax.plan.hlo import Collective
 
 HOP = 1e-6  # seconds
-
-
-@dataclass(frozen=True)
-class Chip:
-    """link: bytes a second over one link, one way. network: bytes a second that a chip sends to other
-    slices."""
-
-    link: float
-    network: float
-    is_cube: bool
-
-
-CHIPS = {
-    "v4": Chip(45e9, 25e9 / 4, True),
-    "v5e": Chip(45e9, 25e9 / 8, False),
-    "v5p": Chip(90e9, 25e9 / 4, True),
-    "v6e": Chip(90e9, 100e9 / 8, False),
-}
 
 
 @dataclass(frozen=True)
@@ -63,7 +46,7 @@ class Span:
 
 def closing(chip: Chip, dims: Sequence[int]) -> list[bool]:
     """Which axes of a slice of `dims` chips close to rings."""
-    if chip.is_cube:
+    if chip.closes == "all4":
         return [all(n % 4 == 0 for n in dims)] * len(dims)
     return [n == 16 for n in dims]
 

@@ -9,6 +9,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import links
 from communication_rows import ROWS
 
+from neojax.layout.chips import CHIPS
 from neojax.plan.hlo import Collective
 
 
@@ -19,7 +20,7 @@ def line(n, axis=0, stride=1):
 def test_the_model_of_the_links_against_worked_figures():
     """The scaling book: bf16[2048, 8192] over four v5e chips, 560 us without and 377 us with a ring; V / W n
     over axes."""
-    v5e = links.CHIPS["v5e"]
+    v5e = CHIPS["v5e"]
     gather = Collective("all-gather", (("bf16", (2048, 8192)),), (), rings=1)
     assert links.seconds(gather, line(4), (4, 4, 1), v5e) == pytest.approx(560e-6, rel=0.01)
     whole = gather.bytes / 90e9
