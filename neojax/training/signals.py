@@ -6,10 +6,12 @@ batches of an evaluation, and while it waits for input. Python runs a signal's h
 between two of its own instructions, and that thread may be in the compiler or in a dead file system for as
 long as those like. So the word also goes through a pipe, which the interpreter's handler in C writes to, to a
 thread that can end the process. Ending it does no harm at any moment: checkpoints and all else that a run
-writes appear whole, by a rename.
+writes appear whole, by a rename. That thread also wakes a wait for input that the signal missed: one that
+arrives just before the main thread begins to wait for a lock leaves word and interrupts nothing.
 """
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -20,6 +22,8 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+WAKE = signal.SIGURG  # to the main thread, from ours; ignored by default, so that a late one does no harm
+WAKE_SECONDS = 0.1  # between two
 
 T = TypeVar("T")
 
@@ -83,12 +87,13 @@ class Stop:
             return self
         caught = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]  # nohup
         self._previous = {number: signal.signal(number, self._handle) for number in caught}
-        if self._ends_process:
-            self._read, self._write = os.pipe()
-            os.set_blocking(self._write, False)
-            self._previous_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-            self._watcher = threading.Thread(target=self._watch, name="signals", daemon=True)
-            self._watcher.start()
+        self._previous[WAKE] = signal.signal(WAKE, lambda *_: None)
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._previous_fd = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        self._main = threading.get_ident()
+        self._watcher = threading.Thread(target=self._watch, name="signals", daemon=True)
+        self._watcher.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -102,13 +107,12 @@ class Stop:
                 sys.stdout.flush()
                 os._exit(0)
             return
+        signal.set_wakeup_fd(self._previous_fd)
+        os.close(self._write)
+        self._watcher.join()
+        os.close(self._read)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        if self._ends_process:
-            signal.set_wakeup_fd(self._previous_fd)
-            os.close(self._write)
-            self._watcher.join()
-            os.close(self._read)
 
     def _handle(self, number: int, _: Any) -> None:
         again = self.asked and number != signal.SIGHUP
@@ -120,18 +124,27 @@ class Stop:
             raise _GivenUp
 
     def _watch(self) -> None:
-        """Reads the numbers of arriving signals until the pipe is closed; ends the process when it is
-        time."""
-        first, deadline = 0, None
+        """Reads the numbers of arriving signals until the pipe is closed; wakes the main thread where it
+        still waits, and ends the process when it is time."""
+        first, deadline = 0, math.inf
         while True:
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not select.select([self._read], [], [], left)[0]:
-                self._end(first, f"not saved within train.grace_seconds={self._grace:g}; {_GOES_ON}")
+            left = deadline - time.monotonic()
+            wakes = first and (self._waits or not self.asked)  # else `waiting` gives up by itself
+            timeout = max(0.0, min(left, WAKE_SECONDS if wakes else math.inf))
+            if not select.select([self._read], [], [], None if timeout == math.inf else timeout)[0]:
+                if left <= 0:
+                    self._end(first, f"not saved within train.grace_seconds={self._grace:g}; {_GOES_ON}")
+                if self._waits:
+                    signal.pthread_kill(self._main, WAKE)
+                continue
             numbers = os.read(self._read, 64)
             if not numbers:
                 return
             for number in numbers:
                 if number not in SIGNALS:
+                    continue
+                if not self._ends_process:
+                    first = first or number
                     continue
                 if (
                     first and number == signal.SIGHUP

@@ -173,6 +173,36 @@ def test_waiting_is_given_up_at_any_instruction():
     assert come and given_up
 
 
+@pytest.mark.parametrize("ends_process", [False, True])
+def test_a_signal_that_comes_just_before_the_wait_begins_ends_it(ends_process):
+    """Its handler in C has run on another thread, as it may, and the main thread waits for a lock."""
+    process = started(
+        f"""
+import signal, threading
+from neojax.training.signals import SIGNALS, Stop, Stopped
+
+def interrupt(stop):
+    while not stop._waits:
+        pass
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    print("now", flush=True)
+    threading.Event().wait()
+
+signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+with Stop({ends_process}) as stop:
+    stop.protect(60)
+    threading.Thread(target=interrupt, args=(stop,), daemon=True).start()
+    try:
+        stop.waiting(threading.Event().wait)
+    except Stopped:
+        print("given up", flush=True)
+"""
+    )
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert ended(process)[:2] == (0, "given up\n")
+
+
 def test_signals_are_as_before_afterwards():
     before = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)]
     descriptors = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
