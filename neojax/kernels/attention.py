@@ -1,5 +1,4 @@
-"""Attention over whole sequences: the one function that layers call, the reference, and XLA's blocked
-kernels.
+"""Attention over whole sequences: the one function that layers call, and the reference.
 
 Every kernel takes unscaled scores (GPT-Neo has no 1/sqrt(head_dim)) and does the softmax in float32. The
 backward pass computes scores again from q, k and v instead of keeping them. `neojax.kernels.choice` says
@@ -14,49 +13,14 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from neojax.kernels.choice import BLOCK, Call, choose
+from neojax.kernels import ring
+from neojax.kernels.blocks import blocked, local, on_each_device
+from neojax.kernels.choice import Call, choose
+from neojax.kernels.masks import NEVER, apart, visible
 from neojax.layout import named
-from neojax.layout.product import product
-
-NEVER = float(jnp.finfo(jnp.float32).min)
 
 Memory = tuple[named.Param, named.Param]
 """Learned keys and values, each [memory_slots, heads, head_dim], that every query sees."""
-
-
-def visible(
-    query: jax.Array, key: jax.Array, window: int | None, start: jax.Array | None, causal: bool = True
-) -> jax.Array:
-    """Which keys a query sees: those at or before its own time, within `window`, not before `start`.
-
-    Without `causal`, all keys, or those at most `window` before or after.
-
-    `query` [..., sequence] and `key` [..., keys] are times, `start` [batch] is the time of a row's first
-    token (or None). Returns bool [..., sequence, keys], or [batch, ..., sequence, keys] with `start`.
-    """
-    q, k = query[..., :, None], key[..., None, :]
-    seen = (k >= 0) & ((k <= q) if causal else (q >= 0))
-    if window is not None:
-        seen &= (k > q - window) if causal else (abs(k - q) <= window)
-    if start is not None:
-        seen = seen & (k >= start.reshape(start.shape + (1,) * seen.ndim))
-    return seen
-
-
-def together(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Which keys are of a query's own segment: segments [..., sequence] and [..., keys] -> bool [...,
-    sequence, keys]."""
-    return query[..., :, None] == key[..., None, :]
-
-
-def apart(query: jax.Array, key: jax.Array, causal: bool = True) -> jax.Array:
-    """Which keys a query may see where documents stand apart, of segments [..., sequence] and [..., keys].
-
-    As in transformers, padding (segment 0) of what is not causal is seen by none and sees all else: what it
-    makes of that has a share where a softmax is over all positions, as of answers.
-    """
-    own = together(query, key)
-    return own if causal else (own | (query == 0)[..., :, None]) & (key > 0)[..., None, :]
 
 
 def attention(
@@ -107,6 +71,8 @@ def attention(
         case "local":
             assert window is not None
             y = local(q, k, v, window=window, **rows)
+        case "ring":
+            return ring.attention(q, k, v, window=window, causal=causal, **rows)
         case "blocked":
             y = blocked(q, k, v, window=window, **rows)
         case _:
@@ -138,7 +104,7 @@ def fused(
         return turn(kernel(*(turn(x, -begin) for x in rows)), begin)
 
     # Neither Pallas nor cuDNN says over which axes its results vary, so there is nothing to check.
-    return _on_each_device(rolled, q, k, v, start, segments, check_vma=False)
+    return on_each_device(rolled, q, k, v, start, segments, check_vma=False)
 
 
 def reference(
@@ -230,138 +196,3 @@ def log_sum(scores: jax.Array) -> jax.Array:
     """log of the sum of exp(scores) over the last dimension, which is kept with size 1."""
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     return top + jnp.log(jnp.sum(jnp.exp(scores - top), axis=-1, keepdims=True))
-
-
-def blocked(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    window: int | None = None,
-    start: jax.Array | None = None,
-    segments: jax.Array | None = None,
-) -> jax.Array:
-    """As `attention`, in blocks of BLOCK queries that look at all keys before them: the scores that are held
-    at a time are [heads, BLOCK, keys], and those after the block are never computed."""
-
-    def by_blocks(
-        q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, segments: jax.Array | None
-    ) -> jax.Array:
-        blocks = []
-        for i in range(0, q.shape[1], BLOCK):
-            end = i + BLOCK
-            own = None if segments is None else segments[:, :end]
-            blocks.append(_plain(q[:, i:end], k[:, :end], v[:, :end], start, own, i, window))
-        return jnp.concatenate(blocks, axis=1)
-
-    return _on_each_device(by_blocks, q, k, v, start, segments)
-
-
-@partial(jax.checkpoint, static_argnums=(5, 6))
-def _plain(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    start: jax.Array,
-    segments: jax.Array | None,
-    first: int,
-    window: int | None,
-) -> jax.Array:
-    """Attention of queries of times `first`, ... to keys, and their `segments`, of times 0, ..., on one
-    device."""
-    seen = visible(first + jnp.arange(q.shape[1]), jnp.arange(k.shape[1]), window, start)
-    if segments is not None:
-        seen &= together(segments[:, first:], segments)
-    shape = q.shape
-    q, g = _by_key_head(q, k.shape[2], 2)
-    seen = seen[:, None, None] if g else seen[:, None]
-    multiply = partial(product, platform=named.current_layout().platform)
-    scores = multiply(f"bqh{g}d,bkhd->bh{g}qk", q, k, dtype=jnp.float32)
-    weights = jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=-1).astype(v.dtype)
-    return multiply(f"bh{g}qk,bkhd->bqh{g}d", weights, v, dtype=v.dtype).reshape(shape)
-
-
-def _by_key_head(q: jax.Array, heads: int, axis: int) -> tuple[jax.Array, str]:
-    """(q, whose heads along `axis` stand as [heads, group] where keys have fewer; what equations call the
-    group)."""
-    if q.shape[axis] == heads:
-        return q, ""
-    return q.reshape(*q.shape[:axis], heads, -1, *q.shape[axis + 1 :]), "g"
-
-
-def _on_each_device(
-    kernel: Callable[..., jax.Array],
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    start: jax.Array | None,
-    segments: jax.Array | None,
-    *,
-    check_vma: bool = True,
-) -> jax.Array:
-    """Runs `kernel` (q, k, v, start, segments) on every device's own rows and heads."""
-    spec = named.sharding("batch sequence heads head_dim").spec
-    if start is None:
-        start = jnp.zeros((q.shape[0],), jnp.int32)
-    if segments is not None:
-        segments = named.lay(segments, "batch sequence")
-    return jax.shard_map(
-        kernel,
-        mesh=named.current_layout().mesh,
-        in_specs=(spec, spec, spec, named.sharding("batch").spec, named.sharding("batch sequence").spec),
-        out_specs=spec,
-        check_vma=check_vma,
-    )(q, k, v, named.lay(start, "batch"), segments)
-
-
-def local(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    *,
-    window: int,
-    start: jax.Array | None = None,
-    segments: jax.Array | None = None,
-) -> jax.Array:
-    """As `attention` with a window, in blocks of `window` queries that look at their own and the previous
-    block of keys, so that time and memory are O(sequence * window) instead of O(sequence^2)."""
-    return _on_each_device(lambda *rows: _local_block(*rows, window), q, k, v, start, segments)
-
-
-@partial(jax.checkpoint, static_argnums=5)
-def _local_block(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    start: jax.Array,
-    segments: jax.Array | None,
-    window: int,
-) -> jax.Array:
-    batch, length, heads, head_dim = q.shape
-    blocks = -(-length // window)
-    pad = blocks * window - length
-
-    def split(x: jax.Array) -> jax.Array:  # -> [batch, heads, blocks, window, head_dim]
-        x = jnp.pad(x, ((0, 0), (0, pad), (0, 0), (0, 0)))
-        return x.reshape(batch, blocks, window, -1, head_dim).transpose(0, 3, 1, 2, 4)
-
-    def with_previous(x: jax.Array) -> jax.Array:  # -> [batch, heads, blocks, 2 * window, head_dim]
-        before = jnp.pad(x[:, :, :-1], ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0)))
-        return jnp.concatenate([before, x], axis=3)
-
-    first = jnp.arange(blocks)[:, None] * window
-    query_time = first + jnp.arange(window)
-    key_time = first - window + jnp.arange(2 * window)
-    seen = visible(query_time, key_time, window, start)
-    if segments is not None:
-        own = jnp.pad(segments, ((0, 0), (0, pad))).reshape(batch, blocks, window)
-        before = jnp.pad(own[:, :-1], ((0, 0), (1, 0), (0, 0)))
-        seen &= together(own, jnp.concatenate([before, own], axis=-1))
-    q, g = _by_key_head(split(q), k.shape[2], 1)
-    seen = seen[:, None, None] if g else seen[:, None]
-    multiply = partial(product, platform=named.current_layout().platform)
-    scores = multiply(f"bh{g}nqd,bhnkd->bh{g}nqk", q, with_previous(split(k)), dtype=jnp.float32)
-    weights = jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=-1).astype(v.dtype)
-    out = multiply(f"bh{g}nqk,bhnkd->bh{g}nqd", weights, with_previous(split(v)), dtype=v.dtype)
-    out = out.reshape(batch, heads, blocks, window, head_dim)
-    return out.transpose(0, 2, 3, 1, 4).reshape(batch, blocks * window, heads, head_dim)[:, :length]

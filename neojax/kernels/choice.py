@@ -14,13 +14,17 @@ takes a head_dim that is a multiple of 8 and at most 128, or 256 from capability
 length where documents stand apart; without a causal mask no window, and no rows padded at the left.
 
 A kernel that is asked for by name and cannot do it is refused. No kernel but XLA's `reference` works where
-the layout splits `sequence`, `memory_length` or `head_dim`, since each needs them whole. Within XLA:
+the layout splits `memory_length` or `head_dim`, since each needs them whole, and neither Splash nor cuDNN
+where it splits `sequence`. Within XLA, without dropout and learned keys, and with both of the former whole:
 
 | way | when |
 |-|-|
-| `local` | causal, no dropout or learned keys, nothing split; twice the window is shorter than the sequence |
-| `blocked` | the same with a longer window or none, and the sequence is longer than 256 |
+| `local` | causal, and twice the window is shorter than the sequence |
+| `ring` | else, where `sequence` is split, causal or not: keys and values go round the devices |
+| `blocked` | causal with a longer window or none, and the sequence is longer than 256 |
 | `reference` | all else: the whole matrix of scores |
+
+Where `sequence` is split, those before a device send it the keys of a window that stand before its own.
 
 Documents stand apart where `data.isolate_documents` is true: each token has a segment and sees no other. To
 cuDNN that is a bias of [batch, 1, sequence, sequence], since of its own form JAX has no public function.
@@ -74,7 +78,8 @@ class Call:
         device = layout.device
         found = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
         capability = (int(found[1]), int(found[2])) if found else (0, 0)
-        split = tuple(dim for dim in WHOLE if layout.axes(dim))
+        rows = layout.spec(("batch", "sequence", "heads", "head_dim"), what="queries")
+        split = tuple(dim for dim in WHOLE if (rows[1] if dim == "sequence" else layout.axes(dim)))
         return Call(device.platform, capability, split, **asked)
 
 
@@ -101,7 +106,8 @@ def choose(wanted: str, call: Call) -> Choice:
     kernel = own if wanted == "auto" else wanted
     if kernel == "xla":
         return Choice(_xla(call), _general_obstacle(call) or ("" if call.causal else NOT_CAUSAL))
-    obstacle = _general_obstacle(call) or (_splash_obstacle if kernel == "splash" else _cudnn_obstacle)(call)
+    obstacle = _general_obstacle(call) or _split_obstacle(call)
+    obstacle = obstacle or (_splash_obstacle if kernel == "splash" else _cudnn_obstacle)(call)
     if wanted == "auto" and not obstacle:
         obstacle = _reserve(kernel, call)
     if not obstacle:
@@ -124,10 +130,14 @@ def _reserve(kernel: str, call: Call) -> str:
 
 
 def _xla(call: Call) -> str:
-    if _general_obstacle(call) or not call.causal:
+    if _general_obstacle(call):
         return "reference"
-    if call.window is not None and 2 * call.window < call.length:
+    if call.causal and call.window is not None and 2 * call.window < call.length:
         return "local"
+    if "sequence" in call.split:
+        return "ring"
+    if not call.causal:
+        return "reference"
     return "blocked" if call.length > BLOCK else "reference"
 
 
@@ -137,9 +147,14 @@ def _general_obstacle(call: Call) -> str:
         return "model.attention.memory_slots adds learned keys"
     if call.dropout:
         return "model.attention.dropout drops single weights"
-    if call.split:
-        return f"mesh.layout splits {' and '.join(call.split)}, which blocks need whole"
+    if split := [dim for dim in call.split if dim != "sequence"]:
+        return f"mesh.layout splits {' and '.join(split)}, which blocks need whole"
     return ""
+
+
+def _split_obstacle(call: Call) -> str:
+    """Why the devices' own kernels cannot work on parts of rows, if they are to."""
+    return "mesh.layout splits sequence" if "sequence" in call.split else ""
 
 
 def _splash_obstacle(call: Call) -> str:

@@ -4,7 +4,7 @@ from typing import Literal
 
 import jax
 
-from neojax.kernels.attention import apart
+from neojax.kernels.masks import apart
 
 
 def attention(

@@ -20,8 +20,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from neojax.kernels.attention import together
 from neojax.kernels.choice import check_linear
+from neojax.kernels.masks import together
 from neojax.layout import named
 
 EPSILON = 1e-6

@@ -52,7 +52,11 @@ class Layout:
 
     def split(self, dim: str, *, stored: bool = False) -> int:
         """The number of parts that `dim` is split into."""
-        return math.prod(self.mesh.shape[a] for a in self.axes(dim, stored=stored))
+        return self.split_over(self.axes(dim, stored=stored))
+
+    def split_over(self, axes: Sequence[str]) -> int:
+        """The number of parts that `axes` split a dimension into."""
+        return math.prod(self.mesh.shape[a] for a in axes)
 
     def spec(
         self,

@@ -10,7 +10,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from neojax.config import ModelConfig
 from neojax.kernels import linear_attention
-from neojax.kernels.attention import Keys, Memory, attend, attention, memory_keys, token_keys, visible
+from neojax.kernels.attention import Keys, Memory, attend, attention, memory_keys, token_keys
+from neojax.kernels.masks import visible
 from neojax.layout import named
 from neojax.layout.named import Constant, Dropout, Normal, Param, einsum
 from neojax.models.cache import Cache, append, first_cache, slot_times

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from helpers import layout_of
 
-from neojax.kernels import attention as kernels
-from neojax.kernels.attention import attention, blocked, local, reference, visible
+from neojax.kernels import blocks as kernels
+from neojax.kernels.attention import attention, reference
+from neojax.kernels.blocks import blocked, local
+from neojax.kernels.masks import visible
 from neojax.layout import named
 
 ONE = layout_of("data:1")

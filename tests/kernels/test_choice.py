@@ -26,7 +26,10 @@ def call(where, **changes) -> Call:
         (TPU, {"dropout": True}, "reference"),
         (TPU, {"memory": True}, "reference"),
         (TPU, {"causal": False}, "reference"),
-        (TPU, {"split": ("sequence",), "window": 256}, "reference"),
+        (TPU, {"split": ("sequence",), "window": 256}, "local"),
+        (TPU, {"split": ("sequence",)}, "ring"),
+        (TPU, {"split": ("sequence", "head_dim"), "window": 256}, "reference"),
+        (CPU, {"split": ("sequence",), "window": 1024}, "ring"),
         (TPU, {"dtype": "float16", "window": 256}, "local"),
         (HOPPER, {"window": 256, "head_dim": 256}, "cudnn"),
         (HOPPER, {"capability": (8, 6), "head_dim": 256}, "blocked"),
@@ -55,6 +58,15 @@ def test_auto_takes_the_devices_own_kernel_or_falls_back_and_says_why(where, cha
     assert choice.kernel == kernel
     own = {"tpu": "splash", "gpu": "cudnn"}.get(where["platform"])
     assert bool(choice.because) == (own is not None and own != kernel)
+
+
+def test_rows_in_parts_go_round_unless_only_the_reference_can():
+    def chosen(**changes):
+        return choose("auto", call(CPU, split=("sequence",), **changes)).kernel
+
+    assert chosen(causal=False, window=256) == "ring"
+    assert chosen(dropout=True) == chosen(memory=True, window=256) == "reference"
+    assert choose("auto", call(CPU, split=("memory_length",))).kernel == "reference"
 
 
 @pytest.mark.parametrize("where", [TPU, HOPPER, CPU])

@@ -9,10 +9,11 @@ import pytest
 from helpers import layout_of
 
 from neojax.errors import NeojaxError
-from neojax.kernels import attention as kernels
+from neojax.kernels import blocks as kernels
 from neojax.kernels import cudnn, splash
 from neojax.kernels import linear_attention as linear
-from neojax.kernels.attention import attention, blocked, fused, local, reference
+from neojax.kernels.attention import attention, fused, reference
+from neojax.kernels.blocks import blocked, local
 from neojax.layout import named
 from neojax.layout.named import Constant, Param
 

@@ -1,0 +1,173 @@
+"""XLA's attention in blocks of queries on every device: what is held of the matrix of scores is a block's."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from neojax.kernels.choice import BLOCK
+from neojax.kernels.masks import NEVER, together, visible
+from neojax.layout import named
+from neojax.layout.product import product
+
+
+def on_each_device(
+    kernel: Callable[..., jax.Array],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    start: jax.Array | None,
+    segments: jax.Array | None,
+    *,
+    check_vma: bool = True,
+) -> jax.Array:
+    """Runs `kernel` (q, k, v, start, segments) on every device's own rows, or part of them, and heads."""
+    spec = named.sharding("batch sequence heads head_dim").spec
+    rows = NamedSharding(named.current_layout().mesh, jax.P(*spec[:2]))
+    if start is None:
+        start = jnp.zeros((q.shape[0],), jnp.int32)
+    if segments is not None:
+        segments = jax.reshard(segments, rows)
+    return jax.shard_map(
+        kernel,
+        mesh=named.current_layout().mesh,
+        in_specs=(spec, spec, spec, named.sharding("batch").spec, rows.spec),
+        out_specs=spec,
+        check_vma=check_vma,
+    )(q, k, v, named.lay(start, "batch"), segments)
+
+
+def blocked(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    window: int | None = None,
+    start: jax.Array | None = None,
+    segments: jax.Array | None = None,
+) -> jax.Array:
+    """As `attention`, in blocks of BLOCK queries that look at all keys before them: the scores that are held
+    at a time are [heads, BLOCK, keys], and those after the block are never computed."""
+
+    def by_blocks(
+        q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, segments: jax.Array | None
+    ) -> jax.Array:
+        blocks = []
+        for i in range(0, q.shape[1], BLOCK):
+            end = i + BLOCK
+            own = None if segments is None else segments[:, :end]
+            blocks.append(_plain(q[:, i:end], k[:, :end], v[:, :end], start, own, i, window))
+        return jnp.concatenate(blocks, axis=1)
+
+    return on_each_device(by_blocks, q, k, v, start, segments)
+
+
+@partial(jax.checkpoint, static_argnums=(5, 6))
+def _plain(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    start: jax.Array,
+    segments: jax.Array | None,
+    first: int,
+    window: int | None,
+) -> jax.Array:
+    """Attention of queries of times `first`, ... to keys, and their `segments`, of times 0, ..., on one
+    device."""
+    seen = visible(first + jnp.arange(q.shape[1]), jnp.arange(k.shape[1]), window, start)
+    if segments is not None:
+        seen &= together(segments[:, first:], segments)
+    shape = q.shape
+    q, g = _by_key_head(q, k.shape[2], 2)
+    seen = seen[:, None, None] if g else seen[:, None]
+    multiply = partial(product, platform=named.current_layout().platform)
+    scores = multiply(f"bqh{g}d,bkhd->bh{g}qk", q, k, dtype=jnp.float32)
+    weights = jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=-1).astype(v.dtype)
+    return multiply(f"bh{g}qk,bkhd->bqh{g}d", weights, v, dtype=v.dtype).reshape(shape)
+
+
+def _by_key_head(q: jax.Array, heads: int, axis: int) -> tuple[jax.Array, str]:
+    """(q, whose heads along `axis` stand as [heads, group] where keys have fewer; what equations call the
+    group)."""
+    if q.shape[axis] == heads:
+        return q, ""
+    return q.reshape(*q.shape[:axis], heads, -1, *q.shape[axis + 1 :]), "g"
+
+
+def local(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    window: int,
+    start: jax.Array | None = None,
+    segments: jax.Array | None = None,
+) -> jax.Array:
+    """As `attention` with a window, in blocks of `window` queries that look at their own and the previous
+    block of keys, so that time and memory are O(sequence * window) instead of O(sequence^2).
+
+    Where rows are split, a device has the `window` keys before its own from those that have them.
+    """
+    return on_each_device(partial(_local_part, window, row_axes()), q, k, v, start, segments)
+
+
+def row_axes() -> tuple[str, ...]:
+    """The mesh axes that split the rows of queries, keys and values."""
+    axes = named.sharding("batch sequence heads head_dim").spec[1] or ()
+    return (axes,) if isinstance(axes, str) else axes
+
+
+def before(x: jax.Array, count: int, axes: tuple[str, ...]) -> jax.Array:
+    """The `count` tokens before those of a device's part x [batch, tokens, ...] of rows that `axes` split;
+    zeros where the row begins."""
+    parts, size = jax.lax.axis_size(axes) if axes else 1, x.shape[1]
+    pieces = []
+    for hop in range(-(-count // size), 0, -1):
+        own = x[:, max(0, hop * size - count) :]
+        if hop < parts:
+            pieces.append(jax.lax.ppermute(own, axes, [(i, i + hop) for i in range(parts - hop)]))
+        else:
+            pieces.append(jnp.zeros_like(own))
+    return jnp.concatenate(pieces, axis=1)
+
+
+@partial(jax.checkpoint, static_argnums=(0, 1))
+def _local_part(
+    window: int,
+    axes: tuple[str, ...],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    start: jax.Array,
+    segments: jax.Array | None,
+) -> jax.Array:
+    batch, length, heads, head_dim = q.shape
+    blocks = -(-length // window)
+
+    def split(x: jax.Array) -> jax.Array:  # [batch, length, ...] -> [batch, blocks, window, ...]
+        x = jnp.pad(x, ((0, 0), (0, blocks * window - length), *((0, 0),) * (x.ndim - 2)))
+        return x.reshape(batch, blocks, window, *x.shape[2:])
+
+    def with_previous(x: jax.Array) -> jax.Array:  # -> [batch, blocks, 2 * window, ...]
+        first = before(x, window, axes)[:, None]
+        own = split(x)
+        return jnp.concatenate([jnp.concatenate([first, own[:, :-1]], axis=1), own], axis=2)
+
+    def by_head(x: jax.Array) -> jax.Array:
+        return x.transpose(0, 3, 1, 2, 4)
+
+    first = jnp.arange(blocks)[:, None] * window + (jax.lax.axis_index(axes) * length if axes else 0)
+    seen = visible(first + jnp.arange(window), first - window + jnp.arange(2 * window), window, start)
+    if segments is not None:
+        seen &= together(split(segments), with_previous(segments))
+    own, g = _by_key_head(by_head(split(q)), k.shape[2], 1)
+    seen = seen[:, None, None] if g else seen[:, None]
+    multiply = partial(product, platform=named.current_layout().platform)
+    keys, values = by_head(with_previous(k)), by_head(with_previous(v))
+    scores = multiply(f"bh{g}nqd,bhnkd->bh{g}nqk", own, keys, dtype=jnp.float32)
+    weights = jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=-1).astype(v.dtype)
+    out = multiply(f"bh{g}nqk,bhnkd->bh{g}nqd", weights, values, dtype=v.dtype)
+    out = out.reshape(batch, heads, blocks, window, head_dim)
+    return out.transpose(0, 2, 3, 1, 4).reshape(batch, blocks * window, heads, head_dim)[:, :length]

@@ -1,0 +1,86 @@
+"""Rows split over devices (`sequence:AXIS`) give the loss and gradients of one device, whatever else is
+split and however layers are run."""
+
+from functools import cache
+
+import jax
+import numpy as np
+import pytest
+from helpers import N_VOCAB, layout_of, model_config, noisy, random_tokens, tiny
+
+from neojax.data.batch import Batch
+from neojax.models import Transformer
+from neojax.models.compute import Compute
+
+LENGTH, ROWS = 32, 4
+SIZES = {"n_layer": 2, "n_ctx": LENGTH, "n_embd": 32, "n_vocab": N_VOCAB}
+MODELS = {
+    "gpt_neo": lambda: tiny(n_ctx=LENGTH),
+    "axial": lambda: tiny(n_ctx=LENGTH, n_layer=2, axial_pos_emb=[4, 8]),
+    "gpt_neox": lambda: model_config(family="gpt_neox", n_head=4, **SIZES),
+    "llama": lambda: model_config(family="llama", n_head=4, **{"attention.kv_heads": 2}, **SIZES),
+    "both ways": lambda: tiny(n_ctx=LENGTH, n_layer=2, causal=False),
+}
+LAYOUTS = {
+    "alone": ("x:8", "sequence:x", "", {"remat": "full"}),
+    "rows and fsdp": ("x:2, y:4", "batch:x, sequence:y, positions:y", "embd:x", {"remat": "names"}),
+    "model": ("x:4, y:2", "sequence:x, heads:y, mlp:y, vocab:y", "embd:x", {"remat": "names"}),
+    "unrolled": ("x:2, y:2, z:2", "batch:z, sequence:x+y", "embd:y", {"unroll": 0}),
+}
+
+
+def batch(is_apart):
+    """Targets are the next tokens, those of a part's last tokens in the next part; some are not scored."""
+    tokens = random_tokens(ROWS, LENGTH + 1)
+    targets = np.where(random_tokens(ROWS, LENGTH, seed=1) % 7 == 0, -1, tokens[:, 1:])
+    if not is_apart:
+        return Batch(tokens[:, :-1], targets)
+    ends = np.array([[5], [16], [20], [27]])
+    time = np.arange(LENGTH)
+    later = time >= ends
+    return Batch(
+        tokens[:, :-1],
+        targets,
+        segments=(1 + later).astype(np.int32),
+        positions=np.where(later, time - ends, time).astype(np.int32),
+    )
+
+
+@cache
+def measured(model, is_apart, shape="x:1", layout="", param_layout="", **compute):
+    config = MODELS[model]()
+    own = Transformer(config, layout_of(shape, layout, param_layout), Compute(**compute))
+    weights, values = noisy(config).params(), {}
+    for name, spec in own.stored().items():
+        value = np.zeros(spec.shape, np.float32)
+        value[tuple(map(slice, weights[name].shape))] = weights[name]
+        values[name] = jax.device_put(value, spec.sharding)
+
+    def loss(params):
+        losses = own.bind(params).loss(batch(is_apart))
+        return losses.total() / losses.scored
+
+    with jax.set_mesh(own.layout.mesh):
+        total, grads = jax.jit(jax.value_and_grad(loss))(values)
+    return float(total), {name: np.asarray(g) for name, g in grads.items()}
+
+
+@pytest.mark.parametrize(
+    "model, is_apart, layout",
+    [
+        *(("gpt_neo", False, name) for name in LAYOUTS),
+        ("gpt_neo", True, "rows and fsdp"),
+        ("axial", False, "alone"),
+        ("gpt_neox", True, "model"),
+        ("llama", False, "model"),
+        ("both ways", False, "alone"),
+    ],
+)
+def test_loss_and_gradients_are_those_of_one_device(model, is_apart, layout):
+    *own, compute = LAYOUTS[layout]
+    total_1, grads_1 = measured(model, is_apart)
+    total, grads = measured(model, is_apart, *own, **compute)
+    assert abs(total - total_1) <= 1e-5 * total_1
+    for name, grad in grads_1.items():
+        found = grads[name][tuple(map(slice, grad.shape))]
+        np.testing.assert_allclose(found, grad, atol=1e-5 * max(np.abs(grad).max(), 1e-3), err_msg=name)
