@@ -16,7 +16,7 @@ from neojax.data.tokenizer import train as train_tokenizer
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
 from neojax.runs.checkpoint import Checkpoints
-from neojax.training import loop
+from neojax.training import run as run_module
 from neojax.training.loop import train
 from neojax.training.metrics import read_metrics
 
@@ -127,7 +127,7 @@ def test_another_model_or_optimizer_is_refused(override, words, run, settings):
 
 def spoilt(monkeypatch, bad, spoil):
     """Lets `spoil` (step function, state, batch, index) stand for the step at the indices `bad`."""
-    original = loop.make_train_step
+    original = run_module.make_train_step
 
     def make(*args):
         step = original(*args)
@@ -137,7 +137,7 @@ def spoilt(monkeypatch, bad, spoil):
 
         return run
 
-    monkeypatch.setattr(loop, "make_train_step", make)
+    monkeypatch.setattr(run_module, "make_train_step", make)
 
 
 def skipped(step, state, batch, index):

@@ -16,7 +16,7 @@ from neojax import config as configuration
 from neojax import loading
 from neojax.config import MeshConfig
 from neojax.runs.checkpoint import Checkpoints
-from neojax.training import loop
+from neojax.training import run as run_module
 from neojax.training.loop import train
 from neojax.training.metrics import read_metrics
 
@@ -121,7 +121,7 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
     number, settings, whole_run, tmp_path, monkeypatch, capsys
 ):
     """The signal comes at a step that is neither logged, evaluated nor saved otherwise."""
-    original = loop.Share.place
+    original = run_module.Share.place
     calls = []
 
     def signalled(*args):
@@ -132,7 +132,7 @@ def test_a_signal_saves_and_stops_and_the_same_command_goes_on(
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(loop.Share, "place", signalled)
+        patch.setattr(run_module.Share, "place", signalled)
         train(settings(tmp_path, "train.log_every=3", "train.eval_every=0"))
     assert signal.getsignal(number) is before
     said = " ".join("".join(capsys.readouterr()).split())

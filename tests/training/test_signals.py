@@ -14,6 +14,7 @@ import pytest
 from neojax import config as configuration
 from neojax.runs.checkpoint import Checkpoints
 from neojax.training import feed, loop
+from neojax.training import run as run_module
 from neojax.training.loop import train
 from neojax.training.metrics import read_metrics
 from neojax.training.signals import Stop, Stopped
@@ -280,7 +281,7 @@ def test_an_evaluation_that_was_left_is_made_up_once(
 
 
 def test_a_run_that_is_asked_to_stop_does_not_begin_to_evaluate(settings, tmp_path, monkeypatch, capsys):
-    original, calls = loop.make_train_step, []
+    original, calls = run_module.make_train_step, []
 
     def signalled(*args):
         step = original(*args)
@@ -293,7 +294,7 @@ def test_a_run_that_is_asked_to_stop_does_not_begin_to_evaluate(settings, tmp_pa
 
         return train_step
 
-    monkeypatch.setattr(loop, "make_train_step", signalled)
+    monkeypatch.setattr(run_module, "make_train_step", signalled)
     monkeypatch.setattr(feed, "evaluate", lambda *_: pytest.fail("evaluated"))
     train(settings(tmp_path, "train.eval_every=7"))
     stopped_at(tmp_path, 7, capsys)
