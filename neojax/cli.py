@@ -27,6 +27,7 @@ COMMANDS = {
     "launch": "start several processes of one job on this machine",
     "data": "show what a run is trained on",
     "inspect": "show every parameter, its layout and size, and the model's FLOPs",
+    "plan": "compile a training step for machines that need not be here: does it fit, what travels",
 }
 """Name -> summary; the module of that name in `neojax.commands` is imported when the command is asked for."""
 

@@ -1,0 +1,81 @@
+"""`neojax plan`: what a training step needs and sends on a machine that need not be here, from the real
+compiler."""
+
+import json
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+
+from neojax.config import Config
+from neojax.convert import configs
+from neojax.layout.topology import tpu_devices
+from neojax.plan.compiled import Compiled, compile_step
+from neojax.plan.remedies import remedies
+from neojax.plan.report import of_step, print_report, with_remedies
+from neojax.storage.remote import place
+
+HERE = "here"
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """The arguments of `neojax plan`."""
+    parser.add_argument(
+        "config",
+        metavar="CONFIG_OR_RUN",
+        help="a configuration (GPT-NeoX's in several files, too), a run directory or a Hugging Face one",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values to change")
+    parser.add_argument(
+        "--topology",
+        metavar="T",
+        default=HERE,
+        help=(
+            "the machine: a TPU slice such as v5e:16x16 or v5p:4x4x4, 2xv5e:8x8 for two slices that a "
+            "network joins, or here (default): the devices at hand"
+        ),
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=(
+            "compile with little effort, in seconds instead of minutes: the same collectives, up to a third "
+            "more temporaries"
+        ),
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: Namespace) -> None:
+    """Prints the plan."""
+    path = place(args.config)
+    if path.is_dir():
+        config = configs.of_folder(path, args.overrides)
+    else:
+        config = configs.load(*configs.words(args.config, args.overrides), asks=False)
+    devices = None
+    if args.topology != HERE:
+        jax.config.update("jax_platforms", "cpu")  # nothing runs
+        devices = tpu_devices(args.topology)
+        config = replace(config, mesh=replace(config.mesh, cpu_devices=0))
+    report = planned(config, args.topology, devices, args.quick)
+    if args.json:
+        print(json.dumps(report))
+    else:
+        print_report(report)
+
+
+def planned(
+    config: Config, topology: str, devices: Sequence[jax.Device] | None, quick: bool
+) -> dict[str, object]:
+    """The report on the step of `config`; of one that does not fit, with what helps."""
+
+    def small(changed: Config) -> Compiled:
+        return compile_step(changed, devices, quick=True)
+
+    one = compile_step(config, devices, quick)
+    report = of_step(config, topology, one)
+    if not one.fits:
+        report = with_remedies(report, *remedies(config, one, small))
+    return report

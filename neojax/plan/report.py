@@ -1,0 +1,209 @@
+"""What `neojax plan` says of a compiled step: one dictionary, which is printed as JSON or as a person reads
+it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from neojax.config import Config
+from neojax.data.share import Share
+from neojax.layout.devices import shape_text
+from neojax.layout.mesh import Layout
+from neojax.models.flops import flops_per_token
+from neojax.plan.compiled import Compiled
+from neojax.plan.remedies import Remedy
+from neojax.plan.slice_view import ranges
+
+
+def of_step(config: Config, topology: str, one: Compiled) -> dict[str, Any]:
+    """Of a compiled step: machine, memory, FLOPs, collectives, hosts. Bytes, unless a name says otherwise."""
+    mesh = one.layout.mesh
+    train = config.train
+    tokens = train.batch_size * config.model.n_ctx
+    return {
+        "topology": topology,
+        "devices": mesh.size,
+        "device_kind": one.layout.device.device_kind,
+        "mesh": shape_text(mesh.shape),
+        "layout": config.mesh.layout,
+        "param_layout": config.mesh.param_layout,
+        "compiled": {"quick": one.quick, "seconds": one.seconds},
+        "tokens_per_step": tokens,
+        "model_flops_per_device": flops_per_token(config.model) * tokens / mesh.size,
+        "fits": one.fits,
+        "memory": _memory(one),
+        "collectives": [asdict(row) for row in one.moved],
+        "hosts": hosts(config, one.layout),
+    }
+
+
+def _memory(one: Compiled) -> dict[str, Any]:
+    """Bytes of one device."""
+    memory = one.memory
+    if memory is None:
+        return {"available": one.available}
+    return {
+        "available": one.available,
+        "needed": memory.needed,
+        **{kind.replace(" ", "_"): n for kind, n in memory.kinds.items()},
+        "unused": memory.unused,
+        "most_gradients": memory.gradients,
+        "most_activations_kept": memory.kept,
+        "largest": [asdict(buffer) for buffer in memory.largest],
+    }
+
+
+def hosts(config: Config, layout: Layout) -> list[dict[str, Any]]:
+    """Of every host: its devices, the rows of each microbatch that it reads, and the tokens of a step."""
+    by_host: dict[int, list[jax.Device]] = {}
+    for device in layout.mesh.devices.flat:  # type: ignore[union-attr]
+        by_host.setdefault(device.process_index, []).append(device)
+    train = config.train
+    rows = train.microbatch or train.batch_size
+    found = []
+    for host, own in sorted(by_host.items()):
+        held = Share(layout, rows, own).held
+        read = len(held) * (train.batch_size // rows)
+        found.append(
+            {
+                "host": host,
+                "devices": len(own),
+                "rows": ranges(held),
+                "rows_per_step": read,
+                "tokens_per_step": read * config.model.n_ctx,
+            }
+        )
+    return found
+
+
+def with_remedies(report: dict[str, Any], before: int, found: Sequence[Remedy]) -> dict[str, Any]:
+    """A report of a step that does not fit, with what helps. before: bytes that it needs as `found` were
+    compiled."""
+    return {**report, "helps": {"needed_before": before, "changes": [asdict(one) for one in found]}}
+
+
+def print_report(report: Mapping[str, Any]) -> None:
+    """A report as a person reads it."""
+    effort = ", with little effort" if report["compiled"]["quick"] else ""
+    print(
+        f"{report['topology']}: {report['devices']} x {report['device_kind']}, mesh {report['mesh']}, layout "
+        f'"{report["layout"]}", param_layout "{report["param_layout"]}"; compiled in '
+        f"{report['compiled']['seconds']:.0f} s{effort}"
+    )
+    _print_memory(report)
+    if "helps" in report:
+        _print_helps(report["helps"])
+    print(f"\nmodel FLOPs of a device and step: {report['model_flops_per_device']:.3e}")
+    if report["fits"]:
+        _print_collectives(report)
+    _print_hosts(report["hosts"])
+
+
+def _print_memory(report: Mapping[str, Any]) -> None:
+    memory = report["memory"]
+    room = memory["available"]
+    if "needed" not in memory:
+        print("\nmemory: " + ("it fits" if report["fits"] else f"does NOT fit into {gb(room)}"))
+        return
+    needed = memory["needed"]
+    verdict = f"fits: {gb(needed)} of {gb(room)} a device" if room else f"{gb(needed)} a device"
+    if room and not report["fits"]:
+        verdict = f"does NOT fit: {gb(needed)} a device, of {gb(room)}: {gb(needed - room)} too much"
+    print(f"\nmemory {verdict}; when it is fullest:")
+    kinds = ("parameters", "optimizer", "batch", "gradients", "activations_kept", "temporaries", "unused")
+    table = _table("what", "bytes", right=("bytes",))
+    for kind in kinds:
+        more = {"gradients": "most_gradients", "activations_kept": "most_activations_kept"}.get(kind)
+        other = f"  (at most {gb(memory[more])})" if more and memory[more] > 1.01 * memory[kind] else ""
+        table.add_row(f"  {kind.replace('_', ' ')}{other}", gb(memory[kind]))
+    _show(table)
+    print("the largest buffers then:")
+    table = _table("bytes", "type", "holds", right=("bytes",))
+    for one in memory["largest"]:
+        table.add_row("  " + gb(one["bytes"]), one["shape"], one["holds"])
+    _show(table)
+
+
+def _print_helps(helps: Mapping[str, Any]) -> None:
+    before = helps["needed_before"]
+    if not helps["changes"]:
+        print("\nno setting alone helps; take more devices, or split more dimensions over those there are")
+        return
+    print(f"\nwhat helps, compiled with little effort ({gb(before)} a device as it is):")
+    table = _table("change", "a device", "less by", "", right=("a device", "less by"))
+    for one in helps["changes"]:
+        less = gb(before - one["needed"])
+        table.add_row(
+            "  " + one["change"], gb(one["needed"]), less, "fits" if one["fits"] else "still too much"
+        )
+    _show(table)
+
+
+def _print_collectives(report: Mapping[str, Any]) -> None:
+    rows = report["collectives"]
+    if not rows:
+        print("collectives: none")
+        return
+    print("\ncollectives of a step (bytes of the whole arrays, as a group has them):")
+    table = _table(
+        "kind",
+        "over",
+        "type",
+        "crosses slices",
+        "beside computation",
+        "runs",
+        "bytes",
+        right=("runs", "bytes"),
+    )
+    for row in rows:
+        if row["bytes"] < 1e-4 * rows[0]["bytes"]:
+            continue
+        crosses, beside = ("yes" if row[name] else "no" for name in ("crosses", "beside"))
+        if row["beside"] and report["compiled"]["quick"]:
+            beside = "may"
+        table.add_row(
+            "  " + row["kind"], row["axes"], row["types"], crosses, beside, str(row["runs"]), gb(row["bytes"])
+        )
+    _show(table)
+
+
+def _print_hosts(rows: Sequence[Mapping[str, Any]]) -> None:
+    each = {(row["devices"], row["rows_per_step"], row["tokens_per_step"]) for row in rows}
+    if len(each) == 1:
+        devices, read, tokens = each.pop()
+        print(
+            f"\n{len(rows)} host(s) of {devices} device(s): each reads {read} rows a step, {tokens:,} tokens "
+            "(neojax inspect --topology shows which)"
+        )
+        return
+    print("\nhosts:")
+    for row in rows:
+        print(
+            f"  {row['host']}: {row['devices']} devices, rows {row['rows']}: {row['rows_per_step']} a step, "
+            f"{row['tokens_per_step']:,} tokens"
+        )
+
+
+def gb(count: float | None) -> str:
+    """Bytes, in the largest unit of which there is one."""
+    size, unit = float(count or 0), "bytes"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if abs(size) < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.3g} {unit}" if abs(size) < 1000 else f"{size:,.0f} {unit}"
+
+
+def _table(*titles: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        table.add_column(title, justify="right" if title in right else "left", no_wrap=True)
+    return table
+
+
+def _show(table: Table) -> None:
+    Console(width=None if Console().is_terminal else 200, soft_wrap=True).print(table)

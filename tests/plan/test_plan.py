@@ -1,0 +1,123 @@
+"""`neojax plan`: what it says of a compiled step against what is known of it, on fake devices and for TPUs
+that are not here."""
+
+import json
+import math
+
+import pytest
+from helpers import failure, tiny
+
+from neojax import config as configuration
+from neojax.cli import main
+from neojax.commands.plan import planned
+from neojax.config import Config, MeshConfig, TrainConfig
+from neojax.layout.topology import tpu_devices
+from neojax.models import Transformer
+from neojax.models.flops import flops_per_token
+from neojax.plan import compiled
+from neojax.plan.report import print_report
+
+MESH = MeshConfig("data:4,model:2", "batch:data, heads:model, mlp:model, vocab:model", "embd:data")
+KINDS = ("parameters", "optimizer", "batch", "gradients", "activations_kept", "temporaries")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """A file with a small model whose dimensions on a device are all of different sizes."""
+    path = tmp_path_factory.mktemp("plan") / "config.yml"
+    model = tiny(n_embd=96, n_ctx=64, window_size=16, n_head=6, n_layer=8)
+    config = Config(model=model, mesh=MESH, train=TrainConfig(batch_size=16, remat="names", unroll=1))
+    path.write_text(configuration.dump(config))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def here(config):
+    """The report on the devices at hand."""
+    return planned(configuration.load(config), "here", None, True)
+
+
+def plan(capsys, *words):
+    assert main(["plan", *words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_what_is_said_of_a_step_on_the_devices_here(config, here):
+    own, report = configuration.load(config), here
+    memory = report["memory"]
+    assert report["fits"] and report["devices"] == 8
+    assert sum(memory[kind] for kind in KINDS) + memory["unused"] == memory["needed"]
+    layout = compiled.make_layout(own.mesh)
+    stored = Transformer(own.model, layout).stored().values()
+    held = sum(4 * math.prod(v.sharding.shard_shape(v.shape)) for v in stored)
+    assert memory["parameters"] == held  # float32
+    assert 2 * held <= memory["optimizer"] <= 2.01 * held  # two moments and counts
+    assert memory["batch"] >= 2 * 16 * 64 * 4 / 4
+    # Of every layer its input, what names keeps (query, key, value, attention, mlp_up).
+    kept = 8 * (16 / 4) * 64 * 4 * (96 + (4 + 4) * 96 / 2)
+    assert 0.9 * kept < memory["most_activations_kept"] < 1.1 * kept
+    assert memory["most_gradients"] >= 0.9 * held
+    tokens = 16 * 64
+    assert report["model_flops_per_device"] == flops_per_token(own.model) * tokens / 8
+    assert report["hosts"] == [
+        {"host": 0, "devices": 8, "rows": "0-15", "rows_per_step": 16, "tokens_per_step": tokens}
+    ]
+    moved = {(row["kind"], row["axes"]): row["bytes"] for row in report["collectives"]}
+    whole = sum(4 * math.prod(v.shape) for v in stored)
+    gathered = moved["all-gather", "data"]  # every matrix, of which model has two parts, forward and backward
+    assert whole / 2 < gathered < 2 * whole
+    assert moved["all-reduce", "model"] > 8 * 2 * (16 / 4) * 64 * 96 * 4  # two sums a layer and pass
+    assert not any(row["crosses"] for row in report["collectives"])
+
+
+def test_recomputation_takes_what_is_kept_away(config, here, capsys):
+    kept = plan(capsys, config, "train.remat=full")["memory"]["most_activations_kept"]
+    inputs = 4 * 4 * 64 * 96 * 4  # of every group of two layers
+    assert kept < 0.5 * here["memory"]["most_activations_kept"] and inputs <= kept < 2 * inputs
+
+
+@pytest.mark.slow
+def test_a_step_that_does_not_fit_has_an_answer(config, here, capsys, monkeypatch):
+    needed = here["memory"]["needed"]
+    monkeypatch.setattr(compiled, "available", lambda layout: int(0.9 * needed))
+    report = plan(capsys, config, "--quick")
+    assert not report["fits"] and report["memory"]["available"] < report["memory"]["needed"]
+    helps = report["helps"]
+    assert helps["needed_before"] == needed
+    changes = {one["change"]: one for one in helps["changes"]}
+    assert "train.microbatch=8" in changes and all(one["needed"] < needed for one in changes.values())
+    assert all(one["fits"] == (one["needed"] <= 0.9 * needed) for one in changes.values())
+    again = plan(capsys, config, "--quick", "train.microbatch=8")["memory"]["needed"]
+    assert again == changes["train.microbatch=8"]["needed"]
+    print_report(report)
+    assert "does NOT fit" in capsys.readouterr().out
+
+
+def test_a_step_on_tpus_that_are_not_here(config, capsys):
+    pytest.importorskip("libtpu")
+    words = ["--topology", "2xv5e:2x2", "--quick", "model.n_embd=384", "model.n_ctx=128", "model.n_layer=2"]
+    mesh = ["mesh.shape=slices:2,data:4", "mesh.dcn_shape=slices:2", "mesh.layout=batch:slices+data"]
+    report = plan(capsys, config, *words, *mesh)
+    assert report["fits"] and report["memory"]["available"] == int(15.75 * 2**30)
+    assert (
+        sum(report["memory"][kind] for kind in KINDS) + report["memory"]["unused"]
+        == (report["memory"]["needed"])
+    )
+    crossing = [row for row in report["collectives"] if row["crosses"]]
+    assert {row["axes"] for row in crossing} == {"slices across slices"}
+    assert sum(host["rows_per_step"] for host in report["hosts"]) == 16 and len(report["hosts"]) == 2
+
+
+def test_what_a_step_needs_that_is_too_large_for_a_tpu(config):
+    pytest.importorskip("libtpu")
+    large = ["model.n_embd=2048", "model.n_ctx=2048", "model.n_head=16", "model.n_layer=24"]
+    more = ["train.batch_size=64", "train.remat=none", "mesh.shape=data:4", "mesh.layout=batch:data"]
+    own = configuration.load(config, [*large, *more])
+    one = compiled.compile_step(own, tpu_devices("v5e:2x2"), quick=True)
+    assert not one.fits and one.memory.needed > one.available == int(15.75 * 2**30)
+    assert one.memory.largest[0].kind == "activations kept" and one.found == ()
+
+
+def test_what_cannot_be_planned_is_one_line(config, capsys):
+    message = failure(capsys, "plan", config, "mesh.shape=data:3,model:2")
+    assert "mesh.shape" in message
