@@ -21,7 +21,7 @@ COMMANDS = {
     "chat": "talk to a model that was trained for it",
     "fill-mask": "tell the likeliest tokens in the place of [MASK]",
     "eval": "measure a model on held-out text",
-    "predict": "tell the class of texts, or the number",
+    "predict": "tell the class of texts, their tags, or the answers to questions",
     "prepare": "turn text into token stores to train on",
     "convert": "bring models from and to other formats",
     "launch": "start several processes of one job on this machine",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from neojax.config import Config
+from neojax.config import describe
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
@@ -19,6 +19,7 @@ TEXTS = [
     *(REPOSITORY / "benchmarks").rglob("*.py"),
 ]
 ROOMS = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+KEYS = {name for name, *_ in describe()}
 ROOTS = (REPOSITORY, PACKAGE, REPOSITORY / "benchmarks")  # where a path may begin
 ORIGINALS = (  # files of gpt-neo and GPT-NeoX
     "data/create_tfrecords.py",
@@ -65,7 +66,7 @@ def is_there(name: str) -> bool:
     """Whether `.room.module.name` is a part of the package, or a key of the configuration's section
     `data`."""
     first, *rest = name.split(".")[1:]
-    if first == "data" and len(rest) == 1 and hasattr(Config().data, rest[0]):
+    if first == "data" and name[1:] in KEYS:
         return True
     parts = ["neojax", first, *rest]
     count = next(count for count in range(len(parts), 0, -1) if is_module(".".join(parts[:count])))

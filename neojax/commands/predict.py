@@ -1,5 +1,6 @@
 """`neojax predict RUN_OR_DIR FILE ... [--json] [mesh.key=value ...]`."""
 
+import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from typing import Any
@@ -11,13 +12,27 @@ from neojax.commands.sample import ending_at_once, mesh_of
 from neojax.config import DataConfig
 from neojax.config.tasks import TASKS
 from neojax.convert import configs
+from neojax.data.answers import Reply
+from neojax.data.examples import Examples
 from neojax.data.labelled import Row, class_of, read_rows
+from neojax.data.questions import Question, read_questions
+from neojax.data.squad_scores import squad_scores
 from neojax.data.tagged import Tagged, entity_scores, read_tagged
+from neojax.data.task_rows import cut_rows, windows_told
 from neojax.errors import NeojaxError
+from neojax.files import is_free, named, new_folder
 from neojax.loading import load
 from neojax.models import Transformer
 from neojax.output import complain, json_line
-from neojax.sampling.predict import answers, check_predicts, examples_of, prediction, taggings
+from neojax.sampling.answered import answers
+from neojax.sampling.predict import (
+    answered,
+    check_predicts,
+    examples_of,
+    prediction,
+    spans_for,
+    taggings,
+)
 from neojax.storage.remote import place
 from neojax.training.measures import measured
 
@@ -34,10 +49,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         "files",
         nargs="+",
         metavar="FILE",
-        help="rows of text, as data.train has them (.jsonl, .tsv, .csv, .txt), with labels or without; "
+        help="rows as data.train has them (.jsonl, .json, .tsv, .csv, .txt, .conll), with labels or without; "
         "data.text=COLUMN and such among them say where the text is, mesh.key=value what to run on",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object a row")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="of questions: write predictions.json, nbest_predictions.json and, where there may be no "
+        "answer, null_odds.json into a new folder, in SQuAD's form, and print nothing",
+    )
     parser.set_defaults(overrides=[])  # those behind options
 
 
@@ -50,43 +71,115 @@ def run(args: Namespace) -> None:
         raise NeojaxError("no file is given; name one with rows of text, such as rows.jsonl")
     mesh = [word for word in overrides if word.startswith("mesh.")]
     data = _data(args.source, [word for word in overrides if word not in mesh])
-    tags = TASKS[data.task].head == "token_classification"
-    read: Any = read_tagged if tags else read_rows
+    task = TASKS[data.task]
+    asks = task.head == "question_answering"
+    if args.out and not asks:
+        raise NeojaxError(f"--out {args.out} is for a model that answers questions; leave it out")
+    if args.out and len(files) > 1:
+        raise NeojaxError(f"--out {args.out} is for the questions of one file; name one")
+    if args.out and not is_free(named(args.out, "--out")):
+        raise NeojaxError(f"{args.out} exists already; remove it or name another place")
+    read, say = BY_HEAD[task.head]
     rows = {file: read(file, data, labelled=False) for file in files}  # before the weights are read
     model = load(args.source, mesh=mesh_of(args.source, mesh))
     check_predicts(model)
     for file, own in rows.items():
-        found = (_tag if tags else _classify)(model, own, data, args.json)
+        found = say(model, own, data, args, file)
         if found:
             complain(f"{file}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
 
 
-def _classify(model: Transformer, rows: list[Row], data: DataConfig, as_json: bool) -> dict[str, float]:
+def _classify(
+    model: Transformer, rows: list[Row], data: DataConfig, args: Namespace, file: str
+) -> dict[str, float]:
     """Prints a line for each row; the metrics where all have labels. Raises `NeojaxError` for one that is
     none of the model's, before anything is printed."""
     labels = None
     if all(row.label is not None for row in rows):
         names = model.config.head.labels
         labels = np.array([row.label if len(names) == 1 else class_of(row, names) for row in rows])
+    examples = examples_of(model, [row.texts for row in rows], data.max_tokens)
+    _tell_cut(file, examples)
     with ending_at_once():
-        logits = answers(model, examples_of(model, [row.texts for row in rows], data.max_tokens))
+        logits = answers(model, examples)
     for said in (prediction(model, each) for each in logits):
         best = said.scores.get(str(said.label))
         plain = f"{said.label:.6g}" if best is None else f"{said.label}\t{best:.4f}"
-        print(json_line(asdict(said)) if as_json else plain, flush=True)
+        print(json_line(asdict(said)) if args.json else plain, flush=True)
     return {} if labels is None else measured(TASKS[data.task].metrics, np.stack(logits), labels)
 
 
-def _tag(model: Transformer, rows: list[Tagged], data: DataConfig, as_json: bool) -> dict[str, float]:
+def _tag(
+    model: Transformer, rows: list[Tagged], data: DataConfig, args: Namespace, file: str
+) -> dict[str, float]:
     """Prints a line for each word, and an empty one behind each row; the metrics where all have tags."""
     with ending_at_once():
-        found = taggings(model, [row.words for row in rows], data.max_tokens)
+        found, examples = taggings(model, [row.words for row in rows], data.max_tokens)
+    _tell_cut(file, examples)
     for said in found:
         lines = [f"{word}\t{tag}" for word, tag in zip(said.words, said.tags)]
-        print(json_line(asdict(said)) if as_json else "\n".join([*lines, ""]), flush=True)
+        print(json_line(asdict(said)) if args.json else "\n".join([*lines, ""]), flush=True)
     if any(row.tags is None for row in rows):
         return {}
     return entity_scores([said.tags for said in found], [row.tags or [] for row in rows])
+
+
+def _answer(
+    model: Transformer, questions: list[Question], data: DataConfig, args: Namespace, file: str
+) -> dict[str, float]:
+    """Prints, or writes, the answer of each question; the metrics where all have right ones."""
+    spans = spans_for(model, questions, data.squad, data.max_tokens)
+    for line in windows_told(file, spans, data)[1:]:
+        complain(line)
+    may_lack = TASKS[data.task].may_lack
+    with ending_at_once():
+        found = answered(model, spans, data.squad, may_lack)
+    if args.out:
+        _write(args.out, found)
+    for said in () if args.out else found:
+        plain = f"{said.id}\t{said.answer.probability:.4f}\t{' '.join(said.answer.text.split())}"
+        print(json_line(_of_reply(said)) if args.json else plain, flush=True)
+    if any(each.answers is None for each in questions):
+        return {}
+    return squad_scores(questions, found, may_lack)
+
+
+def _of_reply(said: Reply) -> dict[str, Any]:
+    own = said.answer
+    told = {"id": said.id, "text": own.text, "score": own.probability, "start": own.start, "stop": own.stop}
+    if said.null_score_diff is not None:
+        told["null_score_diff"] = said.null_score_diff
+    return {**told, "n_best": [span._asdict() for span in said.n_best]}
+
+
+def _write(folder: str, found: list[Reply]) -> None:
+    """The answers in the files that run_squad.py writes and SQuAD's evaluate-v2.0.py reads."""
+    keys = "text", "probability", "start_logit", "end_logit"
+    files: dict[str, Any] = {
+        "predictions": {said.id: said.answer.text for said in found},
+        "nbest_predictions": {
+            said.id: [{key: getattr(span, key) for key in keys} for span in said.n_best] for said in found
+        },
+    }
+    if all(said.null_score_diff is not None for said in found):
+        files["null_odds"] = {said.id: said.null_score_diff for said in found}
+    with new_folder(folder) as made:
+        for name, content in files.items():
+            text = json.dumps(content, ensure_ascii=False, indent=1)
+            (made / f"{name}.json").write_text(f"{text}\n", encoding="utf-8")
+
+
+def _tell_cut(file: str, rows: Examples) -> None:
+    if rows.n_cut:
+        complain(f"{file}: {cut_rows(rows)}")
+
+
+BY_HEAD: dict[str, tuple[Any, Any]] = {
+    "sequence_classification": (read_rows, _classify),
+    "token_classification": (read_tagged, _tag),
+    "question_answering": (read_questions, _answer),
+}
+"""The kind of a head -> what reads its rows, and what says something of them."""
 
 
 def _data(source: str, overrides: list[str]) -> DataConfig:
@@ -96,7 +189,9 @@ def _data(source: str, overrides: list[str]) -> DataConfig:
     config = configs.of_folder(run)
     labels = config.model.head.labels
     usual = "regression" if len(labels) == 1 else "classification"
-    usual = "tagging" if config.model.head.kinds == ("token_classification",) else usual
+    usual = {"token_classification": "tagging", "question_answering": "squad"}.get(
+        next(iter(config.model.head.kinds), ""), usual
+    )
     kept = configuration.to_dict(config.data) if config.data.task != "none" else {"task": usual}
     kept |= {"train": [], "validation": []}
     raw: dict[str, Any] = {"data": kept, "model": configuration.to_dict(config.model)}

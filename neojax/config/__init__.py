@@ -2,7 +2,15 @@
 
 from neojax.config.checks import check, check_unused
 from neojax.config.families import FAMILIES
-from neojax.config.keys import Config, DataConfig, LoraConfig, MeshConfig, SourceConfig, TrainConfig
+from neojax.config.keys import (
+    Config,
+    DataConfig,
+    LoraConfig,
+    MeshConfig,
+    SourceConfig,
+    SquadConfig,
+    TrainConfig,
+)
 from neojax.config.model import (
     ACTIVATIONS,
     ATTENTION_TYPES,
@@ -54,6 +62,7 @@ __all__ = [
     "NormConfig",
     "PositionsConfig",
     "SourceConfig",
+    "SquadConfig",
     "Task",
     "TrainConfig",
     "check",

@@ -60,6 +60,30 @@ class SourceConfig:
 
 
 @dataclass(frozen=True)
+class SquadConfig:
+    """Answers that are spans of a passage: how passages are parted into rows, and which span is the answer.
+    The names are those of BERT's run_squad.py."""
+
+    doc_stride: int = key(
+        128,
+        "a passage that is too long for a row is parted into windows, each so many tokens behind the one "
+        "before (less where windows are shorter)",
+        least=1,
+    )
+    max_query_length: int = key(64, "tokens of a question that are kept, the first", least=1)
+    max_answer_length: int = key(30, "tokens of an answer, at most", least=1)
+    n_best_size: int = key(
+        20, "the best starts and ends of a window that are tried, and answers told", least=1
+    )
+    null_score_diff_threshold: float = key(
+        0.0,
+        "squad_v2: there is no answer where the score of none is more than so far above that of the best",
+        least=-10000,
+        most=10000,
+    )
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Token stores and tokenizer."""
 
@@ -86,15 +110,16 @@ class DataConfig:
     task: str = key(
         "none",
         "data.train and data.validation are files of labelled rows (TSV, CSV, JSON lines), to fine-tune a "
-        "model with a head for them: classification; regression; tagging, of words; or a task of "
-        "GLUE. sft: what "
-        "`neojax prepare --format sft` wrote, of which answers are learnt. none: text",
+        "model with a head for them: classification; regression; tagging, of words; squad and squad_v2, "
+        "spans of a passage that answer a question; or a task of GLUE. sft: what `neojax prepare --format "
+        "sft` wrote, of which answers are learnt. none: text",
         choices=("none", *TASKS),
     )
     text: str = key("", "task: the column of the text, by name or number (0: the first); empty: a usual name")
     text2: str = key("", "task: the column of a second text, where there is one, as for text")
     label: str = key("", "task: the column of the label, as for text")
     max_tokens: int = key(0, "task: longer rows are cut to so many tokens; 0: model.n_ctx", least=0)
+    squad: SquadConfig = key(SquadConfig(), "answers that are spans of a passage")
     prefetch: int = key(8, "batches read ahead of the training step", least=1)
 
 

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from neojax.config.keys import TrainConfig
+from neojax.config.keys import DataConfig, TrainConfig
 from neojax.config.model import ModelConfig
 from neojax.config.paths import set_at, value_at
 from neojax.errors import NeojaxError
@@ -51,7 +51,7 @@ KINDS = {
 }
 GROUPS = {
     section: frozenset(f.name for f in dataclasses.fields(keys) if dataclasses.is_dataclass(f.default))
-    for section, keys in (("model", ModelConfig), ("train", TrainConfig))
+    for section, keys in (("model", ModelConfig), ("data", DataConfig), ("train", TrainConfig))
 }
 """Section -> those of its keys that hold keys of their own."""
 

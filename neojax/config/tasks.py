@@ -3,11 +3,12 @@ the settings that are usual.
 
 GLUE's tasks are https://arxiv.org/abs/1804.07461, with the files and metrics of its site. What is usual is
 from BERT's paper, appendix A.3 (https://arxiv.org/abs/1810.04805), and ALBERT's, appendix A.4
-(https://arxiv.org/abs/1909.11942), whose steps stand here as epochs of GLUE's own files.
+(https://arxiv.org/abs/1909.11942), whose steps stand here as epochs of GLUE's and SQuAD's own files; of
+SQuAD, from the README of google-research/bert.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from neojax.errors import NeojaxError
@@ -29,6 +30,16 @@ class Task:
         """Whether the answer is a number."""
         return "pearson" in self.metrics
 
+    @property
+    def is_named(self) -> bool:
+        """Whether answers are among classes that have names."""
+        return self.head in ("sequence_classification", "token_classification") and not self.is_number
+
+    @property
+    def may_lack(self) -> bool:
+        """Whether a question may have no answer."""
+        return "best_f1" in self.metrics
+
 
 _ROW, _YES = "sequence_classification", ("0", "1")
 _ENTAILED = ("entailment", "not_entailment")
@@ -36,7 +47,9 @@ TASKS = {
     "sft": Task("lm"),
     "classification": Task(_ROW, ("accuracy", "f1")),
     "regression": Task(_ROW, ("pearson", "spearman")),
-    "tagging": Task("token_classification", ("entities",)),
+    "tagging": Task("token_classification", ("precision", "recall", "f1")),
+    "squad": Task("question_answering", ("exact_match", "f1")),
+    "squad_v2": Task("question_answering", ("exact_match", "f1", "best_exact_match", "best_f1")),
     "cola": Task(_ROW, ("accuracy", "matthews"), _YES, (3, None, 1)),
     "sst2": Task(_ROW, ("accuracy",), _YES),
     "mrpc": Task(_ROW, ("accuracy", "f1"), _YES),
@@ -52,8 +65,7 @@ TASKS = {
 
 def metrics_of(task: str) -> tuple[str, ...]:
     """The names of what `data.task` measures beside the loss; nothing for none."""
-    own = TASKS[task].metrics if task in TASKS else ()
-    return ("precision", "recall", "f1") if own == ("entities",) else own
+    return TASKS[task].metrics if task in TASKS else ()
 
 
 _USUAL = {
@@ -67,7 +79,10 @@ _USUAL = {
     "beta2": 0.999,
     "epsilon": 1e-6,
 }
-_ALBERT = {
+_SQUAD: tuple[float, ...] = (3e-5, 12, 2, 0.1)
+_ALBERT: dict[str, tuple[float, ...]] = {
+    "squad": (5e-5, 48, 2, 0.1),
+    "squad_v2": (3e-5, 48, 3, 0.1),
     "cola": (1e-5, 16, 10, 0.06),
     "stsb": (2e-5, 16, 10, 0.06),
     "sst2": (1e-5, 32, 10, 0.06),
@@ -88,8 +103,9 @@ def recipe_of(task: Any, family: str, given: Mapping[str, Any]) -> dict[str, Any
     if task not in TASKS:
         return {}
     found = dict(_USUAL)
-    if family == "albert" and task in _ALBERT:
-        found |= dict(zip(("learning_rate", "batch_size", "epochs", "warmup_share"), _ALBERT[task]))
+    own = _SQUAD if TASKS[task].head == "question_answering" else None
+    own = _ALBERT.get(task, own) if family == "albert" else own
+    found |= dict(zip(("learning_rate", "batch_size", "epochs", "warmup_share"), own or ()))
     return {key: value for key, value in found.items() if INSTEAD.get(key) not in given}
 
 
@@ -103,6 +119,7 @@ def check_task(config: Any) -> None:
                     f"data.{name}={value} is for rows of labelled text; set data.task, such as "
                     "data.task=classification, or leave it out"
                 )
+        _check_squad(data.squad, usual.squad, "data.task=none")
         for name in INSTEAD:
             if value := getattr(train, name):
                 raise NeojaxError(
@@ -111,6 +128,7 @@ def check_task(config: Any) -> None:
                 )
         return
     given = f"data.task={data.task}"
+    _check_squad(data.squad, type(data.squad)(), given)
     if data.task == "sft":
         if config.model.is_encoder:
             raise NeojaxError(f"{given} is for models that continue a text; a {config.model.family} does not")
@@ -133,3 +151,21 @@ def check_task(config: Any) -> None:
         raise NeojaxError(
             f"data.max_tokens={data.max_tokens} is more than model.n_ctx={config.model.n_ctx}; lower it"
         )
+
+
+def _check_squad(squad: Any, usual: Any, given: str) -> None:
+    """Raises `NeojaxError` for keys of answers that do nothing where `data.task` is as `given`."""
+    task = given.partition("=")[2]
+    answers = task in TASKS and TASKS[task].head == "question_answering"
+    for field in fields(squad):
+        if (value := getattr(squad, field.name)) == getattr(usual, field.name):
+            continue
+        if not answers:
+            raise NeojaxError(
+                f"data.squad.{field.name}={value} is for data.task=squad and squad_v2; leave it out"
+            )
+        if field.name == "null_score_diff_threshold" and not TASKS[task].may_lack:
+            raise NeojaxError(
+                f"data.squad.{field.name}={value} is for questions without an answer; set "
+                "data.task=squad_v2, or leave it out"
+            )

@@ -147,7 +147,8 @@ def save(
         if generates:
             _write_json(folder / "generation_config.json", {"_from_model_config": True, **ends})
         if tokenizer is not None:
-            write_tokenizer(tokenizer, folder, model.config.n_ctx, eos_token_id, first)
+            types = model.config.embedding.token_types > 1
+            write_tokenizer(tokenizer, folder, model.config.n_ctx, eos_token_id, first, types)
         _write_weights(model, tensors, folder, max_shard_size)
 
 

@@ -50,14 +50,17 @@ def write_tokenizer(
     n_ctx: int,
     eos_token_id: int | None,
     first_tokens: Sequence[int] = (),
+    token_types: bool = False,
 ) -> None:
     """Writes tokenizer.json, and the tokenizer_config.json that lets `transformers.AutoTokenizer` load it.
-    `first_tokens`: those that the tokenizer puts before a text."""
+    `first_tokens`: those that the tokenizer puts before a text. `token_types`: whether the model is told
+    which tokens are of a second text: versions of transformers differ where nothing is said of it."""
     (folder / TOKENIZER).write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": n_ctx,
         "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", *(["token_type_ids"] if token_types else []), "attention_mask"],
     }
     token = None if eos_token_id is None else tokenizer.id_to_token(eos_token_id)
     if token is not None:

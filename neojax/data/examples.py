@@ -128,11 +128,12 @@ class Rows(ABC):
 
 
 class Examples(Rows):
-    """The examples of one file, in order, and what fills up their rows. `n_cut` of them were too long."""
+    """The examples of one file, in order, and what fills up their rows. `n_cut` of them were longer than
+    `most` tokens."""
 
     def __init__(self, name: str, examples: Sequence[Example], frame: Frame, most: int, n_cut: int = 0):
         self.name, self.n_cut = name, n_cut
-        self.examples, self._frame, self._most = examples, frame, most
+        self.examples, self._frame, self.most = examples, frame, most
         self.lengths = np.array([len(example.tokens) for example in examples], np.int64)
 
     @property
@@ -150,7 +151,7 @@ class Examples(Rows):
 
     def batch(self, chosen: Sequence[int], rows: Sequence[int] | np.ndarray | None = None) -> Batch:
         most = max((self.lengths[i] for i in chosen if i >= 0), default=1)
-        shape = (len(chosen) if rows is None else len(rows), rounded(int(most), self._most))
+        shape = (len(chosen) if rows is None else len(rows), rounded(int(most), self.most))
         tokens = np.full(shape, self._frame.pad, np.int32)
         segments, types = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         targets = np.full(shape, NOT_SCORED, np.int32)

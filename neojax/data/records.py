@@ -30,15 +30,10 @@ def read_records(path: str | Path, header: bool = True, skips_short: bool = Fals
     path = place(path)
     if path.suffix not in KINDS:
         raise NeojaxError(f"{path}: rows of labelled text are files {', '.join(KINDS)}; name one of these")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as e:
-        raise NeojaxError(f"cannot read {path}: {e.strerror or e}") from None
-    except UnicodeDecodeError as e:
-        raise NeojaxError(f"{path}: byte {e.start} is not UTF-8; save the file as UTF-8") from None
+    text = _text(path)
     match path.suffix:
         case ".json":
-            found = _json(path, text)
+            found = listed(path, _parsed(path, text))
         case ".jsonl":
             found = _json_lines(path, text)
         case ".conll":
@@ -53,27 +48,48 @@ def read_records(path: str | Path, header: bool = True, skips_short: bool = Fals
     return records
 
 
-def _json(path: Path, text: str) -> Iterator[Record]:
+def _text(path: Path) -> str:
     try:
-        values = json.loads(text)
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as e:
+        raise NeojaxError(f"cannot read {path}: {e.strerror or e}") from None
+    except UnicodeDecodeError as e:
+        raise NeojaxError(f"{path}: byte {e.start} is not UTF-8; save the file as UTF-8") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """What a file of JSON holds. Raises `NeojaxError`."""
+    path = place(path)
+    return _parsed(path, _text(path))
+
+
+def _parsed(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
     except (ValueError, RecursionError) as e:
         raise NeojaxError(f"{path} is not valid JSON: {e}") from None
+
+
+def listed(path: str | Path, values: Any) -> Iterator[Record]:
+    """The records of a list of objects. Raises `NeojaxError` where it is none."""
     if not isinstance(values, list):
         raise NeojaxError(f"{path}: expected a list of objects, got {type(values).__name__}")
     for number, value in enumerate(values, 1):
-        yield _record(f"{path}, row {number}", value)
+        yield record_of(f"{path}, row {number}", value)
 
 
 def _json_lines(path: Path, text: str) -> Iterator[Record]:
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield _record(f"{path}:{number}", json.loads(line))
+                yield record_of(f"{path}:{number}", json.loads(line))
             except (ValueError, RecursionError) as e:
                 raise NeojaxError(f"{path}:{number}: not valid JSON: {e}") from None
 
 
-def _record(where: str, value: Any) -> Record:
+def record_of(where: str, value: Any) -> Record:
+    """An object of JSON as a record, its texts mended where they have no encoding. Raises `NeojaxError`
+    where it is none."""
     if not isinstance(value, dict):
         raise NeojaxError(f"{where}: expected an object with keys and values, got {type(value).__name__}")
     return Record(where, {key: _encodable(own) for key, own in value.items()})

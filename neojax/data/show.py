@@ -59,7 +59,7 @@ def rows(config: Config, step: int) -> Iterator[dict[str, Any]]:
 
 def task_rows(config: Config, step: int, tokenizer: Any) -> Iterator[dict[str, Any]]:
     """The labelled rows of the global batch of `step`: step, microbatch, row in it, label (of words a
-    list of tags, of answers a list of their text), token ids and text."""
+    list of tags, of answers a list of their text; of questions, the answer's), token ids and text."""
     if tokenizer is None:
         raise NeojaxError(f"data.task={config.data.task} needs a tokenizer; set data.tokenizer")
     data, train = config.data, config.train
@@ -69,13 +69,17 @@ def task_rows(config: Config, step: int, tokenizer: Any) -> Iterator[dict[str, A
     else:
         found = TaskRows(config, tokenizer)
         rows = found.train
-        names = None if TASKS[data.task].is_number else found.config.model.head.labels
+        names = found.config.model.head.labels if TASKS[data.task].is_named else None
     each = train.microbatch or train.batch_size
     batch = next(rows.train_batches(train.batch_size, train.seed, step - 1, range(train.batch_size)))
     assert batch.segments is not None
     for i in range(train.batch_size):
         tokens = batch.tokens[i][batch.segments[i] > 0].tolist()
-        if batch.labels is not None:
+        if TASKS[data.task].head == "question_answering":  # the tokens of the answer
+            assert batch.labels is not None
+            first, last = batch.labels[i]
+            label = tokenizer.decode(tokens[first : last + 1], skip_special_tokens=False)
+        elif batch.labels is not None:
             label = batch.labels[i].item() if names is None else names[batch.labels[i]]
         else:  # of tokens: those that are learnt, or their tags
             own = batch.targets[i][batch.targets[i] != NOT_SCORED].tolist()

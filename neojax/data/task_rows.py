@@ -1,50 +1,62 @@
 """The rows of a fine-tuning task, read, encoded, and with the classes that they have."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neojax.config import TASKS, Config, HeadConfig
+from neojax.config import TASKS, Config, DataConfig, HeadConfig
+from neojax.data.answers import replies
 from neojax.data.examples import Example, Examples, Frame
 from neojax.data.labelled import Row, class_of, label_names, read_rows
-from neojax.data.tagged import encode_tagged, read_tagged, tag_names
+from neojax.data.questions import read_questions
+from neojax.data.spans import Spans, spans_of
+from neojax.data.squad_scores import squad_scores
+from neojax.data.tagged import encode_tagged, entity_scores, read_tagged, tag_names, tags_at
 from neojax.errors import NeojaxError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
+Measure = Callable[[Mapping[int, np.ndarray]], dict[str, float]]
+"""Logits by the number of the row -> metrics of the task."""
+
+
 class TaskRows:
     """The examples of a run with data.task: those of `train`, and of all `files` by their path. `config` is
     the run's, with the labels that the rows have where none are named; `notes`: what is to be said of them.
-    Of tagged rows, by path, `tags` has those of each row's words, and `places` the place of each word's first
-    token. Raises `NeojaxError`, which names the row, for what is not as the task has it."""
+    `measures`, by path: how answers are measured, where that asks for more than the label of each row. Raises
+    `NeojaxError`, which names the row, for what is not as the task has it."""
 
     def __init__(self, config: Config, tokenizer: "Tokenizer"):
         data, task = config.data, TASKS[config.data.task]
         self.files: dict[str, Examples] = {}
-        self.tags: dict[str, list[list[str]]] = {}
-        self.places: dict[str, list[np.ndarray]] = {}
+        self.measures: dict[str, Measure] = {}
+        self.notes: list[str] = []
         if not data.train:
             raise NeojaxError(f"data.train is empty; name a file of rows for data.task={data.task}")
         given = config.model.head.labels
         names = () if given == HeadConfig().labels or task.is_number else given
         most = data.max_tokens or config.model.n_ctx
         frame = Frame.of(config.model, tokenizer, f"data.task={data.task}")
-        read = self._tagged if task.head == "token_classification" else self._labelled
-        names = read(config, tokenizer, frame, most, names)
-        head = replace(config.model.head, labels=names)
-        self.config = replace(config, model=replace(config.model, head=head))
+        if task.head == "question_answering":
+            self.config = config
+            self._asked(config, tokenizer, frame, most)
+        else:
+            read = self._tagged if task.head == "token_classification" else self._labelled
+            names = read(config, tokenizer, frame, most, names)
+            head = replace(config.model.head, labels=names)
+            self.config = replace(config, model=replace(config.model, head=head))
         self.train = Examples(
             data.train[0].path, [e for s in data.train for e in self.files[s.path].examples], frame, most
         )
-        self.notes = [
-            f"{path}: {own.n_cut:,} of {len(own):,} rows are longer than {most} tokens and are cut"
-            for path, own in self.files.items()
-            if own.n_cut
-        ]
-        if not task.is_number:
+        for path, own in self.files.items():
+            if own.n_cut:
+                self.notes.append(f"{path}: {cut_rows(own)}")
+        if not task.is_number and names:
             self.notes.append(f"labels {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}")
 
     def _labelled(
@@ -67,9 +79,60 @@ class TaskRows:
         rows = {s.path: read_tagged(s.path, data) for s in (*data.train, *data.validation)}
         names = names or tag_names([row for source in data.train for row in rows[source.path]])
         for path, own in rows.items():
-            self.files[path], self.places[path] = encode_tagged(path, own, tokenizer, frame, most, names)
-            self.tags[path] = [row.tags or [] for row in own]
+            self.files[path], places = encode_tagged(path, own, tokenizer, frame, most, names)
+            tags = [row.tags or [] for row in own]
+            self.measures[path] = partial(_entities, tuple(names), places, tags)
         return names
+
+    def _asked(self, config: Config, tokenizer: Any, frame: Frame, most: int) -> None:
+        """Reads questions and passages that hold the answers."""
+        data = config.data
+        rows = {s.path: read_questions(s.path, data) for s in (*data.train, *data.validation)}
+        for path, own in rows.items():
+            self.files[path] = spans = spans_of(path, own, tokenizer, frame, most, data.squad)
+            self.measures[path] = partial(_answers, spans, data)
+            self.notes += windows_told(path, spans, data)
+
+
+def _entities(
+    names: Sequence[str],
+    places: Sequence[np.ndarray],
+    tags: Sequence[list[str]],
+    logits: Mapping[int, np.ndarray],
+) -> dict[str, float]:
+    which = sorted(logits)
+    return entity_scores([tags_at(logits[i], places[i], names) for i in which], [tags[i] for i in which])
+
+
+def _answers(spans: Spans, data: DataConfig, logits: Mapping[int, np.ndarray]) -> dict[str, float]:
+    """Of the questions of which all windows are there."""
+    may_lack = TASKS[data.task].may_lack
+    found = replies(spans, logits, data.squad, may_lack)
+    which = sorted(found)
+    return squad_scores([spans.questions[i] for i in which], [found[i] for i in which], may_lack)
+
+
+def cut_rows(rows: Examples) -> str:
+    """How many rows are cut, in words."""
+    return f"{rows.n_cut:,} of {len(rows):,} rows are longer than {rows.most} tokens and are cut"
+
+
+def windows_told(path: str, spans: Spans, data: DataConfig) -> list[str]:
+    """What is to be said of the windows of questions."""
+    found = [
+        f"{path}: {len(spans.questions):,} questions, {len(spans):,} windows of at most {spans.most} tokens"
+    ]
+    if spans.n_long:
+        found.append(
+            f"{path}: {spans.n_long:,} questions are longer than {data.squad.max_query_length} tokens and "
+            "are cut (data.squad.max_query_length)"
+        )
+    if spans.n_apart:
+        found.append(
+            f"{path}: the answer of {spans.n_apart:,} questions stands whole in no window; raise "
+            "data.max_tokens or lower data.squad.doc_stride"
+        )
+    return found
 
 
 def encoded(

@@ -29,6 +29,7 @@ from neojax.models.norms import Identity, final_norm
 
 OF_TOKENS = ("mlm", "token_classification", "question_answering")
 """Heads that read every token; the others read the pooled first one, or a decoder's last."""
+PADDING = -1e9  # logit of what is no token
 
 
 class EncoderHead(nnx.Module):
@@ -44,7 +45,7 @@ class EncoderHead(nnx.Module):
     | `sequence_classification` | [batch, labels] | of a class, cross-entropy; with one label squared \
 differences; of labels in floats, binary cross-entropy of each |
     | `token_classification` | [batch, sequence, labels] | cross-entropy of each token's class |
-    | `question_answering` | [batch, sequence, 2] | cross-entropy over positions, of the answer's first and \
+    | `question_answering` | [batch, sequence, 2] | cross-entropy over tokens, of the answer's first and \
 last |
     | `multiple_choice` | [batch, choices] | cross-entropy over choices |
 
@@ -180,6 +181,9 @@ last |
         labels = named.lay(labels, "batch" if labels.ndim == 1 else "batch labels")
         logits = self._of(kind, hidden, wte, key, len(hidden) // len(labels), batch.segments)
         if kind == "question_answering":
+            if batch.segments is not None:  # so that a row's loss does not hang on how long the batch is
+                there = named.lay(batch.segments, "batch sequence") > 0
+                logits = jnp.where(there[:, :, None], logits, PADDING)
             scores = class_scores(logits, labels, axis=1)
         elif not jnp.issubdtype(labels.dtype, jnp.floating):
             scores = class_scores(logits, labels)

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from neojax import config as configuration
-from neojax.config import Config, ModelConfig
+from neojax.config import HEADS, Config, ModelConfig
 from neojax.data import tokenizer as tokenizers
 from neojax.data.chat_template import FILE as CHAT_TEMPLATE
 from neojax.errors import NeojaxError
@@ -31,7 +31,7 @@ def use_of(model: ModelConfig, run_dir: str | Path) -> str:
         return f"sample with: python sample.py {run_dir}"
     if {"lm", "mlm"} & set(model.head.kinds):
         return f'fill masks with: neojax fill-mask {run_dir} "... [MASK] ..."'
-    if {"sequence_classification", "token_classification"} & set(model.head.kinds):
+    if set(HEADS[3:]) & set(model.head.kinds):
         return f"predict with: neojax predict {run_dir} FILE.jsonl"
     return f"open it with: neojax.load({str(run_dir)!r})"
 

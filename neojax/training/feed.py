@@ -20,7 +20,6 @@ from neojax.data.packed import Packed, packed
 from neojax.data.pairing import pairing_of
 from neojax.data.share import Share
 from neojax.data.sources import open_source
-from neojax.data.tagged import entity_scores, tags_at
 from neojax.data.task_rows import TaskRows
 from neojax.errors import NeojaxError
 from neojax.loading import tokenizer_at
@@ -166,10 +165,8 @@ class LabelledFeed:
     def _measured(self, path: str, logits: dict[int, np.ndarray]) -> dict[str, float]:
         """The metrics of the task, of the rows whose `logits` these are."""
         rows, which = self._rows, sorted(logits)
-        if path in rows.tags:
-            names = rows.config.model.head.labels
-            said = [tags_at(logits[i], rows.places[path][i], names) for i in which]
-            return entity_scores(said, [rows.tags[path][i] for i in which])
+        if path in rows.measures:
+            return rows.measures[path](logits)
         metrics = TASKS[self.config.data.task].metrics
         return measured(metrics, np.stack([logits[i] for i in which]), rows.files[path].labels[which])
 

@@ -298,7 +298,8 @@ class Run:
             loss = means["loss"]
             row |= {f"{name}_{what}": mean for what, mean in means.items()}
             row |= self.perplexity(loss, f"{name}_")
-            more = {what: mean for what, mean in means.items() if what in MEASURES}
+            shown = {*MEASURES, *metrics_of(self.config.data.task)}
+            more = {what: mean for what, mean in means.items() if what in shown}
             told = "".join(f", {what} {mean:.4f}" for what, mean in more.items())
             self.progress.note(f"step {self.step}: {name} loss {loss:.4f}{told}")
         if self.asked:

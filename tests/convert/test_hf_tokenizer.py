@@ -39,6 +39,17 @@ def folder(request, shared_data, tmp_path):
     return tmp_path
 
 
+@pytest.mark.parametrize("types", [False, True])
+def test_transformers_tells_a_second_text_apart_where_the_model_does(types, tmp_path):
+    """Of a model that does not, GPT-Neo's would take types for tokens."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = tokenizers.train(["so it is and was"] * 3, 60, "wordpiece")
+    write_tokenizer(tokenizer, tmp_path, 16, None, token_types=types)
+    given = transformers.AutoTokenizer.from_pretrained(tmp_path)("so it", "is")
+    expected = [0] * (2 + given["input_ids"].index(tokenizer.token_to_id("[SEP]")) - 1) + [1] * 2
+    assert given.get("token_type_ids") == (expected if types else None)
+
+
 def test_ids_are_the_published_ones(folder):
     tokenizer = read_tokenizer(folder)
     assert {text: tokenizer.encode(text).ids for text in PUBLISHED} == PUBLISHED
