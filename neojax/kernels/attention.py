@@ -61,8 +61,10 @@ def attention(
     rows = {"start": start, "segments": segments}
     match choose(kernel, call).kernel:
         case "splash":
-            from neojax.kernels import splash  # it loads Pallas for TPUs
+            from neojax.kernels import splash, split_splash  # they load Pallas for TPUs
 
+            if call.parts > 1:
+                return split_splash.attention(q, k, v, segments, window=window)
             return fused(partial(splash.attention, window=window), q, k, v, **rows)
         case "cudnn":
             from neojax.kernels import cudnn

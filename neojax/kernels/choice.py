@@ -14,8 +14,8 @@ takes a head_dim that is a multiple of 8 and at most 128, or 256 from capability
 length where documents stand apart; without a causal mask no window, and no rows padded at the left.
 
 A kernel that is asked for by name and cannot do it is refused. No kernel but XLA's `reference` works where
-the layout splits `memory_length` or `head_dim`, since each needs them whole, and neither Splash nor cuDNN
-where it splits `sequence`. Within XLA, without dropout and learned keys, and with both of the former whole:
+the layout splits `memory_length` or `head_dim`, since each needs them whole, and cuDNN does not where it
+splits `sequence`. Within XLA, without dropout and learned keys, and with both of the former whole:
 
 | way | when |
 |-|-|
@@ -25,6 +25,10 @@ where it splits `sequence`. Within XLA, without dropout and learned keys, and wi
 | `reference` | all else: the whole matrix of scores |
 
 Where `sequence` is split, those before a device send it the keys of a window that stand before its own.
+Splash gathers the keys and values of global layers, a few heads of one row at a time (`split_splash`). It
+takes parts of a multiple of 128 tokens and no rows padded at the left, and leaves rows to the ring whose
+keys, values and gradients of these would take more than 1 GiB for one head: beyond 1 million tokens with a
+bfloat16 head_dim of 128.
 
 Documents stand apart where `data.isolate_documents` is true: each token has a segment and sees no other. To
 cuDNN that is a bias of [batch, 1, sequence, sequence], since of its own form JAX has no public function.
@@ -47,6 +51,7 @@ from neojax.layout.mesh import Layout
 
 BLOCK = 256  # queries that XLA works on together, where the whole matrix of scores would be too large
 SHORTEST = 128  # tokens in the smallest block of Splash
+GATHERED = 1 << 30  # bytes of one head's keys, values and their gradients, of a whole row
 NOT_CAUSAL = "the model is not causal"
 WHOLE = ("sequence", "memory_length", "head_dim")
 
@@ -56,7 +61,7 @@ class Call:
     """What a layer asks of a kernel: `length` tokens a row, keys in a `window` (None: all before), and so on.
 
     `capability` is that of a CUDA device, (9, 0) for Hopper, else (0, 0); `split` names dimensions of
-    `WHOLE`.
+    `WHOLE`, `parts` are those of `sequence`.
     """
 
     platform: str
@@ -71,6 +76,7 @@ class Call:
     dropout: bool = False
     segments: bool = False
     padded: bool = False  # at the left
+    parts: int = 1
 
     @staticmethod
     def on(layout: Layout, **asked: Any) -> "Call":
@@ -78,9 +84,10 @@ class Call:
         device = layout.device
         found = re.fullmatch(r"(\d+)\.(\d+)", str(getattr(device, "compute_capability", "")))
         capability = (int(found[1]), int(found[2])) if found else (0, 0)
-        rows = layout.spec(("batch", "sequence", "heads", "head_dim"), what="queries")
-        split = tuple(dim for dim in WHOLE if (rows[1] if dim == "sequence" else layout.axes(dim)))
-        return Call(device.platform, capability, split, **asked)
+        rows = layout.spec(("batch", "sequence", "heads", "head_dim"), what="queries")[1] or ()
+        parts = layout.split_over((rows,) if isinstance(rows, str) else rows)
+        split = tuple(dim for dim in WHOLE if (parts > 1 if dim == "sequence" else layout.axes(dim)))
+        return Call(device.platform, capability, split, parts=parts, **asked)
 
 
 @dataclass(frozen=True)
@@ -106,8 +113,7 @@ def choose(wanted: str, call: Call) -> Choice:
     kernel = own if wanted == "auto" else wanted
     if kernel == "xla":
         return Choice(_xla(call), _general_obstacle(call) or ("" if call.causal else NOT_CAUSAL))
-    obstacle = _general_obstacle(call) or _split_obstacle(call)
-    obstacle = obstacle or (_splash_obstacle if kernel == "splash" else _cudnn_obstacle)(call)
+    obstacle = _general_obstacle(call) or (_splash_obstacle if kernel == "splash" else _cudnn_obstacle)(call)
     if wanted == "auto" and not obstacle:
         obstacle = _reserve(kernel, call)
     if not obstacle:
@@ -152,17 +158,24 @@ def _general_obstacle(call: Call) -> str:
     return ""
 
 
-def _split_obstacle(call: Call) -> str:
-    """Why the devices' own kernels cannot work on parts of rows, if they are to."""
-    return "mesh.layout splits sequence" if "sequence" in call.split else ""
-
-
 def _splash_obstacle(call: Call) -> str:
     if call.platform != "tpu":
         return f"splash runs on TPUs and the devices are {call.platform}"
     if call.dtype not in ("float32", "bfloat16"):
         return f"splash computes in float32 and bfloat16, not {call.dtype}"
-    return "" if call.causal else NOT_CAUSAL
+    return (_parts_obstacle(call) if "sequence" in call.split else "") if call.causal else NOT_CAUSAL
+
+
+def _parts_obstacle(call: Call) -> str:
+    """What Splash cannot do where rows are split, if anything."""
+    if call.padded:
+        return "mesh.layout splits sequence, and splash then takes no rows padded at the left"
+    if (part := call.length // call.parts) % SHORTEST:
+        return f"mesh.layout splits sequence, and splash takes parts of a multiple of {SHORTEST}, not {part}"
+    head = 4 * call.length * call.head_dim * jnp.dtype(call.dtype).itemsize
+    if call.window is None and head > GATHERED:
+        return f"the keys and values of {call.length} tokens are too many to be gathered for one head"
+    return ""
 
 
 def _cudnn_obstacle(call: Call) -> str:
@@ -170,6 +183,8 @@ def _cudnn_obstacle(call: Call) -> str:
         what = f"compute capability {call.capability[0]}.{call.capability[1]}"
         have = what if call.platform == "gpu" else call.platform
         return f"cudnn runs on NVIDIA GPUs of compute capability 8.0 or more and the devices are {have}"
+    if "sequence" in call.split:
+        return "mesh.layout splits sequence, and cudnn needs whole rows"
     if call.dtype not in ("bfloat16", "float16"):
         return f"cudnn computes in bfloat16 and float16, not {call.dtype}"
     if call.segments and call.length % 2:

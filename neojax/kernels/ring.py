@@ -5,9 +5,8 @@ device before it, until it has seen all that it may; softmax is taken piece by p
 a block's scores exist at a time, and nothing grows with the whole row. The backward pass goes round once more
 and takes the gradients of keys and values with them. Liu et al. 2023, https://arxiv.org/abs/2310.01889.
 
-Causal work is balanced: a row of n parts is cut into 2 n pieces, and device i works on pieces i and
-2 n - 1 - i, the early and the late one, so that all do the same at every step, and nothing for keys that
-none of their queries sees: https://arxiv.org/abs/2311.09431.
+Where causal work is balanced (`kernels.parts`), all devices do the same at every step, and nothing for keys
+that none of their queries sees.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from neojax.kernels.blocks import on_each_device, row_axes
 from neojax.kernels.choice import BLOCK
 from neojax.kernels.masks import NEVER, apart, visible
+from neojax.kernels.parts import Parts
 from neojax.layout import named
 from neojax.layout.product import product
 from neojax.layout.row_lookup import vary
@@ -46,79 +46,33 @@ def attention(
     elif causal and length % 2 == 0:
         halves = 2
     every = tuple(axis for dim in ("batch", "heads") for axis in layout.axes(dim)) + axes
-    ring = Ring(axes, every, parts, steps, halves, window, causal, layout.platform)
+    ring = Ring(Parts(axes, parts, halves), every, steps, window, causal, layout.platform)
     return on_each_device(partial(_attend, ring), q, k, v, start, segments)
 
 
 class Ring(NamedTuple):
     """How rows lie on the devices and what is asked of them.
 
-    axes: the mesh axes that split rows, into `parts`; every: those that split anything. steps: the parts
-    whose keys a device sees, its own among them. halves: 2 where work is balanced, else 1: pieces of a part.
+    every: the mesh axes that split anything. steps: the parts whose keys a device sees, its own among them.
     """
 
-    axes: tuple[str, ...]
+    rows: Parts
     every: tuple[str, ...]
-    parts: int
     steps: int
-    halves: int
     window: int | None
     causal: bool
     platform: str
 
-    def part(self) -> jax.Array:
-        """The number of the device's part."""
-        return jax.lax.axis_index(self.axes)
-
-    def times(self, part: jax.Array, half: jax.Array | int, size: int) -> jax.Array:
-        """The times of the `size` tokens of a part's piece."""
-        number = part if self.halves == 1 else jnp.where(half == 0, part, 2 * self.parts - 1 - part)
-        return number * size + jnp.arange(size)
-
     def pairs(self, step: int | jax.Array, source: jax.Array) -> Iterator[tuple[Any, Any]]:
         """The pieces of queries and of keys, those of part `source`, that meet in a step."""
-        if self.halves == 1:
+        if self.rows.halves == 1:
             yield 0, 0
         elif isinstance(step, int):  # its own keys, the first step
             yield from ((0, 0), (1, 0), (1, 1))
         else:  # late queries see every early key; of the others, those of an earlier part are seen
             yield 1, 0
-            both = jnp.where(source < self.part(), 0, 1)
+            both = jnp.where(source < self.rows.own(), 0, 1)
             yield both, both
-
-    def sent(self, x: Any, hops: int = 1) -> Any:
-        """Arrays of every device on the one that comes so many `hops` after it."""
-        way = [(i, (i + hops) % self.parts) for i in range(self.parts)]
-        return jax.tree.map(lambda a: jax.lax.ppermute(a, self.axes, way), x)
-
-    def _ways(self) -> list[list[tuple[int, int]]]:
-        """Where the first pieces of all parts go, and where the second do: the early pieces come to even
-        parts by the first way, to odd ones by the second."""
-        last = 2 * self.parts - 1
-        return [[(i, min(2 * i + j, last - 2 * i - j)) for i in range(self.parts)] for j in (0, 1)]
-
-    def taken_apart(self, x: jax.Array) -> jax.Array:
-        """A part of rows [batch, tokens, ...] -> the pieces to work on [halves, batch, tokens, ...]."""
-        if self.halves == 1:
-            return x[None]
-        size = x.shape[1] // 2
-        first, second = (
-            jax.lax.ppermute(own, self.axes, way)
-            for own, way in zip((x[:, :size], x[:, size:]), self._ways())
-        )
-        return jnp.stack(self._by_age(first, second))
-
-    def joined(self, x: jax.Array) -> jax.Array:
-        """The other way round."""
-        if self.halves == 1:
-            return x[0]
-        back = ([(there, here) for here, there in way] for way in self._ways())
-        pieces = zip(self._by_age(x[0], x[1]), back)
-        return jnp.concatenate([jax.lax.ppermute(own, self.axes, way) for own, way in pieces], axis=1)
-
-    def _by_age(self, first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
-        is_even = self.part() % 2 == 0
-        return jnp.where(is_even, first, second), jnp.where(is_even, second, first)
 
 
 class Keys(NamedTuple):
@@ -147,8 +101,8 @@ def _attend(
 
 def _forward(ring: Ring, q, k, v, start, segments):
     queries, keys = _operands(ring, q, k, v, start, segments)
-    mine = ring.part()
-    found: list[Any] = [None] * ring.halves
+    mine = ring.rows.own()
+    found: list[Any] = [None] * ring.rows.halves
     for a, b in ring.pairs(0, mine):
         piece = _look(ring, queries, keys, mine, a, b)
         found[a] = piece if found[a] is None else _merged(found[a], piece)
@@ -156,8 +110,8 @@ def _forward(ring: Ring, q, k, v, start, segments):
 
     def step(number, carry):
         keys, y, total = carry
-        keys = ring.sent(keys)
-        source = (mine - number) % ring.parts
+        keys = ring.rows.sent(keys)
+        source = (mine - number) % ring.rows.number
         for a, b in ring.pairs(number, source):
             piece = _look(ring, queries, keys, source, a, b)
             y_a, total_a = _merged((_at(y, a), _at(total, a)), piece)
@@ -165,7 +119,7 @@ def _forward(ring: Ring, q, k, v, start, segments):
         return keys, y, total
 
     _, y, total = jax.lax.fori_loop(1, ring.steps, step, (keys, y, total))
-    y = ring.joined(y.astype(q.dtype).reshape(*y.shape[:3], *q.shape[2:]))
+    y = ring.rows.joined(y.astype(q.dtype).reshape(*y.shape[:3], *q.shape[2:]))
     y, total = checkpoint_name(y, "attention"), checkpoint_name(total, "attention")
     return y, (q, k, v, start, segments, y, total)
 
@@ -173,10 +127,10 @@ def _forward(ring: Ring, q, k, v, start, segments):
 def _backward(ring: Ring, kept, slope):
     q, k, v, start, segments, y, total = kept
     queries, keys = _operands(ring, q, k, v, start, segments)
-    mine = ring.part()
+    mine = ring.rows.own()
     heads = partial(_by_key_head, heads=k.shape[2])
-    pull = heads(ring.taken_apart(slope))
-    shift = jnp.sum(pull.astype(jnp.float32) * heads(ring.taken_apart(y)).astype(jnp.float32), axis=-1)
+    pull = heads(ring.rows.taken_apart(slope))
+    shift = jnp.sum(pull.astype(jnp.float32) * heads(ring.rows.taken_apart(y)).astype(jnp.float32), axis=-1)
     shift = shift.transpose(0, 1, 3, 4, 2)  # as `total`: [halves, batch, heads, group, tokens]
     zeros = partial(jnp.zeros, dtype=jnp.float32)
     d_q, d_k, d_v = (vary(zeros(x.shape), ring.every) for x in (queries.q, keys.k, keys.v))
@@ -190,23 +144,23 @@ def _backward(ring: Ring, kept, slope):
 
     def step(number, carry):
         keys, d_q, d_k, d_v = carry
-        keys, d_k, d_v = ring.sent((keys, d_k, d_v))
-        return keys, *work(number, (mine - number) % ring.parts, keys, d_q, d_k, d_v)
+        keys, d_k, d_v = ring.rows.sent((keys, d_k, d_v))
+        return keys, *work(number, (mine - number) % ring.rows.number, keys, d_q, d_k, d_v)
 
     first = (keys, *work(0, mine, keys, d_q, d_k, d_v))
     _, d_q, d_k, d_v = jax.lax.fori_loop(1, ring.steps, step, first)
-    d_k, d_v = ring.sent((d_k, d_v), 1 - ring.steps)
+    d_k, d_v = ring.rows.sent((d_k, d_v), 1 - ring.steps)
     d_q = d_q.reshape(*d_q.shape[:3], *q.shape[2:])
-    return *(ring.joined(d.astype(x.dtype)) for d, x in ((d_q, q), (d_k, k), (d_v, v))), None, None
+    return *(ring.rows.joined(d.astype(x.dtype)) for d, x in ((d_q, q), (d_k, k), (d_v, v))), None, None
 
 
 _attend.defvjp(_forward, _backward)
 
 
 def _operands(ring: Ring, q, k, v, start, segments) -> tuple[Queries, Keys]:
-    own = None if segments is None else ring.taken_apart(segments)
-    queries = _by_key_head(ring.taken_apart(q), k.shape[2])
-    return Queries(queries, own, start), Keys(ring.taken_apart(k), ring.taken_apart(v), own)
+    own = None if segments is None else ring.rows.taken_apart(segments)
+    queries = _by_key_head(ring.rows.taken_apart(q), k.shape[2])
+    return Queries(queries, own, start), Keys(ring.rows.taken_apart(k), ring.rows.taken_apart(v), own)
 
 
 def _by_key_head(x: jax.Array, heads: int) -> jax.Array:
@@ -295,7 +249,7 @@ def _seen(
     """Which keys of piece `b` of part `source` are seen by the queries of piece `a` from a place on, so many:
     bool, broadcast to [batch, heads, group, queries, keys]."""
     tokens = queries.q.shape[2]
-    asking, asked = ring.times(ring.part(), a, tokens), ring.times(source, b, tokens)
+    asking, asked = ring.rows.times(ring.rows.own(), a, tokens), ring.rows.times(source, b, tokens)
     own, other = _at(queries.segments, a), _at(keys.segments, b)
 
     def seen(first: jax.Array, size: int) -> jax.Array:

@@ -12,6 +12,9 @@ HOPPER = {"platform": "gpu", "capability": (9, 0)}
 CPU = {"platform": "cpu", "capability": (0, 0)}
 
 
+PARTS = {"split": ("sequence",), "parts": 8}
+
+
 def call(where, **changes) -> Call:
     usual = {"split": (), "length": 2048, "head_dim": 128, "dtype": "bfloat16"}
     return Call(**{**usual, **where, **changes})
@@ -26,8 +29,13 @@ def call(where, **changes) -> Call:
         (TPU, {"dropout": True}, "reference"),
         (TPU, {"memory": True}, "reference"),
         (TPU, {"causal": False}, "reference"),
-        (TPU, {"split": ("sequence",), "window": 256}, "local"),
-        (TPU, {"split": ("sequence",)}, "ring"),
+        (TPU, {**PARTS, "window": 256, "segments": True}, "splash"),
+        (TPU, {**PARTS, "length": 1 << 20}, "splash"),
+        (TPU, {**PARTS, "length": 1 << 21}, "ring"),
+        (TPU, {**PARTS, "length": 1 << 21, "window": 256}, "splash"),
+        (TPU, {**PARTS, "length": 1000, "window": 256}, "local"),
+        (TPU, {**PARTS, "padded": True}, "ring"),
+        (HOPPER, {**PARTS, "window": 256}, "local"),
         (TPU, {"split": ("sequence", "head_dim"), "window": 256}, "reference"),
         (CPU, {"split": ("sequence",), "window": 1024}, "ring"),
         (TPU, {"dtype": "float16", "window": 256}, "local"),
@@ -62,7 +70,7 @@ def test_auto_takes_the_devices_own_kernel_or_falls_back_and_says_why(where, cha
 
 def test_rows_in_parts_go_round_unless_only_the_reference_can():
     def chosen(**changes):
-        return choose("auto", call(CPU, split=("sequence",), **changes)).kernel
+        return choose("auto", call(CPU, **PARTS, **changes)).kernel
 
     assert chosen(causal=False, window=256) == "ring"
     assert chosen(dropout=True) == chosen(memory=True, window=256) == "reference"
@@ -81,7 +89,8 @@ def test_xla_by_name_runs_anything_anywhere(where):
         ("splash", CPU, {}, "devices are cpu"),
         ("splash", TPU, {"dropout": True}, "attention.dropout"),
         ("splash", TPU, {"dtype": "float16"}, "float16"),
-        ("splash", TPU, {"split": ("sequence",)}, "sequence"),
+        ("splash", TPU, {**PARTS, "length": 1000}, "multiple of 128, not 125"),
+        ("cudnn", HOPPER, PARTS, "splits sequence"),
         ("cudnn", TPU, {}, "devices are tpu"),
         ("cudnn", HOPPER, {"capability": (7, 5)}, "7.5"),
         ("cudnn", HOPPER, {"head_dim": 100}, "head_dim"),

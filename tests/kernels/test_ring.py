@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import layout_of
 
-from neojax.kernels import blocks, ring
+from neojax.kernels import blocks, ring, split_splash
 from neojax.kernels.attention import attention, reference
 from neojax.layout import named
 
@@ -66,6 +66,17 @@ def test_equals_the_reference(layout, window, causal, is_apart, monkeypatch):
     how = {"window": window, "causal": causal}
     ours = measured(partial(attention, **how), layout_of(*LAYOUTS[layout]), is_apart=is_apart)
     theirs = measured(partial(reference, **how), layout_of("x:1"), is_apart=is_apart)
+    for x, y in zip(ours, theirs):
+        np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max())
+
+
+@pytest.mark.parametrize("window, is_apart", [(None, True), (100, False)])
+def test_splash_on_parts_equals_the_reference(window, is_apart):
+    """A window that reaches into the part before, a global layer with the heads of keys one at a time."""
+    how, length = {"window": window}, 512
+    kernel = partial(split_splash.attention, interpret=True, **how)
+    ours = measured(kernel, layout_of("x:2, y:2", "batch:x, sequence:y"), length=length, is_apart=is_apart)
+    theirs = measured(partial(reference, **how), layout_of("x:1"), length=length, is_apart=is_apart)
     for x, y in zip(ours, theirs):
         np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max())
 
