@@ -30,6 +30,11 @@ class Context:
     positions: jax.Array | None = None
     token_types: jax.Array | None = None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether every row begins with the call's first token, at position 0."""
+        return self.positions is None and self.start is None and isinstance(self.time, int) and not self.time
+
     def token_positions(self, length: int) -> jax.Array:
         """The positions of the call's `length` tokens: int32 [sequence], or [batch, sequence] where rows
         differ."""

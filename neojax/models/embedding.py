@@ -45,8 +45,7 @@ class Embedding(nnx.Module):
         if self.token_types is not None:
             x = (x + self.of_types(context.token_types)).astype(x.dtype)
         if self.wpe is not None:
-            position = context.token_positions(tokens.shape[1])
-            x = (x + embedding(self.wpe, position, self.width)).astype(x.dtype)
+            x = (x + embedding(self.wpe, context, tokens.shape[1], self.width)).astype(x.dtype)
         if self.norm_e is not None:
             x = self.norm_e(x)
         x = residual_dropout(x, self.rate, dropout_key, dims)

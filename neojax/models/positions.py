@@ -10,7 +10,8 @@ from flax import nnx
 
 from neojax.config import ModelConfig, PositionsConfig
 from neojax.layout import named
-from neojax.layout.named import Normal, Param
+from neojax.layout.named import Normal, Param, Quantized
+from neojax.models.context import Context
 
 STD = 0.01
 
@@ -45,11 +46,18 @@ def position_table(
             return Param(f"positions {width}", Normal(STD), sizes)
 
 
-def embedding(table: Param | AxialPositions, position: jax.Array, width: str = "embd") -> jax.Array:
-    """The embedding of positions int32 [sequence] or [batch, sequence], in float32; `width` comes last."""
+def embedding(table: Param | AxialPositions, context: Context, length: int, width: str = "embd") -> jax.Array:
+    """The embedding of the positions of a call's `length` tokens, in float32, [sequence, `width`] or [batch,
+    sequence, `width`].
+
+    Those of whole rows are the table itself: nothing travels where it is split as they are.
+    """
+    dims = f"positions {width}"
     if isinstance(table, AxialPositions):
-        return table(position)
-    return look_up(table, f"positions {width}", position)
+        return table(context.token_positions(length))
+    if context.is_whole and table.shape[0] == length and not isinstance(table.get_value(), Quantized):
+        return named.lay(named.use(table, dims, jnp.float32), f"sequence {width}")
+    return look_up(table, dims, context.token_positions(length))
 
 
 def look_up(table: Param, dims: str, index: jax.Array) -> jax.Array:
