@@ -192,11 +192,12 @@ class Layout:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Builds the mesh of `config` over `devices`, Explicit axes. Default: all devices of all processes of
     this job, which are joined, or the first `cpu_devices` of each."""
+    is_here = devices is None
     if devices is None:
         join(config)
         use_cpu_devices(config.cpu_devices)
         devices = available(config.cpu_devices)
-    shape = fill_shape(parse_shape(config.shape), len(devices), f'mesh.shape="{config.shape}"')
+    shape = fill_shape(parse_shape(config.shape), len(devices), f'mesh.shape="{config.shape}"', is_here)
     dcn = parse_shape(config.dcn_shape, "mesh.dcn_shape") if config.dcn_shape else {}
     for axis, size in dcn.items():
         if axis not in shape or size < 1 or shape[axis] % size:
@@ -208,8 +209,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     return Mesh(arranged(shape, dcn, devices), tuple(shape), axis_types=types)
 
 
-def fill_shape(shape: Mapping[str, int], devices: int, what: str) -> dict[str, int]:
-    """Replaces -1 by the devices that are left. Raises `NeojaxError` unless the product is `devices`."""
+def fill_shape(shape: Mapping[str, int], devices: int, what: str, is_here: bool = True) -> dict[str, int]:
+    """Replaces -1 by the devices that are left. Raises `NeojaxError` unless the product is `devices`, which
+    are those of this machine or are not here."""
     known = math.prod(s for s in shape.values() if s != -1)
     filled = {a: devices // known if s == -1 else s for a, s in shape.items()}
     if math.prod(filled.values()) != devices or not all(filled.values()):
@@ -217,7 +219,11 @@ def fill_shape(shape: Mapping[str, int], devices: int, what: str) -> dict[str, i
         raise NeojaxError(
             f"{what} needs {'a multiple of ' if -1 in shape.values() else ''}{known} device(s) but there "
             f"{'is' if devices == 1 else 'are'} {devices}; try mesh.shape={_fitting(shape, free, devices)}, "
-            f"or mesh.cpu_devices={known} to run on fake CPU devices"
+            + (
+                f"or mesh.cpu_devices={known} to run on fake CPU devices"
+                if is_here
+                else "or a larger machine"
+            )
         )
     return filled
 

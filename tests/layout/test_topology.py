@@ -1,6 +1,7 @@
 """Meshes on TPU slices that are not here, with the devices that libtpu describes: every shipped configuration
 on each."""
 
+import math
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -36,8 +37,9 @@ def test_every_row_is_read_by_the_hosts_that_hold_it_and_no_other(topology):
     hosts = sorted({d.process_index for d in devices})
     for path in sorted(CONFIGS.glob("*.yml")):
         mesh = replace(configuration.load(path).mesh, cpu_devices=0)
-        if -1 not in parse_shape(mesh.shape).values():
-            continue  # made for a certain number of devices
+        sizes = parse_shape(mesh.shape).values()
+        if -1 not in sizes or len(devices) % math.prod(abs(n) for n in sizes):
+            continue  # made for a certain number of devices, or a multiple of another
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of axes of the torus that are split
             layout = make_layout(mesh, devices)
