@@ -219,11 +219,7 @@ def fill_shape(shape: Mapping[str, int], devices: int, what: str, is_here: bool 
         raise NeojaxError(
             f"{what} needs {'a multiple of ' if -1 in shape.values() else ''}{known} device(s) but there "
             f"{'is' if devices == 1 else 'are'} {devices}; try mesh.shape={_fitting(shape, free, devices)}, "
-            + (
-                f"or mesh.cpu_devices={known} to run on fake CPU devices"
-                if is_here
-                else "or a larger machine"
-            )
+            + (f"or mesh.cpu_devices={known} to run on fake CPU devices" if is_here else "or another machine")
         )
     return filled
 

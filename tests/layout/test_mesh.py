@@ -84,12 +84,9 @@ def test_minus_one_takes_the_devices_that_are_left(shape, expected):
 
 @pytest.mark.parametrize("shape", ["data:16", "data:3", "data:4", "data:3, model:-1", "data:16, model:-1"])
 def test_a_mesh_that_does_not_match_the_devices(shape):
-    refused(
-        ["mesh.shape", shape, "8", ":-1", "mesh.cpu_devices="],
-        make_layout,
-        MeshConfig(shape, ""),
-        jax.devices()[:8],
-    )
+    config, words = MeshConfig(shape, ""), ["mesh.shape", shape, "8", ":-1"]
+    refused([*words, "mesh.cpu_devices="], make_layout, config)
+    refused([*words, "another machine"], make_layout, config, jax.devices()[:8])
 
 
 def test_fake_devices():
