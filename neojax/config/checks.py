@@ -82,6 +82,12 @@ def check_unused(config: Config) -> None:
     for name in ("eval_tasks_fewshot", "eval_tasks_limit"):
         if (value := getattr(train, name)) and not train.eval_tasks:
             raise NeojaxError(f"train.{name}={value} is for train.eval_tasks; name tasks, or leave it out")
+    for name in ("capacity_factor", "group_size"):
+        if experts.dropless and (value := getattr(experts, name)) != getattr(type(experts), name):
+            raise NeojaxError(
+                f"model.experts.{name}={value} bounds what experts take in training, and with "
+                "model.experts.dropless they take all; leave one of the two out"
+            )
     if experts.second == "all" and experts.second_threshold != type(experts).second_threshold:
         raise NeojaxError(
             f"model.experts.second_threshold={experts.second_threshold} is for model.experts.second=random "
