@@ -103,16 +103,25 @@ def encoded(
     tokenizer: "Tokenizer", texts: Sequence[Pieces], end: int, firsts: Sequence[Sequence[int]] | None = None
 ) -> list[Scored]:
     """Every text as tokens: its pieces one by one, so that a prompt has the tokens that it has alone, and
-    behind what the model is to say last the token that ends it, unless it is there. firsts: the tokens that
-    stand before each text, which are not scored."""
+    behind what the model is to say last the token that ends it, unless it is there already, with no more than
+    blanks behind it as some templates have. firsts: the tokens that stand before each text, which are not
+    scored."""
     flat = [text for pieces in texts for text, _ in pieces]
     ids = iter(tokenizer.encode_batch(flat, add_special_tokens=False))
     found = []
     for pieces, first in zip(texts, firsts or [()] * len(texts)):
         own = [(list(first), False), *((next(ids).ids, is_scored) for _, is_scored in pieces)]
-        if own and own[-1][1] and end not in own[-1][0]:
+        if own and own[-1][1] and not _ends(tokenizer, own[-1][0], end):
             own.append(([end], True))
         tokens = [token for part, _ in own for token in part]
         scored = [is_scored for part, is_scored in own for _ in part]
         found.append(Scored(np.array(tokens, np.int32), np.array(scored, bool)))
     return found
+
+
+def _ends(tokenizer: "Tokenizer", ids: Sequence[int], end: int) -> bool:
+    """Whether `end` stands in `ids` with nothing but blanks behind it."""
+    if end not in ids:
+        return False
+    behind = list(ids)[len(ids) - list(ids)[::-1].index(end) :]
+    return not tokenizer.decode(behind, skip_special_tokens=False).strip()

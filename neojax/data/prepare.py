@@ -133,6 +133,19 @@ def prepare(
         raise NeojaxError(f"--validation {validation}: expected a share of the documents, from 0 to below 1")
     if workers is not None and workers < 1:
         raise NeojaxError(f"--workers {workers}: expected at least 1")
+    out, files, skipped = outside(inputs, out)
+    with Lock(out):
+        counts = begun(out, skipped, force)
+        cutting = Cutting(validation, text_key, sentences, paragraphs)
+        run = _Run(files, out / "unfinished", cutting, workers or _cores(), progress, counts)
+        made = Tokenizing(tokenizer, train_tokenizer, kind, cased, eod)
+        fill(out, run.folder, lambda: run.write(made, [str(i) for i in inputs]))
+    return counts
+
+
+def outside(inputs: Sequence[str | Path], out: str | Path) -> tuple[Path, list[Path], list[Skip]]:
+    """The folder `out`, the files of `inputs` that do not lie in it, and what is passed over. Raises
+    `NeojaxError` where `out` is a file, or no file is left."""
     out = named(out, "--out")
     if out.exists() and not out.is_dir():
         raise NeojaxError(f"--out {out} is a file; expected a folder")
@@ -142,13 +155,7 @@ def prepare(
     files = [f for f in files if inside not in f.resolve().parents]
     if not files:
         raise NeojaxError(f"every input lies in --out {out}; choose another folder")
-    with Lock(out):
-        counts = begun(out, skipped, force)
-        cutting = Cutting(validation, text_key, sentences, paragraphs)
-        run = _Run(files, out / "unfinished", cutting, workers or _cores(), progress, counts)
-        made = Tokenizing(tokenizer, train_tokenizer, kind, cased, eod)
-        fill(out, run.folder, lambda: run.write(made, [str(i) for i in inputs]))
-    return counts
+    return out, files, skipped
 
 
 def begun(out: Path, skipped: Iterable[Skip], force: bool) -> Counts:

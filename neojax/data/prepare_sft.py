@@ -16,13 +16,11 @@ from neojax.data import tokenizer as tokenizers
 from neojax.data.chat_template import DEFAULT, FILE, ChatTemplate, find
 from neojax.data.completions import encoded, pieces_of, uses_template
 from neojax.data.encode import split_of
-from neojax.data.inputs import expand
-from neojax.data.prepare import VALIDATION, Counts, begun, fill
+from neojax.data.prepare import VALIDATION, Counts, begun, fill, outside
 from neojax.data.readers import Skip
 from neojax.data.records import Record, read_records
 from neojax.data.store import SPLITS, StoreWriter
 from neojax.errors import NeojaxError
-from neojax.files import named
 from neojax.lock import Lock
 from neojax.version import __version__
 
@@ -50,8 +48,7 @@ def prepare_sft(
     """
     if not 0 <= validation < 1:
         raise NeojaxError(f"--validation {validation}: expected a share of the records, from 0 to below 1")
-    out = named(out, "--out")
-    files, skipped = expand(inputs)
+    out, files, skipped = outside(inputs, out)
     taken = [file for file in files if file.suffix in (".jsonl", ".json")]
     skipped += [Skip(str(file), "is neither .jsonl nor .json") for file in files if file not in taken]
     if not taken:

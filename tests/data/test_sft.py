@@ -18,6 +18,8 @@ EOS = "<|endoftext|>"
 RECORDS = [
     {"prompt": "2 + 2 =", "completion": " 4"},
     {"prompt": "Q", "completion": f" A{EOS}"},
+    {"prompt": "Q", "completion": f" A{EOS} and B"},
+    {"prompt": "Q", "completion": f" A{EOS}\n"},
     {"messages": [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hi"},
                   {"role": "assistant", "content": "Ho"}, {"role": "user", "content": "Bye"},
                   {"role": "assistant", "content": "Ciao"}]},
@@ -29,6 +31,8 @@ RECORDS = [
 SAID = [
     ("2 + 2 =", [f" 4{EOS}"]),
     ("Q", [f" A{EOS}"]),
+    ("Q", [f" A{EOS} and B{EOS}"]),
+    ("Q", [f" A{EOS}\n"]),
     ("System: Be brief\nUser: Hi\nAssistant:", [f" Ho{EOS}", f" Ciao{EOS}"]),
     ("User: Hi\nAssistant:", [f" Ho{EOS}"]),
     ("User: Add\n\n1 1\nAssistant:", [f" 2{EOS}"]),
@@ -77,7 +81,7 @@ def test_what_a_tokenizer_puts_before_a_text_stands_before_a_prompt_as_in_sampli
     begin = own.token_to_id(EOS)
     own.post_processor = TemplateProcessing(single=f"{EOS} $A", special_tokens=[(EOS, begin)])
     own.save(str(tmp_path / "tokenizer.json"))
-    records = [{"prompt": "all", "completion": " of"}, {"text": "it"}, RECORDS[3]]
+    records = [{"prompt": "all", "completion": " of"}, {"text": "it"}, RECORDS[5]]
     _, out = written(tmp_path, records, tmp_path / "tokenizer.json", validation=0.0)
     tokens, scored = TokenStore(out / "train"), TokenStore(out / "train_scored")
     begins = [tokens.read(start, start + 1)[0] == begin for start in tokens.starts[:-1]]
@@ -102,6 +106,19 @@ def test_what_is_wrong_with_a_record_is_told(record, message, tokenizer, tmp_pat
     with pytest.raises(NeojaxError, match=message):
         written(tmp_path, [record], tokenizer)
     assert not (tmp_path / "out" / "prepared.json").exists()
+
+
+def test_inputs_within_the_folder_to_write_are_passed_over_and_a_file_is_no_folder(tokenizer, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old.jsonl").write_text(json.dumps(RECORDS[0]) + "\n")
+    with pytest.raises(NeojaxError, match="every input lies in --out"):
+        prepare_sft([tmp_path / "out"], tmp_path / "out", tokenizer=tokenizer)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(RECORDS[1]) + "\n")
+    both = [tmp_path / "rows.jsonl", tmp_path / "out" / "old.jsonl"]
+    counts = prepare_sft(both, tmp_path / "out", tokenizer=tokenizer, validation=0.0)
+    assert counts.train.documents == 1 and counts.skipped == {"lies in --out": 1}
+    with pytest.raises(NeojaxError, match=r"rows\.jsonl is a file; expected a folder"):
+        prepare_sft(both, tmp_path / "rows.jsonl", tokenizer=tokenizer)
 
 
 def test_templates_may_have_what_transformers_gives_them():
