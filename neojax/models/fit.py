@@ -16,10 +16,17 @@ def check_fit(model: Transformer, train: TrainConfig) -> None:
 
     The devices of the layout's mesh need not be here.
     """
-    stored, config = model.stored(), model.config
-    shape = (train.microbatch or train.batch_size, config.n_ctx)
+    shape = (train.microbatch or train.batch_size, model.config.n_ctx)
     model.layout.spec(BATCH_DIMS, (1, *shape), what=f"a microbatch of {shape[0]} sequences")
-    jax.eval_shape(lambda p, batch: model.bind(p).loss(batch), stored, example(config, *shape))
+    reported(model, *shape)
+
+
+def reported(model: Transformer, rows: int, length: int) -> list[str]:
+    """The names of the numbers that `model` reports of a batch of so many rows, `loss` among them; what is
+    said of every layer apart is not."""
+    batch = example(model.config, rows, length)
+    losses = jax.eval_shape(lambda p, batch: model.bind(p).loss(batch), model.stored(), batch)
+    return [name for name, (total, _) in losses.sums.items() if not total.shape]
 
 
 def example(config: ModelConfig, rows: int, length: int) -> Batch:
@@ -31,4 +38,6 @@ def example(config: ModelConfig, rows: int, length: int) -> Batch:
     kind = next((kind for kind in config.head.kinds if kind not in ("lm", "mlm", "token_classification")), "")
     tokens = ids(rows, 2, length) if kind == "multiple_choice" else ids(rows, length)
     labels = ids(rows, 2) if kind == "question_answering" else ids(rows)
+    if kind == "sequence_classification" and len(config.head.labels) == 1:
+        labels = jax.ShapeDtypeStruct((rows,), jnp.float32)
     return Batch(tokens, tokens, labels=labels if kind else None)

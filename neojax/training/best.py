@@ -2,7 +2,7 @@
 it."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neojax.config import TrainConfig
@@ -26,14 +26,12 @@ class Best:
         falls = train.best_is == "lowest" or (train.best_is == "auto" and self.metric.endswith(FALLING))
         self._sign = -1 if falls else 1
 
-    def check(self, sources: Iterable[str], names: Iterable[str]) -> None:
-        """Raises `NeojaxError` where the metric is neither of the held-out `sources`, nor one of `names`."""
-        known = [*(f"{source}_loss" for source in sources), *names]
-        starts = tuple(name.removesuffix("loss") for name in known if name.endswith("_loss"))
-        if self.metric and self.metric not in known and not self.metric.startswith(starts):
+    def check(self, names: Sequence[str]) -> None:
+        """Raises `NeojaxError` where the metric is none of `names`, those of the run's evaluations."""
+        if self.metric and self.metric not in names:
             raise NeojaxError(
                 f"train.best_metric={self.metric} is no metric of this run's evaluations"
-                f"{suggest(self.metric, known)}"
+                f"{suggest(self.metric, names)}"
             )
 
     def add(self, step: int, row: Mapping[str, Any]) -> bool:

@@ -34,7 +34,7 @@ from neojax.training.memory import check_memory
 from neojax.training.metrics import Progress
 from neojax.training.optimizer import Optimizer, make_optimizer
 from neojax.training.resume import first_state, go_on, may_begin
-from neojax.training.run import Run
+from neojax.training.run import Run, evaluated
 from neojax.training.signals import Stop
 from neojax.training.state import abstract_state
 
@@ -94,6 +94,7 @@ def train(config: Config, stop: Stop | None = None, ask: Asker | None = None) ->
     asked = agreed(partial(asked_of, ask, config, feed.tokenizer, feed.eos_token_id))
     layout = make_layout(config.mesh)
     model, optimizer = agreed(lambda: build(config, layout))
+    agreed(lambda: Best(config.train).check(evaluated(config, model, asked)))
     folder = place(config.train.run_dir)
     tokenizer = feed.tokenizer
     meta = runs.meta(config, tokenizer, feed.eos_token_id, feed.fingerprints)

@@ -16,6 +16,7 @@ from neojax.errors import NeojaxError
 from neojax.layout.hosts import agreed, from_first, on_first
 from neojax.lock import Lock
 from neojax.models import Transformer
+from neojax.models.fit import reported
 from neojax.models.flops import flops_per_token, mfu
 from neojax.runs import base
 from neojax.runs import run_dir as runs
@@ -27,6 +28,7 @@ from neojax.training.asked import Asked
 from neojax.training.best import Best
 from neojax.training.feed import Feed
 from neojax.training.health import Health, not_finite
+from neojax.training.inputs import named_sources
 from neojax.training.measures import MEASURES
 from neojax.training.metrics import MetricsWriter, Progress, Stopwatch, Throughput
 from neojax.training.optimizer import Optimizer
@@ -55,6 +57,19 @@ def due(train: TrainConfig, step: int) -> Due:
     return Due(last, last or step % train.log_every == 0, evaluates, saves)
 
 
+def evaluated(config: Config, model: Transformer, asked: Asked | None) -> list[str]:
+    """The metrics of a run's evaluations."""
+    names = [*reported(model, config.train.batch_size, config.model.n_ctx), *metrics_of(config.data.task)]
+    names += ["perplexity"] if has_perplexity(config) else []
+    held_out = named_sources(config.data.validation)
+    return [*(f"{source}_{name}" for source in held_out for name in names), *(asked.names if asked else ())]
+
+
+def has_perplexity(config: Config) -> bool:
+    """Whether the loss is a negative log-likelihood of tokens."""
+    return config.train.loss == "cross_entropy" and config.model.head.kinds[0] in ("lm", "mlm")
+
+
 class Run:
     """The state of a run in progress, and what happens at each step."""
 
@@ -81,8 +96,6 @@ class Run:
         self.together = Together()
         self.train_step = make_train_step(model, optimizer, config.train)
         self.evaluations = feed.evaluations(model)
-        told = [f"{source}_{name}" for source in self.evaluations for name in metrics_of(config.data.task)]
-        best.check(self.evaluations, [*told, *(asked.names if asked else ())])
         self.share = Share(model.layout, config.train.microbatch or config.train.batch_size)
 
     def go(self, checkpoints: Checkpoints, lock: Lock | BucketLock, spool: Spool) -> None:
@@ -316,9 +329,7 @@ class Run:
 
     def perplexity(self, loss: float, name: str = "") -> dict[str, float]:
         """exp(loss), kept finite; nothing where the loss is no negative log-likelihood."""
-        if self.config.train.loss != "cross_entropy" or self.config.model.head.kinds[0] not in ("lm", "mlm"):
-            return {}
-        return {f"{name}perplexity": math.exp(min(loss, 700.0))}
+        return {f"{name}perplexity": math.exp(min(loss, 700.0))} if has_perplexity(self.config) else {}
 
 
 ALWAYS = ("loss", "grad_norm", "learning_rate")  # metrics of every model

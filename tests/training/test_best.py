@@ -95,12 +95,13 @@ def test_what_counts_as_better(metric, way, values, better):
             ["train.best_metric=validaton_loss"],
             r"is no metric of this run's .* did you mean validation_loss\?",
         ),
-        (["train.best_metric=validation_f1"], r"validation_f1 did not come of the evaluation at step 2; "),
+        (["train.best_metric=validation_f1"], r"validation_f1 is no metric of this run's evaluations; "),
     ],
 )
 def test_what_does_not_go_together_is_told(keys, message, settings, tmp_path):
     with pytest.raises(NeojaxError, match=message):
         train(settings(tmp_path / "run", *EVERY, "train.steps=2", *keys))
+    assert not (tmp_path / "run" / "config.yml").exists()  # before anything is trained
 
 
 def test_a_run_without_a_best_says_so(whole_run):

@@ -249,4 +249,4 @@ def test_a_metric_without_its_source_is_suggested_with_it():
     told = [f"validation_{name}" for name in metrics_of("tagging")]
     assert told == ["validation_precision", "validation_recall", "validation_f1"]
     with pytest.raises(NeojaxError, match="validation_f1"):
-        Best(configuration.TrainConfig(best_metric="f1"), None).check(["validation"], told)
+        Best(configuration.TrainConfig(best_metric="f1"), None).check(told)
