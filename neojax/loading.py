@@ -4,7 +4,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +14,11 @@ import numpy as np
 from neojax import config as configuration
 from neojax.arguments import wrong
 from neojax.config import Config, MeshConfig
-from neojax.convert import hf, hf_config, peft
+from neojax.convert import configs, hf, hf_config, peft
 from neojax.convert.neox_checkpoint import refuse_checkpoint
 from neojax.convert.peft_files import CONFIG as ADAPTER
 from neojax.convert.peft_files import base_of, is_adapter_dir
-from neojax.convert.place import Fresh
+from neojax.convert.place import Fresh, Narrow
 from neojax.data import tokenizer as tokenizers
 from neojax.data.special_tokens import SpecialTokens
 from neojax.errors import NeojaxError
@@ -84,7 +84,10 @@ def load(
         if adapter is not None:
             return for_inference(load_adapted(path, adapter, layout, compute), weights)
         if run is None:
-            kept = partial(narrow, dtype=compute.dtype, weights=weights)
+
+            def kept(name: str, dims: tuple[str, ...], value: jax.Array) -> Any:
+                return narrow(value, dims, compute.dtype, weights)
+
             return hf.load(path, inference_layout(layout), inference_compute(compute), kept)
         model, params = restore(run, layout, compute)
         return accompanied(converted(model, params, weights), run)
@@ -124,15 +127,28 @@ def load_adapted(
     """The model at `path` with the low-rank additions of `adapter`, in the form in which it is trained;
     additions of its own become part of its matrices, and a head that only the adapter has comes with it.
     Raises `NeojaxError`."""
-    if not hf.is_hf_dir(path) or (head := peft.head_for(adapter, hf_config.read_config(path))) is None:
-        return peft.load(adapter, merged(load_trained(path, layout, compute)), path)
+    own = peft.opened(adapter)
+    if not hf.is_hf_dir(path) or (head := peft.head_for(own, hf_config.read_config(path))) is None:
+        return peft.load(own, merged(load_trained(path, layout, compute)), path)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         base = hf.load(path, layout, compute, head=head)
-    if not peft.heads_are_known(adapter, base, path):  # else what is told to begin at random does not
+    if not peft.heads_are_known(own, base, path):  # else what is told to begin at random does not
         for warning in told:
             warnings.warn(warning.message, stacklevel=3)
-    return peft.load(adapter, base, path)
+    return peft.load(own, base, path)
+
+
+def config_at(path: str | Path, adapter: str | Path | None = None) -> Config:
+    """The configuration of the run at `path`, as `load` takes it, or of a Hugging Face directory one with the
+    model there, whose head is the adapter's where only that has it. Raises `NeojaxError`."""
+    folder, adapter = with_adapter(path, adapter)
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    config = configs.of_folder(run)
+    if adapter is None or not hf.is_hf_dir(folder):
+        return config
+    head = peft.head_for(peft.opened(adapter), config.model)
+    return config if head is None else replace(config, model=replace(config.model, head=head))
 
 
 def checked(mesh: MeshConfig) -> MeshConfig:
@@ -148,10 +164,14 @@ def usual_layout(usual: MeshConfig) -> Layout:
     return single_device() if current.empty else layout_on(current, usual)
 
 
-def load_params(path: str | Path, model: Transformer, seed: int = 0) -> dict[str, jax.Array]:
-    """The weights at `path`, as `load` takes it, for `model` in its stored layout. Heads that
-    are not there begin at random, as `seed` has it; a warning says so, and which heads there have no use.
-    Raises `NeojaxError` where its other parameters are not those of `model`."""
+def load_params(path: str | Path, model: Transformer, seed: int = 0) -> dict[str, Any]:
+    """The weights at `path`, as `load` takes it, for `model` in its stored layout; for one with low-rank
+    additions its other parameters, of which a Hugging Face directory gives each in the type that it is kept
+    in as soon as it is read. Heads that are not there begin at random, as `seed` has it; a warning says so,
+    and which heads there have no use. Raises `NeojaxError` where its other parameters are not those of
+    `model`."""
+    kept: Narrow = (lambda name, dims, value: value) if model.adapters is None else model.adapters.narrowed
+    model = model.plain()
     folder = place(path)
     names = family(model.config.family).hugging_face
     heads = set() if names is None else set(names.heads)
@@ -159,8 +179,10 @@ def load_params(path: str | Path, model: Transformer, seed: int = 0) -> dict[str
         heads |= {"lm_head", "lm_head_bias"}  # of one that predicts tokens
     ours = model.stored()
     if heads and hf.is_hf_dir(folder):
-        loaded = hf.load(folder, model.layout, model.compute, head=model.config.head, seed=seed)
+        loaded = hf.load(folder, model.layout, model.compute, kept, head=model.config.head, seed=seed)
         theirs = dict(loaded.params())
+    elif hf.is_hf_dir(folder):
+        theirs = dict(hf.load(folder, model.layout, model.compute, kept).params())
     else:
         theirs = merged(load_trained(path, model.layout, model.compute)).params()
         theirs = _with_heads(theirs, model, heads, seed, path) if heads else theirs

@@ -5,14 +5,13 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import fields
 from pathlib import Path
 
-from neojax.commands.sample import ending_at_once, mesh_of
+from neojax.commands.opening import add_adapter, ending_at_once, mesh_of, opened
 from neojax.data.chat_template import DEFAULT, find
 from neojax.errors import NeojaxError
-from neojax.loading import load
+from neojax.loading import with_adapter
 from neojax.output import complain
 from neojax.sampling.chat import Chat
 from neojax.sampling.requests import Sampling, usable
-from neojax.storage.remote import place
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -43,6 +42,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest tokens")
     parser.add_argument("--top-p", type=float, metavar="P", help="draw from the likeliest tokens of share P")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed (%(default)s)")
+    add_adapter(parser)
     parser.add_argument(
         "overrides", nargs="*", metavar="mesh.key=value", help="the mesh to run on (default: one device)"
     )
@@ -50,12 +50,12 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Reads a line, prints the answer, until there are no more lines."""
-    mesh = mesh_of(args.source, args.overrides)
+    mesh_of(args.source, args.overrides)  # raises for what is none
     template = _template(args)
     names = {f.name for f in fields(Sampling)}
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
     sampling = Sampling(**given)  # before the weights are read
-    model = usable(load(args.source, mesh=mesh), "chat")
+    model = usable(opened(args, args.overrides), "chat")
     chat = Chat(model, template, sampling, args.system)
     is_terminal = sys.stdin.isatty()
     with ending_at_once():
@@ -82,8 +82,10 @@ def _template(args: Namespace) -> str:
             return Path(args.chat_template).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as e:
             raise NeojaxError(f"--chat-template: cannot read {args.chat_template}: {e}") from None
-    path = place(args.source)
-    found = find(path.parent.parent if path.parent.name == "checkpoints" else path)
+    path, adapter = with_adapter(args.source, args.adapter)
+    folders = [adapter] if adapter is not None else []
+    folders.append(path.parent.parent if path.parent.name == "checkpoints" else path)
+    found = next((own for own in map(find, folders) if own is not None), None)
     if found is None:
         raise NeojaxError(
             f"{args.source} has no chat template: it was not trained for conversations; name one with "

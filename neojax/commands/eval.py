@@ -1,5 +1,6 @@
 """`neojax eval RUN_OR_DIR [DATA ...] [--stride N] [--by-document] [--json] [mesh.key=value ...]`."""
 
+import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,20 +9,24 @@ import jax
 
 from neojax import config
 from neojax.arguments import whole
-from neojax.commands.sample import mesh_of
+from neojax.commands.opening import add_adapter, opened
 from neojax.convert import hf
 from neojax.data.inputs import expand
+from neojax.data.readers import may_have_keys
 from neojax.errors import NeojaxError
 from neojax.evaluate import bias, harness, local_tasks
 from neojax.evaluate.held_out import Reading, documents, is_stored
 from neojax.evaluate.likelihood import Measured, Tally, measure
 from neojax.evaluate.local_tasks import local_task
 from neojax.evaluate.tasks import TASKS
-from neojax.loading import find_run, load
+from neojax.loading import find_run, with_adapter
 from neojax.models import Transformer
 from neojax.output import json_line
 from neojax.sampling.requests import usable
 from neojax.storage.remote import place
+
+OVERRIDE = re.compile(r"(model|mesh|data|train)\.[a-z_.0-9]+=")
+"""How a word begins that sets a key."""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -53,10 +58,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         "they are; with --stride, its lines joined as Hugging Face does",
     )
     parser.add_argument(
-        "--text-key",
-        default="text",
-        metavar="KEY",
-        help="key of JSON lines that holds the text (%(default)s)",
+        "--text-key", metavar="KEY", help="key of JSON lines and Parquet that holds the text (default: text)"
     )
     parser.add_argument(
         "--tasks",
@@ -72,6 +74,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--include-path", metavar="DIR", help="a folder with yaml files of tasks, such as of local files"
     )
+    add_adapter(parser)
     parser.add_argument("--by-document", action="store_true", help="show every document, too")
     parser.add_argument(
         "--dtype", default="auto", help="compute in float32 or bfloat16 (default: bfloat16 on TPU and GPU)"
@@ -82,27 +85,55 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> None:
     """Prints what the arguments ask for."""
-    overrides = [word for word in args.data if word.startswith("mesh.") and "=" in word]
+    overrides = [word for word in args.data if OVERRIDE.match(word) and not place(word).exists()]
     named = [word for word in args.data if word not in overrides]
-    tasks = [word for word in args.tasks.split(",") if word]
+    overrides += args.overrides
+    if other := next((word for word in overrides if not word.startswith("mesh.")), None):
+        raise NeojaxError(
+            f"{other}: expected DATA, or a key of the mesh to run on, such as mesh.cpu_devices=8; no other "
+            "key is for this command"
+        )
+    tasks = named_tasks(args.tasks)
     check(args, named, tasks)
     for word in tasks:
         if "=" in word:
             local_task(word)  # before the weights are read
-    for word in named:
-        if not is_stored(word):
-            expand([word])  # raises for what is not there
+    files = [file for word in named if not is_stored(word) for file in expand([word])[0]]  # raises, too
+    if args.text_key is not None and not any(may_have_keys(file.name) for file in files):
+        what = f"{named[0]} holds {'text itself' if files else 'tokens'}" if named else "no text is named"
+        raise NeojaxError(
+            f"--text-key {args.text_key} is for text in JSON lines and Parquet, and {what}; leave it out"
+        )
     data = [] if tasks else [(word, "") for word in named] or held_out_of(args.source)
-    mesh = mesh_of(args.source, [*overrides, *args.overrides])
-    model = usable(load(args.source, mesh=mesh, dtype=args.dtype), "score a text token by token")
+    model = usable(opened(args, overrides, args.dtype), "score a text token by token")
     for row in task_rows(model, tasks, args.num_fewshot, args.limit, args.include_path):
         if not jax.process_index():
             print(json_line(row) if args.json else task_table(row), flush=True)
-    reading = Reading(args.text_key, args.wikitext, joined=args.wikitext and args.stride is not None)
+    reading = Reading(
+        args.text_key or Reading.text_key, args.wikitext, joined=args.wikitext and args.stride is not None
+    )
     for path, split in data:
         for row in rows(model, path, split, reading, args.stride, args.by_document):
             if not jax.process_index():
                 print(json_line(row) if args.json else table(row), flush=True)
+
+
+def named_tasks(text: str) -> list[str]:
+    """The tasks of --tasks, which commas part; one that is part of the name of a file that is there does
+    not."""
+    words = [word for word in text.split(",") if word]
+    tasks: list[str] = []
+    while words:
+        ends = range(len(words), 1, -1) if "=" in words[0] else ()
+        end = next((n for n in ends if _is_there(",".join(words[:n]))), 1)
+        tasks.append(",".join(words[:end]))
+        words = words[end:]
+    return tasks
+
+
+def _is_there(task: str) -> bool:
+    _, _, files = task.partition("=")
+    return all(file and place(file).exists() for file in files.split("+", 1))
 
 
 def check(args: Namespace, data: list[str], tasks: list[str]) -> None:
@@ -111,8 +142,9 @@ def check(args: Namespace, data: list[str], tasks: list[str]) -> None:
     for name, value in of_tasks.items():
         if value is not None and not tasks:
             raise NeojaxError(f"{name} is for tasks; name some with --tasks")
-    if tasks and (data or args.stride is not None or args.wikitext or args.by_document):
-        what = data[0] if data else "--stride, --wikitext and --by-document"
+    other = args.stride is not None or args.wikitext or args.by_document or args.text_key is not None
+    if tasks and (data or other):
+        what = data[0] if data else "--stride, --wikitext, --by-document and --text-key"
         raise NeojaxError(f"--tasks have texts of their own; leave {what} out, or run another command for it")
     if args.include_path is not None and all("=" in word for word in tasks):
         raise NeojaxError(
@@ -158,7 +190,7 @@ def task_table(row: dict[str, Any]) -> str:
 def held_out_of(source: str) -> list[tuple[str, str]]:
     """The paths of a run's data.validation, each with the shares of it. Raises `NeojaxError` where there are
     none."""
-    path = place(source)
+    path, _ = with_adapter(source)
     if hf.is_hf_dir(path):
         raise NeojaxError(f"{source} has no held-out data of its own; name token stores or text files")
     run_dir = find_run(path)[0]

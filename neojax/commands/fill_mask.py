@@ -5,9 +5,8 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 
 from neojax.arguments import whole
-from neojax.commands.sample import ending_at_once, mesh_of
+from neojax.commands.opening import add_adapter, ending_at_once, opened
 from neojax.errors import NeojaxError
-from neojax.loading import load
 from neojax.output import json_line
 from neojax.sampling.fill_mask import Filled, check_masked, fill_mask
 
@@ -29,6 +28,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--top-k", type=int, default=5, metavar="K", help="the K likeliest tokens of each mask (%(default)s)"
     )
+    add_adapter(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object a text")
     parser.set_defaults(overrides=[])  # those behind options
 
@@ -41,7 +41,7 @@ def run(args: Namespace) -> None:
         raise NeojaxError('no text is given; give one with a mask, such as "The [MASK] sat"')
     overrides += args.overrides
     whole("--top-k", args.top_k, lambda n: n >= 1, "at least 1")  # before the weights are read
-    model = load(args.source, mesh=mesh_of(args.source, overrides))
+    model = opened(args, overrides)
     check_masked(model)
     with ending_at_once():
         found = fill_mask(model, texts, top_k=args.top_k)

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from neojax import config as configuration
-from neojax.commands.sample import ending_at_once, mesh_of
+from neojax.commands.opening import add_adapter, ending_at_once, opened
 from neojax.config import DataConfig
 from neojax.config.tasks import TASKS
-from neojax.convert import configs
 from neojax.data.answers import Reply
 from neojax.data.examples import Examples
 from neojax.data.labelled import Row, class_of, read_rows
@@ -21,7 +20,7 @@ from neojax.data.tagged import Tagged, entity_scores, read_tagged
 from neojax.data.task_rows import cut_rows, windows_told
 from neojax.errors import NeojaxError
 from neojax.files import is_free, named, new_folder
-from neojax.loading import load
+from neojax.loading import config_at
 from neojax.models import Transformer
 from neojax.output import complain, json_line
 from neojax.sampling.answered import answers
@@ -33,7 +32,6 @@ from neojax.sampling.predict import (
     spans_for,
     taggings,
 )
-from neojax.storage.remote import place
 from neojax.training.measures import measured
 
 
@@ -52,6 +50,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="rows as data.train has them (.jsonl, .json, .tsv, .csv, .txt, .conll), with labels or without; "
         "data.text=COLUMN and such among them say where the text is, mesh.key=value what to run on",
     )
+    add_adapter(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object a row")
     parser.add_argument(
         "--out",
@@ -70,7 +69,7 @@ def run(args: Namespace) -> None:
     if not files:
         raise NeojaxError("no file is given; name one with rows of text, such as rows.jsonl")
     mesh = [word for word in overrides if word.startswith("mesh.")]
-    data = _data(args.source, [word for word in overrides if word not in mesh])
+    data = _data(args, [word for word in overrides if word not in mesh])
     task = TASKS[data.task]
     asks = task.head == "question_answering"
     if args.out and not asks:
@@ -81,7 +80,7 @@ def run(args: Namespace) -> None:
         raise NeojaxError(f"{args.out} exists already; remove it or name another place")
     read, say = BY_HEAD[task.head]
     rows = {file: read(file, data, labelled=False) for file in files}  # before the weights are read
-    model = load(args.source, mesh=mesh_of(args.source, mesh))
+    model = opened(args, mesh)
     check_predicts(model)
     for file, own in rows.items():
         found = say(model, own, data, args, file)
@@ -182,11 +181,9 @@ BY_HEAD: dict[str, tuple[Any, Any]] = {
 """The kind of a head -> what reads its rows, and what says something of them."""
 
 
-def _data(source: str, overrides: list[str]) -> DataConfig:
+def _data(args: Namespace, overrides: list[str]) -> DataConfig:
     """The keys of `data` of a run, or those that a model of Hugging Face's is read with."""
-    path = place(source)
-    run = path.parent.parent if path.parent.name == "checkpoints" else path
-    config = configs.of_folder(run)
+    config = config_at(args.source, args.adapter)
     labels = config.model.head.labels
     usual = "regression" if len(labels) == 1 else "classification"
     usual = {"token_classification": "tagging", "question_answering": "squad"}.get(
@@ -199,5 +196,7 @@ def _data(source: str, overrides: list[str]) -> DataConfig:
     kind = {task: (own.head, own.is_number) for task, own in TASKS.items()}
     its = str(kept["task"])
     if found.task != its and kind.get(found.task) != kind[its]:
-        raise NeojaxError(f"data.task={found.task}: {source} is a model for data.task={its}; leave it out")
+        raise NeojaxError(
+            f"data.task={found.task}: {args.source} is a model for data.task={its}; leave it out"
+        )
     return found

@@ -1,21 +1,14 @@
 """`neojax sample RUN_OR_CHECKPOINT [--prompt TEXT ...] [mesh.key=value ...]`."""
 
-import contextlib
 import json
-import os
-import signal
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 
-from neojax import config
 from neojax.arguments import text
-from neojax.config import MeshConfig
-from neojax.convert import hf
+from neojax.commands.opening import add_adapter, ending_at_once, mesh_of, opened
 from neojax.errors import NeojaxError
-from neojax.loading import find_run, load, with_adapter
 from neojax.output import json_line
 from neojax.sampling.generate import Sample, generate
 from neojax.sampling.requests import Sampling, sample_count, usable
@@ -83,11 +76,7 @@ def add_arguments(parser: ArgumentParser) -> None:
         choices=("float32", "bfloat16", "int8"),
         help="keep the matrices in fewer bytes, for slightly other text; slower on CPU (%(default)s)",
     )
-    parser.add_argument(
-        "--adapter",
-        metavar="DIR",
-        help="a folder of PEFT's (adapter_config.json), whose low-rank additions the model gets",
-    )
+    add_adapter(parser)
     parser.add_argument(
         "--json",
         action="store_true",
@@ -119,14 +108,11 @@ def _let_overrides_stand_last(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     """Generates and prints what the arguments ask for."""
     prompts = read_prompts(args)
-    mesh = mesh_of(args.source, args.overrides)
-
+    mesh_of(args.source, args.overrides)  # raises for what is none
     settings = {f.name: getattr(args, f.name) for f in fields(Sampling) if hasattr(args, f.name)}
     sampling = Sampling(**settings)  # before the weights are read
     sample_count(args.num_samples)
-    model = usable(
-        load(args.source, mesh=mesh, weights=args.weights, adapter=args.adapter), "continue a text"
-    )
+    model = usable(opened(args, args.overrides), "continue a text")
     if model.tokenizer is None:
         raise NeojaxError(
             f"{args.source} has no tokenizer, so there is no text to continue; use neojax.generate"
@@ -153,25 +139,6 @@ def run(args: Namespace) -> None:
             if len(samples) > 1:
                 print(f"{'' if i == 0 else chr(10)}--- {i + 1} of {len(samples)}")
             print(f"{sample.prompt}{sample.text}", flush=True)
-
-
-@contextlib.contextmanager
-def ending_at_once() -> Iterator[None]:
-    """Inside, Ctrl-C ends the process, which has nothing to lose: JAX swallows a KeyboardInterrupt that is
-    raised within its callbacks. Where somebody else handles or ignores the signal, it is left to them."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
-        return
-
-    def end(*_: object) -> None:
-        os.write(2, b"interrupted\n")
-        os._exit(130)
-
-    signal.signal(signal.SIGINT, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def as_json(sample: Sample) -> str:
@@ -217,19 +184,3 @@ def read_prompts(args: Namespace) -> list[str]:
     if not prompts:
         raise NeojaxError(f"--prompt-file {name} has no prompts; expected one a line")
     return prompts
-
-
-def mesh_of(source: str, overrides: list[str]) -> MeshConfig | None:
-    """The mesh of the run with `overrides`, or None (one device) without any. Raises `NeojaxError`."""
-    if not overrides:
-        return None
-    for override in overrides:
-        if not override.startswith("mesh."):
-            raise NeojaxError(
-                f"override {override!r}: sampling takes those of the mesh, such as mesh.cpu_devices=8"
-            )
-    path, _ = with_adapter(source)
-    raw = {}
-    if not hf.is_hf_dir(path):
-        raw = {"mesh": config.to_dict(config.load(find_run(path)[0] / "config.yml").mesh)}
-    return config.from_dict(raw, overrides, source=source).mesh

@@ -7,7 +7,7 @@ shard, so neither holds the model in host memory.
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from neojax.convert import hf_tensors
 from neojax.convert.hf_config import CONFIG, is_hf_dir, names_of, read_config, to_json
 from neojax.convert.hf_tensors import Place
 from neojax.convert.hf_tokenizer import read_eos_token_id, read_tokenizer, write_tokenizer
-from neojax.convert.place import Fresh, Index, place
+from neojax.convert.place import Fresh, Index, Narrow, place
 from neojax.convert.tensor_files import open_tensors
 from neojax.data.special_tokens import SpecialTokens
 from neojax.data.tokenizer import first_tokens, n_ids
@@ -48,7 +48,7 @@ def load(
     path: str | Path,
     layout: Layout | None = None,
     compute: Compute | None = None,
-    narrow: Callable[[jax.Array, tuple[str, ...]], Any] = lambda value, dims: value,
+    narrow: Narrow = lambda name, dims, value: value,
     *,
     head: HeadConfig | None = None,
     seed: int = 0,

@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -46,16 +47,28 @@ TASKS = {
 """Kind of a head -> PEFT's word for a task; for others it has none."""
 
 
-def load(path: str | Path, base: Transformer, base_path: str | Path) -> Transformer:
-    """The model `base`, which was loaded from `base_path`, with the additions of the adapter at `path`, in
-    the form in which it is trained.
+class Adapter(NamedTuple):
+    """PEFT's folder, and its tensors, whose files were looked through once."""
+
+    folder: Path
+    files: TensorFiles
+
+
+def opened(path: str | Path) -> Adapter:
+    """The adapter at `path`. Raises `NeojaxError` where its files cannot be read."""
+    return Adapter(Path(path), open_weights(Path(path)))
+
+
+def load(adapter: Adapter, base: Transformer, base_path: str | Path) -> Transformer:
+    """The model `base`, which was loaded from `base_path`, with the additions of `adapter`, in the form in
+    which it is trained.
 
     Layers without an addition, where others like them have one, get one of zeros; a rank or alpha of its own
     becomes the common one without changing what is added. Raises `NeojaxError`, which names the tensor, where
     the adapter is of another base.
     """
-    folder, names = Path(path), names_of(base.config.family)
-    settings, files = read_settings(folder), open_weights(folder)
+    (folder, files), names = adapter, names_of(base.config.family)
+    settings = read_settings(folder)
     places = hf_tensors.places(names, base.config, pieces(base))
     found = _found(folder, names, files, places, base_path)
     ranks = {module: files.shapes[keys["A"]][0] for module, keys in found.parts.items()}
@@ -99,15 +112,14 @@ def load(path: str | Path, base: Transformer, base_path: str | Path) -> Transfor
     )
 
 
-def head_for(path: str | Path, config: ModelConfig) -> HeadConfig | None:
-    """The head of the task of the adapter at `path`, where a base of `config` has it not: with as many labels
-    as the adapter has rows for, whose names PEFT does not keep."""
-    folder, names = Path(path), names_of(config.family)
+def head_for(adapter: Adapter, config: ModelConfig) -> HeadConfig | None:
+    """The head of the task of `adapter`, where a base of `config` has it not: with as many labels as the
+    adapter has rows for, whose names PEFT does not keep."""
+    (folder, files), names = adapter, names_of(config.family)
     task = read_json(folder / CONFIG).get("task_type")
     kind = next((kind for kind, word in TASKS.items() if word == task), "lm")
     if kind == "lm" or kind in config.head.kinds:
         return None
-    files = open_weights(folder)
     tensors = {
         names.heads[param][0] for param in ("classifier.weight", "score.weight") if param in names.heads
     }
@@ -117,11 +129,11 @@ def head_for(path: str | Path, config: ModelConfig) -> HeadConfig | None:
     return HeadConfig((kind,), tuple(f"LABEL_{i}" for i in range(rows[0]))) if rows else None
 
 
-def heads_are_known(path: str | Path, base: Transformer, base_path: str | Path) -> bool:
+def heads_are_known(adapter: Adapter, base: Transformer, base_path: str | Path) -> bool:
     """Whether each tensor of the heads of `base` is in its files or in those of the adapter."""
     names = names_of(base.config.family)
     needed = {names.heads[param][0] for param in base.params() if param in names.heads}
-    files = (*open_weights(Path(path)).shapes, *open_tensors(Path(base_path)).shapes)
+    files = (*adapter.files.shapes, *open_tensors(Path(base_path)).shapes)
     return needed <= {canonical(names, key) for key in files}
 
 

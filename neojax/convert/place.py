@@ -20,18 +20,20 @@ from neojax.models.initial import initial
 from neojax.models.pieces import Piece, by_param
 
 Index = tuple[slice, ...]
+Narrow = Callable[[str, tuple[str, ...], jax.Array], Any]
+"""(name, dimensions, value) of a parameter -> what is kept of it."""
 
 
 def place(
     model: Transformer,
     read: Callable[[Piece, Index], np.ndarray],
-    narrow: Callable[[jax.Array, tuple[str, ...]], Any] = lambda value, dims: value,
+    narrow: Narrow = lambda name, dims, value: value,
 ) -> Transformer:
     """`model` with the weights that `read` gives, float32, in the stored layout; padding of the vocabulary is
     zero.
 
     `read(piece, index)` returns the part `index` (slices with bounds, within `piece.shape`) of a piece. What
-    is kept of a parameter is what `narrow(value, its dimensions)` makes of it.
+    is kept of a parameter is what `narrow(its name, its dimensions, value)` makes of it.
     """
     stored, dims = model.stored(), model.dims()
     params: dict[str, Any] = {}
@@ -55,7 +57,7 @@ def place(
             # Transfers run in the background: without waiting, the pieces in flight would add up to the
             # model.
             jax.block_until_ready(value)
-        params[name] = jax.block_until_ready(narrow(value, dims[name]))
+        params[name] = jax.block_until_ready(narrow(name, dims[name], value))
     return model.bind(params)
 
 

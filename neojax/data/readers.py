@@ -76,6 +76,16 @@ def read(path: Path, text_key: str, progress: Callable[[int], None]) -> Iterator
     progress(size(path) - position)
 
 
+def may_have_keys(name: str) -> bool:
+    """Whether a file of this name may hold records, by whose key the text is found, or files that do."""
+    suffix = Path(name).suffix.lower()
+    if suffix in _SHORT:
+        return True
+    if suffix in _DECOMPRESS:
+        return may_have_keys(Path(name).stem)
+    return suffix in ("", ".json", ".tar", ".zip", ".parquet", *JSONL)
+
+
 def _read(where: str, name: str, stream: IO[bytes], text_key: str) -> Iterator[Record | Skip]:
     """The records of a stream, by the suffix of its name; `where` says where in which archive it lies."""
     suffix = Path(name).suffix.lower()

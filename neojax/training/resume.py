@@ -176,7 +176,7 @@ def first_state(model: Transformer, optimizer: Optimizer, train: TrainConfig, no
                 "train.init_from"
             )
         return init_state(model.init(train.seed), optimizer)
-    params = load_params(train.init_from, model.plain(), train.seed)
+    params = load_params(train.init_from, model, train.seed)
     bound = model.bind(params) if model.adapters is None else model.adapted(params, train.seed)
     note(f"starting from the weights of {train.init_from}")
     return init_state(bound, optimizer)

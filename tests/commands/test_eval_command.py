@@ -8,6 +8,7 @@ from helpers import failure, perturbed, tiny, written_run
 
 import neojax
 from neojax.cli import main
+from neojax.commands.eval import named_tasks
 from neojax.config import Config, DataConfig, SourceConfig
 from neojax.data.store import StoreWriter
 from neojax.data.tokenizer import train
@@ -87,11 +88,39 @@ def test_tasks_of_local_files_are_a_line_each(run, tmp_path, capsys):
     assert first.startswith("sst2: 2 questions, 0 examples, acc ") and " to " in second
 
 
+def test_a_comma_in_the_name_of_a_file_that_is_there_parts_no_tasks(run, tmp_path, capsys):
+    (tmp_path / "a, b.txt").write_text("1 the cat\n")
+    (tmp_path / "c.txt").write_text("1 the cat\n0 the dog\n")
+    tasks = f"sst2={tmp_path / 'a, b.txt'},sst2={tmp_path / 'c.txt'}"
+    rows = map(json.loads, evaluated(capsys, run, "--tasks", tasks, "--json").splitlines())
+    assert [row["questions"] for row in rows] == [1, 2]
+    both = f"sst2={tmp_path / 'c.txt'}+{tmp_path / 'a, b.txt'},hellaswag,copa={tmp_path / 'none, there.txt'}"
+    assert named_tasks(both) == [both.split(",h")[0], "hellaswag", f"copa={tmp_path / 'none'}", " there.txt"]
+
+
+def test_the_key_of_the_text_is_for_files_that_have_keys(run, tmp_path, capsys):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"said": TEXT}) + "\n")
+    (tmp_path / "a.txt").write_text(TEXT)
+    row = json.loads(evaluated(capsys, run, str(tmp_path / "a.jsonl"), "--text-key", "said", "--json"))
+    assert row == {
+        **json.loads(evaluated(capsys, run, str(tmp_path / "a.txt"), "--json")),
+        "data": row["data"],
+    }
+    key = ("--text-key", "said")
+    assert "a.txt holds text itself; leave it out" in fails(capsys, run, str(tmp_path / "a.txt"), *key)
+    assert "--text-key said is for text in JSON lines" in fails(capsys, run, *key)
+    assert "leave --stride, --wikitext, --by-document and --text-key out" in fails(
+        capsys, run, "--tasks", f"sst2={bad(tmp_path)}", *key
+    )
+
+
 def test_what_cannot_be_done_is_one_line(run, tmp_path, capsys):
     assert "does not exist" in fails(capsys, run, str(tmp_path / "nowhere.txt"))
     (tmp_path / "there.txt").write_text(TEXT)
     assert "does not exist" in fails(capsys, run, str(tmp_path / "there.txt"), str(tmp_path / "nowhere.txt"))
     assert "does not exist" in fails(capsys, str(tmp_path / "no_run"))
+    other = fails(capsys, run, str(tmp_path / "there.txt"), "train.steps=3")
+    assert "train.steps=3: expected DATA, or a key of the mesh to run on, such as mesh.cpu_devices=8" in other
     assert "expected auto, float32 or bfloat16" in fails(capsys, run, "--dtype", "float8")
     assert "expected 1 to the model's context" in fails(capsys, run, "--stride", "0")
     assert "--limit is for tasks; name some with --tasks" in fails(capsys, run, "--limit", "1")

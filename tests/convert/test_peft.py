@@ -23,6 +23,7 @@ import neojax
 from neojax.cli import main
 from neojax.config import MeshConfig
 from neojax.convert import peft as files
+from neojax.convert.tensor_files import Safetensors
 from neojax.data.batch import Batch
 from neojax.errors import NeojaxError
 from neojax.loading import load_trained
@@ -193,7 +194,7 @@ def test_the_head_of_a_task_goes_with_its_additions(family, tmp_path):
     assert written["modules_to_save"] == ["score" if family == "GPT-Neo" else "classifier"]
 
 
-def test_a_head_that_only_the_adapter_has_comes_with_it(tmp_path):
+def test_a_head_that_only_the_adapter_has_comes_with_it(tmp_path, monkeypatch):
     """As PEFT's users have it: a language model, and the adapter of a classifier that was made from it."""
     config = gpt_neo([[["global"], 1]], num_labels=3, pad_token_id=0).config
     make = lambda: filled(transformers.GPTNeoForSequenceClassification, config)  # noqa: E731
@@ -202,9 +203,13 @@ def test_a_head_that_only_the_adapter_has_comes_with_it(tmp_path):
     classifier = type(made.model.get_base_model()).from_pretrained(made.base)
     plain.transformer.load_state_dict(classifier.transformer.state_dict())
     plain.save_pretrained(tmp_path / "plain")
+    scanned: list[Path] = []
+    scan = Safetensors.scan
+    monkeypatch.setattr(Safetensors, "scan", lambda self, file: scanned.append(file) or scan(self, file))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = neojax.load(tmp_path / "plain", adapter=made.adapter)
+    assert sum(file.parent == made.adapter for file in scanned) == 1  # it may be large, and far away
     assert found.config.head.kinds == ("sequence_classification",) and len(found.config.head.labels) == 3
     near(found(made.tokens), made.logits(), 1e-5)
 

@@ -11,8 +11,12 @@ from helpers import random_tokens
 
 import neojax
 from neojax.cli import main
+from neojax.config import LoraConfig
+from neojax.convert import hf
 from neojax.errors import NeojaxError
-from neojax.loading import load_trained
+from neojax.layout.named import Quantized
+from neojax.loading import load_params, load_trained
+from neojax.models import Transformer
 from neojax.models.merging import merged
 from neojax.runs.checkpoint import Checkpoints
 from neojax.runs.orbax import shapes
@@ -52,6 +56,25 @@ def tuned(settings, whole_run, tmp_path_factory):
     before = load_trained(folder / "first").params()
     shutil.rmtree(folder / "first")
     return tuning, folder / "tuned", folder / "stopped", before
+
+
+@pytest.mark.parametrize("kept", ["int8", "bfloat16"])
+def test_a_base_from_files_is_narrowed_as_it_is_read(kept, whole_run, tmp_path):
+    plain = load_trained(whole_run)
+    hf.save(plain, tmp_path / "hf")
+    lora = LoraConfig(rank=2, base=kept, whole=("norm_f.*",))
+    model = Transformer(plain.config, plain.layout, lora=lora)
+    params = load_params(tmp_path / "hf", model)  # no matrix that stays as it is ever lies there in float32
+    matrices = [name for name in params if model.adapters.kept(name, model.dims()[name]) != "float32"]
+    assert "wte" in matrices and len(matrices) > 6
+    for name in matrices:
+        assert (
+            params[name].values if isinstance(params[name], Quantized) else params[name]
+        ).dtype != np.float32
+    wide = model.adapted(dict(plain.params())).params()
+    for name, value in model.adapted(params).params().items():
+        for ours, theirs in zip(jax.tree.leaves(value), jax.tree.leaves(wide[name]), strict=True):
+            assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
 
 
 def numbers(run):
