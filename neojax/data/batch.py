@@ -34,6 +34,11 @@ class Batch(NamedTuple):
     positions: Array | None = None
     """int32: the position of each token, as position embeddings mean it; None: its place in the row."""
 
+    branches: Array | None = None
+    """int32: in a segment whose tokens are a tree, 0 for its trunk, which all behind it see, and n for branch
+    n, which stands behind the trunk, sees it and itself, and has the `positions` that follow the trunk's.
+    None: no segment has branches."""
+
     token_types: Array | None = None
     """int32: which part of its row a token belongs to, a row of the table of token types: in BERT's pairs 0
     for [CLS] A [SEP] and 1 for B [SEP]. None: 0 everywhere."""

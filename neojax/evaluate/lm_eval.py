@@ -27,11 +27,10 @@ class NeojaxLM(lm_eval.api.model.LM):
     """`model`, or the one at `pretrained`, a run or Hugging Face directory (with `dtype` and `weights` as for
     `neojax.load`), for lm-eval's `simple_evaluate(model=...)`.
 
-    Requests are scored in batches of like length; those that read the same tokens, or the beginning of
-    another's, are read once. The `batch_size`, `max_batch_size` and `device` that the harness hands to every
-    model are taken and left alone: the scorer sizes its batches by their tokens, and devices are those of the
-    model's mesh. In a job of several processes all of them run the harness alike, and score together. Raises
-    `NeojaxError`.
+    What requests begin with alike, as answers with their question, is read once, and short ones share a row.
+    The `batch_size`, `max_batch_size` and `device` that the harness hands to every model are taken and left
+    alone: the scorer sizes its batches by their tokens, and devices are those of the model's mesh. In a job
+    of several processes all of them run the harness alike, and score together. Raises `NeojaxError`.
     """
 
     def __init__(

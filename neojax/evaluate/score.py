@@ -1,26 +1,22 @@
-"""The log-probability of every token of texts, in batches of like length and without whole logits."""
+"""The log-probability of every token of texts, many in a row and without whole logits."""
 
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 
-from neojax.data.batch import NOT_SCORED, Batch
+from neojax.data.batch import Batch
 from neojax.errors import NeojaxError
+from neojax.evaluate.packing import packed
 from neojax.evaluate.windows import Window, disjoint
 from neojax.models import Transformer
-from neojax.sampling.batching import bucket, power_of_two, rounded
 from neojax.sampling.requests import encode, listed, start_token, tokenizer_of, usable
-
-BATCH = 64  # rows scored at once at most, in every part of a split batch,
-TOKENS = 1 << 14  # and their tokens at most, so that activations stay bounded
-FEW = 16  # places for what is scored of a row, at least: few programs serve all
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +51,9 @@ def score(model: Transformer, texts: Any, contexts: Any = "") -> Any:
     before it as there is room for: one before a whole piece, more before the last. So every token is scored
     once, a text that fits is scored after all of its context or (with a warning) the end of it, and the
     pieces are the disjoint windows of lm-evaluation-harness, for rolling likelihoods as for continuations. On
-    a mesh that splits the batch, its parts work side by side; neither they nor the other texts change a score
-    beyond rounding.
+    a mesh that splits the batch, its parts work side by side; neither they nor the other texts, of which
+    several share a row and what they begin with is read once (`evaluate.packing`), change a score beyond
+    rounding.
 
     Returns a `Score` for one text, else a list of them in the order of `texts`. Raises `NeojaxError`, also
     for a model trained on masked tokens, which has no such probabilities.
@@ -130,83 +127,29 @@ def _missing(context: Sequence[int], tokens: Sequence[int], n_ctx: int) -> bool:
     return len(context) + min(n_ctx, len(tokens)) > n_ctx + 1
 
 
-class _Row(NamedTuple):
-    """Tokens that are read, and what is scored of them: `targets`, each after the token at its position
-    (`at`). `parts` says which of these are whose: (window, first, number)."""
-
-    tokens: list[int]
-    at: list[int]
-    targets: list[int]
-    parts: list[tuple[int, int, int]]
-
-
-def _rows(windows: Sequence[Window]) -> list[_Row]:
-    """The rows that windows are read in. What is read of one may be how another begins, as where both
-    continue one context by a token; such are read together, since no token sees those behind it."""
-    # In this order what begins another row stands right before one that it begins.
-    order = sorted((i for i, w in enumerate(windows) if w.scored), key=lambda i: windows[i].tokens[:-1])
-    rows: list[_Row] = []
-    for i in reversed(order):
-        tokens, scored = windows[i]
-        read = tokens[:-1]
-        if not (rows and rows[-1].tokens[: len(read)] == read):
-            rows.append(_Row(read, [], [], []))
-        row = rows[-1]
-        row.parts.append((i, len(row.at), scored))
-        row.at.extend(range(len(read) - scored, len(read)))
-        row.targets.extend(tokens[len(tokens) - scored :])
-    return rows
-
-
-def _alike(rows: Sequence[_Row], length: int, parts: int) -> int:
-    """How many of `rows`, the longest first, are read at once at `length`: those that are not half padding,
-    and so many that rows of padding are few as well."""
-    count = max(1, sum(2 * bucket(len(row.tokens)) > length for row in rows))
-    height = rounded(count, parts)
-    return height // 2 if count < 0.75 * height and height > parts else count
-
-
 def _run(model: Transformer, windows: Sequence[Window]) -> list[tuple[np.ndarray, np.ndarray]]:
-    layout, n_ctx = model.layout, model.config.n_ctx
-    parts, graphdef_and_state = layout.split("batch"), model.halves()
+    layout, config = model.layout, model.config
+    graphdef_and_state = model.halves()
     even = math.lcm(layout.split("sequence"), layout.split("memory_length"))
+    shares = (  # linear attention keeps one sum, and rows that are split go round without trees
+        "linear" not in config.attention_layers
+        and model.compute.attention_kernel in ("auto", "xla")
+        and even == 1
+    )
     found: list[tuple[np.ndarray, np.ndarray]] = [_NONE] * len(windows)
-    # Rows of like length together, so that little is padded; the longest first, which need most memory.
-    rows = sorted(_rows(windows), key=lambda row: -len(row.tokens))
-    while rows:
-        longest = bucket(len(rows[0].tokens))
-        length = min(n_ctx, -(-longest // even) * even)
-        most = parts * min(BATCH, power_of_two(max(1, TOKENS // length) + 1) // 2)
-        alike = _alike(rows[:most], length, parts)
-        batch, rows = rows[:alike], rows[alike:]
-        count = max(FEW, power_of_two(max(len(row.at) for row in batch)))
-        count = -(-count // even) * even
-        # Where most of a row is scored, all positions are: nothing is moved, and a split sequence stays so.
-        each = 2 * count > length and all(len(set(row.at)) == len(row.at) for row in batch)
-        height = rounded(len(batch), parts)
-        inputs = np.zeros((height, length), np.int32)
-        at = np.zeros((height, length if each else count), np.int32)
-        targets = np.full_like(at, NOT_SCORED)
-        for number, row in enumerate(batch):
-            inputs[number, : len(row.tokens)] = row.tokens
-            at[number, : len(row.at)] = row.at
-            targets[number, row.at if each else slice(len(row.at))] = row.targets
-        tokens = layout.put(inputs, "batch", "sequence")
-        if each:
-            scores = _scores(*graphdef_and_state, tokens, layout.put(targets, "batch", "sequence"))
-        else:
-            picked = (layout.put(array, "batch", "scored") for array in (targets, at))
-            scores = _scores(*graphdef_and_state, tokens, *picked)
+    for batch, at, parts in packed(windows, config.n_ctx, layout.split("batch"), even, shares=shares):
+        laid = jax.tree.map(lambda x: layout.put(x, "batch", "sequence"), batch._replace(targets=None))
+        dim = "sequence" if at is None else "scored"
+        targets, places = (x if x is None else layout.put(x, "batch", dim) for x in (batch.targets, at))
+        scores = _scores(*graphdef_and_state, laid._replace(targets=targets), places)
         logprobs, greedy = map(layout.fetch, scores)
-        for number, row in enumerate(batch):
-            for window, first, size in row.parts:
-                own = row.at[first : first + size] if each else slice(first, first + size)
-                found[window] = logprobs[number, own], greedy[number, own]
+        for part in parts:
+            found[part.window] = logprobs[part.row, part.at], greedy[part.row, part.at]
     return found
 
 
 @partial(jax.jit, static_argnums=0)
 def _scores(
-    graphdef: Any, state: Any, inputs: jax.Array, targets: jax.Array, at: jax.Array | None = None
+    graphdef: Any, state: Any, batch: Batch, at: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    return nnx.merge(graphdef, state).token_scores(Batch(inputs, targets), at)
+    return nnx.merge(graphdef, state).token_scores(batch, at)

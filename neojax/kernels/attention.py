@@ -7,7 +7,7 @@ which kernel runs.
 
 from collections.abc import Callable
 from functools import partial, reduce
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,10 @@ from jax.ad_checkpoint import checkpoint_name
 from neojax.kernels import ring
 from neojax.kernels.blocks import blocked, local, on_each_device
 from neojax.kernels.choice import Call, choose
-from neojax.kernels.masks import NEVER, apart, visible
+from neojax.kernels.masks import NEVER, Branches, apart, visible
 from neojax.layout import named
+
+ROWS = "batch sequence", "batch memory_length"  # rows of queries, and of keys
 
 Memory = tuple[named.Param, named.Param]
 """Learned keys and values, each [memory_slots, heads, head_dim], that every query sees."""
@@ -31,6 +33,7 @@ def attention(
     window: int | None = None,
     start: jax.Array | None = None,
     segments: jax.Array | None = None,
+    branches: Branches | None = None,
     causal: bool = True,
     memory: "Memory | None" = None,
     dropout: "named.Dropout | None" = None,
@@ -42,9 +45,10 @@ def attention(
     divisor of q's, each read by as many heads of q side by side (grouped-query attention). `window`: keys a
     query sees, itself included (None: all before it); `memory`: more keys and values, seen by all; `start`
     int32 [batch]: number of padding tokens at the left of a row; `segments` int32 [batch, sequence]: the
-    segment of each token, which sees no token of another (None: all are of one); `kernel`: as
-    train.attention_kernel. Returns the shape and layout of q, named "attention" for remat policies. Raises
-    `NeojaxError` where the named kernel cannot do it.
+    segment of each token, which sees no token of another (None: all are of one); `branches`: those of
+    segments that are trees, of what is causal; `kernel`: as train.attention_kernel. Returns the shape and
+    layout of q, named "attention" for remat policies. Raises `NeojaxError` where the named kernel cannot do
+    it.
     """
     call = Call.on(
         named.current_layout(),
@@ -56,9 +60,10 @@ def attention(
         memory=memory is not None,
         dropout=dropout is not None,
         segments=segments is not None,
+        branches=branches is not None,
         padded=start is not None,
     )
-    rows = {"start": start, "segments": segments}
+    rows: dict[str, Any] = {"start": start, "segments": segments}
     match choose(kernel, call).kernel:
         case "splash":
             from neojax.kernels import splash, split_splash  # they load Pallas for TPUs
@@ -76,9 +81,10 @@ def attention(
         case "ring":
             return ring.attention(q, k, v, window=window, causal=causal, **rows)
         case "blocked":
-            y = blocked(q, k, v, window=window, **rows)
+            y = blocked(q, k, v, window=window, branches=branches, **rows)
         case _:
             plain = partial(reference, window=window, causal=causal, memory=memory, dropout=dropout)
+            rows["branches"] = branches
             y = jax.checkpoint(lambda q, k, v, rows: plain(q, k, v, **rows))(q, k, v, rows)
     return checkpoint_name(y, "attention")
 
@@ -117,16 +123,20 @@ def reference(
     window: int | None = None,
     start: jax.Array | None = None,
     segments: jax.Array | None = None,
+    branches: Branches | None = None,
     causal: bool = True,
     memory: "Memory | None" = None,
     dropout: "named.Dropout | None" = None,
 ) -> jax.Array:
     """As `attention`, by the definition: the whole matrix of scores, masked. Works under every layout."""
     time = jnp.arange(q.shape[1])
-    seen = visible(time, time, window, start, causal)
+    seen = visible(time, time, window if branches is None else None, start, causal)
+    if branches is not None:
+        own, key = (Branches(*(named.lay(x, dims) for x in branches)) for dims in ROWS)
+        seen = seen & own.sees(key, window)
     if segments is not None:
-        query, key = named.lay(segments, "batch sequence"), named.lay(segments, "batch memory_length")
-        seen = seen & apart(query, key, causal)
+        of_query, of_key = (named.lay(segments, dims) for dims in ROWS)
+        seen = seen & apart(of_query, of_key, causal)
     seen = seen[:, None] if seen.ndim == 3 else seen
     return attend(q, token_keys(k, v, seen), *memory_keys(memory), dropout=dropout)
 

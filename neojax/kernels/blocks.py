@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from neojax.kernels.choice import BLOCK
-from neojax.kernels.masks import NEVER, together, visible
+from neojax.kernels.masks import NEVER, Branches, together, visible
 from neojax.layout import named
 from neojax.layout.product import product
 
@@ -19,24 +20,24 @@ def on_each_device(
     k: jax.Array,
     v: jax.Array,
     start: jax.Array | None,
-    segments: jax.Array | None,
+    given: Any,
     *,
     check_vma: bool = True,
 ) -> jax.Array:
-    """Runs `kernel` (q, k, v, start, segments) on every device's own rows, or part of them, and heads."""
+    """Runs `kernel` (q, k, v, start, given) on every device's own rows, or part of them, and heads; `given`:
+    segments and the like, [batch, sequence], in a tuple where there are several."""
     spec = named.sharding("batch sequence heads head_dim").spec
     rows = NamedSharding(named.current_layout().mesh, jax.P(*spec[:2]))
     if start is None:
         start = jnp.zeros((q.shape[0],), jnp.int32)
-    if segments is not None:
-        segments = jax.reshard(segments, rows)
+    given = jax.tree.map(lambda x: jax.reshard(x, rows), given)
     return jax.shard_map(
         kernel,
         mesh=named.current_layout().mesh,
         in_specs=(spec, spec, spec, named.sharding("batch").spec, rows.spec),
         out_specs=spec,
         check_vma=check_vma,
-    )(q, k, v, named.lay(start, "batch"), segments)
+    )(q, k, v, named.lay(start, "batch"), given)
 
 
 def blocked(
@@ -47,21 +48,20 @@ def blocked(
     window: int | None = None,
     start: jax.Array | None = None,
     segments: jax.Array | None = None,
+    branches: Branches | None = None,
 ) -> jax.Array:
     """As `attention`, in blocks of BLOCK queries that look at all keys before them: the scores that are held
     at a time are [heads, BLOCK, keys], and those after the block are never computed."""
 
-    def by_blocks(
-        q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, segments: jax.Array | None
-    ) -> jax.Array:
+    def by_blocks(q: jax.Array, k: jax.Array, v: jax.Array, start: jax.Array, rows: Any) -> jax.Array:
         blocks = []
         for i in range(0, q.shape[1], BLOCK):
             end = i + BLOCK
-            own = None if segments is None else segments[:, :end]
+            own = jax.tree.map(lambda x, end=end: x[:, :end], rows)
             blocks.append(_plain(q[:, i:end], k[:, :end], v[:, :end], start, own, i, window))
         return jnp.concatenate(blocks, axis=1)
 
-    return on_each_device(by_blocks, q, k, v, start, segments)
+    return on_each_device(by_blocks, q, k, v, start, (segments, branches))
 
 
 @partial(jax.checkpoint, static_argnums=(5, 6))
@@ -70,15 +70,19 @@ def _plain(
     k: jax.Array,
     v: jax.Array,
     start: jax.Array,
-    segments: jax.Array | None,
+    rows: tuple[jax.Array | None, Branches | None],
     first: int,
     window: int | None,
 ) -> jax.Array:
-    """Attention of queries of times `first`, ... to keys, and their `segments`, of times 0, ..., on one
-    device."""
-    seen = visible(first + jnp.arange(q.shape[1]), jnp.arange(k.shape[1]), window, start)
+    """Attention of queries of times `first`, ... to keys, and their segments and branches, of times 0, ...,
+    on one device."""
+    segments, branches = rows
+    times = first + jnp.arange(q.shape[1]), jnp.arange(k.shape[1])
+    seen = visible(*times, window if branches is None else None, start)
     if segments is not None:
         seen &= together(segments[:, first:], segments)
+    if branches is not None:
+        seen &= Branches(*(x[:, first:] for x in branches)).sees(branches, window)
     shape = q.shape
     q, g = _by_key_head(q, k.shape[2], 2)
     seen = seen[:, None, None] if g else seen[:, None]

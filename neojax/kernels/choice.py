@@ -35,6 +35,9 @@ cuDNN that is a bias of [batch, 1, sequence, sequence], since of its own form JA
 That, and attention that is not causal, it does where it is named; `auto` leaves both to XLA, since on a GPU
 they have not been run yet.
 
+Texts that are scored may share what they begin with (`branches` of `data.batch.Batch`); such rows are XLA's,
+`blocked` where they are long and no `sequence` is split, else `reference`.
+
 Decoding one token at a time, and linear attention, have no choice of kernels. Linear attention without a
 causal mask has one sum for the whole row, and is refused where documents stand apart.
 """
@@ -53,6 +56,7 @@ BLOCK = 256  # queries that XLA works on together, where the whole matrix of sco
 SHORTEST = 128  # tokens in the smallest block of Splash
 GATHERED = 1 << 30  # bytes of one head's keys, values and their gradients, of a whole row
 NOT_CAUSAL = "the model is not causal"
+BRANCHES = "texts share what they begin with, which only XLA's attention knows"
 WHOLE = ("sequence", "memory_length", "head_dim")
 
 
@@ -75,6 +79,7 @@ class Call:
     memory: bool = False
     dropout: bool = False
     segments: bool = False
+    branches: bool = False  # segments are trees
     padded: bool = False  # at the left
     parts: int = 1
 
@@ -113,7 +118,8 @@ def choose(wanted: str, call: Call) -> Choice:
     kernel = own if wanted == "auto" else wanted
     if kernel == "xla":
         return Choice(_xla(call), _general_obstacle(call) or ("" if call.causal else NOT_CAUSAL))
-    obstacle = _general_obstacle(call) or (_splash_obstacle if kernel == "splash" else _cudnn_obstacle)(call)
+    obstacle = _general_obstacle(call) or (BRANCHES if call.branches else "")
+    obstacle = obstacle or (_splash_obstacle if kernel == "splash" else _cudnn_obstacle)(call)
     if wanted == "auto" and not obstacle:
         obstacle = _reserve(kernel, call)
     if not obstacle:
@@ -138,6 +144,8 @@ def _reserve(kernel: str, call: Call) -> str:
 def _xla(call: Call) -> str:
     if _general_obstacle(call):
         return "reference"
+    if call.branches:
+        return "blocked" if call.length > BLOCK and "sequence" not in call.split else "reference"
     if call.causal and call.window is not None and 2 * call.window < call.length:
         return "local"
     if "sequence" in call.split:

@@ -136,10 +136,11 @@ def _on_each_device(
 def _own_scores(
     split: _Split, hidden: jax.Array, table: jax.Array, targets: jax.Array, bias: jax.Array | None
 ):
-    flat = hidden.reshape(-1, hidden.shape[-1])
+    flat, wanted = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     table, bias = vary(table, split.tokens), None if bias is None else vary(bias, split.tokens)
     table, bias = _aligned(split, table), None if bias is None else _aligned(split, bias)
-    pieces = _pieces(split, flat, targets.reshape(-1), None)
+    split, order, used = _scored_first(split, wanted, None)
+    pieces = _pieces(split, flat[order], wanted[order], None)
 
     def step(piece):
         own = _statistics(split, table, bias, *piece[:2])
@@ -147,8 +148,16 @@ def _own_scores(
         first = jax.lax.pmin(first, split.vocab) if split.vocab else first
         return own.picked - own.log_z, first == piece[1]
 
-    found = jax.lax.map(step, pieces)
-    return tuple(x.reshape(-1)[: len(flat)].reshape(targets.shape) for x in found)
+    def nothing(piece):
+        return tuple(vary(jnp.zeros(piece[1].shape, kind), split.tokens) for kind in (jnp.float32, bool))
+
+    def guarded(numbered):
+        number, piece = numbered
+        return jax.lax.cond(number < used, step, nothing, piece)
+
+    found = jax.lax.map(guarded, (jnp.arange(len(pieces[0])), pieces))
+    back = jnp.argsort(order)
+    return tuple(x.reshape(-1)[: len(flat)][back].reshape(targets.shape) for x in found)
 
 
 def _own_part(

@@ -1,4 +1,7 @@
-"""Which keys a query sees: by time, by a window, by padding and by the segments of a row."""
+"""Which keys a query sees: by time, by a window, by padding, by the segments of a row and their
+branches."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,3 +43,19 @@ def apart(query: jax.Array, key: jax.Array, causal: bool = True) -> jax.Array:
     """
     own = together(query, key)
     return own if causal else (own | (query == 0)[..., :, None]) & (key > 0)[..., None, :]
+
+
+class Branches(NamedTuple):
+    """Segments that are trees: of each token, int32 [batch, sequence], the branch `ids`, 0 for the trunk, and
+    the `positions`, of which those of a branch follow the trunk's."""
+
+    ids: jax.Array
+    positions: jax.Array
+
+    def sees(self, key: "Branches", window: int | None) -> jax.Array:
+        """Which keys of its segment, of those before it in the row, a query sees: bool [batch, sequence,
+        keys]."""
+        seen = (key.ids == 0)[..., None, :] | together(self.ids, key.ids)
+        if window is not None:  # in a row, other branches stand between
+            seen &= key.positions[..., None, :] > self.positions[..., :, None] - window
+        return seen

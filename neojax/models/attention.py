@@ -142,6 +142,7 @@ class Attention(nnx.Module):
                 window=window,
                 start=context.start,
                 segments=context.segments,
+                branches=context.trees(),
                 causal=self.causal,
                 memory=memory,
                 dropout=dropout,

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
+from neojax.data.batch import Batch
+from neojax.kernels.masks import Branches
 from neojax.layout import named
 
 
@@ -20,6 +22,8 @@ class Context:
     own document alone. None where all tokens of a row are one document.
     `positions` int32 [batch, sequence]: the position of each token, None where it follows from `start` and
     `time`.
+    `branches` int32 [batch, sequence]: which branch of its segment each token is of, 0 for the trunk, see
+    `data.batch.Batch`; with `positions`. None where no segment has branches.
     `token_types` int32 [batch, sequence]: the row of each token in the table of token types, None for 0.
     """
 
@@ -28,12 +32,29 @@ class Context:
     slots: Mapping[str, int] | None = None
     segments: jax.Array | None = None
     positions: jax.Array | None = None
+    branches: jax.Array | None = None
     token_types: jax.Array | None = None
 
     @property
     def is_whole(self) -> bool:
         """Whether every row begins with the call's first token, at position 0."""
         return self.positions is None and self.start is None and isinstance(self.time, int) and not self.time
+
+    @staticmethod
+    def of(batch: Batch) -> "Context":
+        """That of whole rows."""
+        return Context(
+            segments=batch.segments,
+            positions=batch.positions,
+            branches=batch.branches,
+            token_types=batch.token_types,
+        )
+
+    def trees(self) -> Branches | None:
+        """The branches of the call's tokens, as attention takes them."""
+        if self.branches is None:
+            return None
+        return Branches(self.branches, self.token_positions(self.branches.shape[1]))
 
     def token_positions(self, length: int) -> jax.Array:
         """The positions of the call's `length` tokens: int32 [sequence], or [batch, sequence] where rows

@@ -295,7 +295,7 @@ class Transformer(nnx.Module):
         """The losses of a batch, whose arrays are as in `data.batch.Batch` without leading dimensions, and
         what the blocks reported."""
         flat = self._flat(batch)
-        hidden, _, sums = self.hidden(flat.tokens, _context(flat), dropout_key=dropout_key)
+        hidden, _, sums = self.hidden(flat.tokens, Context.of(flat), dropout_key=dropout_key)
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, HEAD)
         with self.names_in_force():
             found = self.head.loss(
@@ -306,7 +306,7 @@ class Transformer(nnx.Module):
     def answered(self, batch: Batch) -> tuple[Sums, jax.Array]:
         """What `loss` reports of a batch, without dropout, and the logits of the first head."""
         flat = self._flat(batch)
-        hidden, _, sums = self.hidden(flat.tokens, _context(flat))
+        hidden, _, sums = self.hidden(flat.tokens, Context.of(flat))
         choices = flat.tokens.shape[0] // batch.tokens.shape[0]
         with self.names_in_force():
             found = self.head.loss(hidden, self.embedding.wte, flat)
@@ -332,7 +332,7 @@ class Transformer(nnx.Module):
         sequence]. Where nothing is scored the results mean nothing. With positions `at`, int32 [batch,
         scored], the targets are those of these positions and the results [batch, scored]: a position may have
         several, or none."""
-        hidden, _, _ = self.hidden(batch.tokens, _context(batch))
+        hidden, _, _ = self.hidden(batch.tokens, Context.of(batch))
         if not isinstance(self.head, LanguageHead):
             raise NeojaxError(f"a {self.config.family} has no probabilities of next tokens")
         with self.names_in_force():
@@ -378,10 +378,6 @@ class Transformer(nnx.Module):
         return named.use_layout(self.layout, self.compute.reduce_dtype)
 
 
-def _context(batch: Batch) -> Context:
-    return Context(segments=batch.segments, positions=batch.positions, token_types=batch.token_types)
-
-
 def _drawn(
     draws: Mapping[str, Any], specs: Mapping[str, jax.ShapeDtypeStruct], key: jax.Array
 ) -> dict[str, jax.Array]:
@@ -403,7 +399,7 @@ def _jitted(graphdef: Any, state: Any, rows: dict[str, jax.Array], only_logits: 
     model = nnx.merge(graphdef, state)
     batch = Batch(targets=rows["tokens"], **rows)
     flat = model._flat(batch)
-    hidden, _, _ = model.hidden(flat.tokens, _context(flat))
+    hidden, _, _ = model.hidden(flat.tokens, Context.of(flat))
     choices = flat.tokens.shape[0] // batch.tokens.shape[0]
     with model.names_in_force():
         found = model.head.outputs(hidden, model.embedding.wte, choices, flat.segments)

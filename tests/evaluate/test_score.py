@@ -10,8 +10,10 @@ from helpers import N_VOCAB, layout_of, noisy, tiny
 
 import neojax
 from neojax.convert import hf
+from neojax.data.batch import Batch
 from neojax.data.tokenizer import train
 from neojax.errors import NeojaxError
+from neojax.evaluate import packing
 from neojax.evaluate import score as module
 from neojax.evaluate.score import score
 from neojax.evaluate.windows import disjoint
@@ -123,8 +125,8 @@ def test_a_context_that_is_too_long_loses_its_first_tokens_with_a_warning(model)
 def test_batches_of_few_tokens_change_nothing_and_few_programs_serve_all_lengths(model, monkeypatch):
     whole = score(model, RAGGED)
     for batch, tokens in ((2, 1 << 14), (64, 50)):
-        monkeypatch.setattr(module, "BATCH", batch)
-        monkeypatch.setattr(module, "TOKENS", tokens)
+        monkeypatch.setattr(packing, "ROWS", batch)
+        monkeypatch.setattr(packing, "TOKENS", tokens)
         for a, b in zip(whole, score(model, RAGGED)):
             np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-6)
     monkeypatch.undo()
@@ -144,8 +146,41 @@ def test_texts_that_begin_alike_are_read_together_and_score_as_alone(model, name
     for found, context, text in zip(score(meshed, texts, contexts), contexts, texts):
         check(found, expected(model, context, text))
     windows = [disjoint(*pair, model.config.n_ctx) for pair in zip(contexts, texts)]
-    rows = module._rows([window for own in windows for window in own])
+    rows = packing.readings([window for own in windows for window in own])
     assert sorted(len(row.tokens) for row in rows) == [6, 8, 19]
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_answers_of_several_tokens_share_their_context_and_a_row_and_score_as_alone(model, name, monkeypatch):
+    """Contexts that begin alike, too; of one text an answer is how another begins."""
+    monkeypatch.setattr(packing, "SHARED", 2)
+    monkeypatch.setattr(packing, "ROW", 24)
+    meshed = noisy(model.config, layout_of(*LAYOUTS[name]))
+    rng = np.random.default_rng(3)
+    pairs = []
+    for size in (9, 4, 12, 1):
+        context = rng.integers(0, N_VOCAB, size).tolist()
+        pairs += [([7, *context], rng.integers(0, N_VOCAB, n).tolist()) for n in (4, 1, 2, 6)]
+        pairs += [([7, *context], [*pairs[-1][1], 5]), (context, [3, 4])]
+    found = score(meshed, [text for _, text in pairs], [context for context, _ in pairs])
+    for (context, text), own in zip(pairs, found, strict=True):
+        check(own, expected(model, context, text))
+
+
+def test_what_texts_begin_with_is_read_once_and_little_is_padding():
+    rng = np.random.default_rng(0)
+    windows, once = [], 0
+    for _ in range(40):
+        context = rng.integers(0, 99, rng.integers(20, 200)).tolist()
+        answers = [rng.integers(0, 99, n).tolist() for n in rng.integers(2, 20, 4)]
+        once += len(context) + sum(len(answer) - 1 for answer in answers)
+        windows += [window for answer in answers for window in disjoint(context, answer, 512)]
+    batches = list(packing.packed(windows, 512))
+    read = [batch.segments > 0 for batch, _, _ in batches]
+    assert 0.99 * once < sum(each.sum() for each in read) < 1.02 * once
+    assert sum(each.size for each in read) < 1.1 * once
+    found = sorted(part.window for _, _, parts in batches for part in parts)
+    assert found == list(range(len(windows)))
 
 
 @pytest.mark.parametrize("name, layout", [("gpt-neo", "fsdp and model"), ("gpt2", "one device")])
@@ -178,7 +213,7 @@ def test_memory_holds_no_logits_of_the_batch():
     ).init(0)
     tokens = np.zeros((8, 512), np.int32)
     with model.layout.in_force():
-        compiled = module._scores.lower(*model.halves(), tokens, tokens).compile()
+        compiled = module._scores.lower(*model.halves(), Batch(tokens, tokens)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < tokens.size * (1 << 16) * 4 / 4
 
 

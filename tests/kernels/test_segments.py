@@ -14,6 +14,7 @@ from neojax.kernels import cudnn, splash
 from neojax.kernels import linear_attention as linear
 from neojax.kernels.attention import attention, fused, reference
 from neojax.kernels.blocks import blocked, local
+from neojax.kernels.masks import Branches
 from neojax.layout import named
 from neojax.layout.named import Constant, Param
 
@@ -109,6 +110,37 @@ def test_every_kernel_gives_a_document_what_it_gives_it_alone(kernel, small_bloc
     gives_each_what_it_gives_alone(KERNELS[kernel])
 
 
+@pytest.mark.parametrize("kernel", ["reference", "blocked"])
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_branch_sees_the_trunk_and_itself_as_if_it_followed_the_trunk(kernel, window, small_blocks):
+    """Two trees in a row; a branch may be empty, and a window reaches back from a branch into the trunk."""
+    trees = [(6, (3, 0, 2)), (2, (4, 1))]
+    rows = np.zeros((3, 2, LENGTH), np.int32)  # segments, branches, positions
+    alone, end = [], 0
+    for segment, (trunk, sizes) in enumerate(trees, 1):
+        first, end = end, end + trunk
+        rows[:, :, first:end] = np.array([np.full(trunk, segment), np.zeros(trunk), np.arange(trunk)])[
+            :, None
+        ]
+        for branch, size in enumerate(sizes, 1):
+            own = np.array([np.full(size, segment), np.full(size, branch), trunk + np.arange(size)])
+            rows[:, :, end : end + size] = own[:, None]
+            alone.append([*range(first, first + trunk), *range(end, end + size)])
+            end += size
+    q, k, v, _ = operands()
+    work = partial(KERNELS[kernel], window=window)
+    with named.use_layout(ONE):
+        of_rows = {"segments": rows[0], "branches": Branches(*rows[1:])}
+        found = jax.jit(lambda q, k, v, rows: work(q, k, v, **rows))(q, k, v, of_rows)
+    for own in alone:
+        time = np.arange(len(own))
+        seen = (time <= time[:, None]) & (time > time[:, None] - (window or LENGTH))
+        scores = np.where(seen, np.einsum("bqhd,bkhd->bhqk", q[:, own], k[:, own]), -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        wanted = np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), v[:, own])
+        np.testing.assert_allclose(found[:, own], wanted, atol=1e-5)
+
+
 @pytest.mark.parametrize("window", [None, 2])
 def test_without_a_causal_mask_a_document_sees_all_of_itself(window):
     """Alone it is as long as it is: what comes after it would be seen. Padding, of which nothing is pulled,
@@ -180,7 +212,7 @@ def test_padding_at_the_left_goes_with_documents(kernel, small_blocks):
 
 def test_rows_turned_for_a_fused_kernel_keep_their_documents():
     kernel = partial(
-        fused, lambda q, k, v, own: kernels._plain(q, k, v, jnp.zeros(2, jnp.int32), own, 0, None)
+        fused, lambda q, k, v, own: kernels._plain(q, k, v, jnp.zeros(2, jnp.int32), (own, None), 0, None)
     )
     arrays, start = operands(), jnp.array([2, 7])
     ours, theirs = (program(partial(k, start=start))(*arrays, segments_of())[0] for k in (kernel, reference))
