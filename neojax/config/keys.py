@@ -187,6 +187,12 @@ class TrainConfig:
         "elsewhere 1",
         least=0,
     )
+    pipeline_rounds: int = key(
+        1,
+        "with layers split in mesh.layout, how often a microbatch goes round the stages, each of which has "
+        "as many groups of layers: they wait so much less, but weights travel to their stage at every step",
+        least=1,
+    )
     attention_kernel: str = key(
         "auto",
         "auto: splash on TPU, cudnn on NVIDIA GPUs, xla elsewhere and for what they cannot do; a kernel "
@@ -393,6 +399,11 @@ class TrainConfig:
         (),
         "[first, last]: trace these steps into RUN/profile (the first step of a run is 1); empty: no trace",
     )
+
+    @property
+    def microbatches(self) -> int:
+        """The parts of a batch that pass forward and backward by themselves."""
+        return self.batch_size // (self.microbatch or self.batch_size)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The mesh of a GPT-NeoX config, and its batch, which GPT-NeoX names by the GPU.
 
 model_parallel_size is an axis `model` over which heads, the MLP and the vocabulary are split, as GPT-NeoX
-splits them; all other devices are the axis `data`, those of pipe_parallel_size too. ZeRO of any stage stores
+splits them; pipe_parallel_size is an axis `stage` over which layers are split, and the vocabulary too, so
+that stages share the ends of the model; all other devices are the axis `data`. ZeRO of any stage stores
 parameters and optimizer state in parts over `data`: stages 1 and 2 split the second alone.
 """
 
@@ -13,23 +14,24 @@ from neojax.convert.neox_files import NeoxKeys
 from neojax.errors import NeojaxError
 from neojax.layout.names import parse_shape
 
-MODEL = "heads:model, mlp:model, vocab:model"
-
 
 def convert_mesh(keys: NeoxKeys, out: Conversion) -> None:
     """The section `mesh`."""
     ranks = keys.count("model_parallel_size", 1, least=1)
-    shape = "data:-1" + (f", model:{ranks}" if ranks > 1 else "")
-    out.put("mesh.shape", lambda: shape, "model_parallel_size")
+    stages = keys.count("pipe_parallel_size", 0)
+    own = {axis: size for axis, size in (("stage", stages), ("model", ranks)) if size > 1}
+    why = "model_parallel_size, pipe_parallel_size"
+    out.put("mesh.shape", lambda: ", ".join(["data:-1", *(f"{a}:{n}" for a, n in own.items())]), why)
     axes = _axes(out)
-    rules = ["batch:data", *(MODEL.split(", ") if ranks > 1 else [])]
-    rules = [rule for rule in rules if axes is None or rule.partition(":")[2] in axes]
-    out.put("mesh.layout", lambda: ", ".join(rules), "model_parallel_size")
+    split = {"batch": ["data"], "layers": ["stage"], "heads": ["model"], "mlp": ["model"]}
+    split["vocab"] = ["model", "stage"]
+    used = {"data", *own} if axes is None else {"data", *own} & axes.keys()
+    kept = {dim: [axis for axis in over if axis in used] for dim, over in split.items()}
+    rules = [f"{dim}:{'+'.join(over)}" for dim, over in kept.items() if over]
+    out.put("mesh.layout", lambda: ", ".join(rules), why)
     stage = keys.count("zero_optimization.stage", 0)
     is_split = stage > 0 and (axes is None or "data" in axes)
     out.put("mesh.param_layout", lambda: "embd:data" if is_split else None, "zero_optimization.stage")
-    if (stages := keys.count("pipe_parallel_size", 0)) > 1:
-        out.note("mesh.shape", f"pipe_parallel_size={stages}: no pipeline, its devices join the axis data")
 
 
 def _axes(out: Conversion) -> dict[str, int] | None:
@@ -79,9 +81,10 @@ def _replicas(keys: NeoxKeys, out: Conversion) -> int | None:
     stages = max(1, keys.count("pipe_parallel_size", 0))
     axes = _axes(out) if out.is_given("mesh.shape") else None
     if axes and -1 not in axes.values():
-        return math.prod(axes.values()) // axes.get("model", 1)
+        return math.prod(axes.values()) // (axes.get("model", 1) * axes.get("stage", 1))
     if simulated := out.count("mesh.cpu_devices", 0):
-        return max(1, simulated // (axes or {"model": tensor}).get("model", 1))
+        own = axes or {"model": tensor, "stage": stages}
+        return max(1, simulated // (own.get("model", 1) * own.get("stage", 1)))
     gpus = keys.count("global_num_gpus", 0)
     nodes, each = keys.number("num_nodes", 0, least=-1), keys.count("num_gpus", 0)
     gpus = gpus or max(0, int(nodes)) * each

@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding
 
 from neojax.kernels.choice import BLOCK
 from neojax.kernels.masks import NEVER, Branches, together, visible
-from neojax.layout import named
+from neojax.layout import each_device, named
 from neojax.layout.product import product
 
 
@@ -31,7 +31,7 @@ def on_each_device(
     if start is None:
         start = jnp.zeros((q.shape[0],), jnp.int32)
     given = jax.tree.map(lambda x: jax.reshard(x, rows), given)
-    return jax.shard_map(
+    return each_device.shard_map(
         kernel,
         mesh=named.current_layout().mesh,
         in_specs=(spec, spec, spec, named.sharding("batch").spec, rows.spec),

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from neojax.kernels.choice import check_linear
 from neojax.kernels.masks import together
-from neojax.layout import named
+from neojax.layout import each_device, named
 
 EPSILON = 1e-6
 CHUNK = 128  # queries whose scores to their own chunk are computed at once
@@ -73,7 +73,7 @@ def attention(
         state_specs = tuple(jax.typeof(s).sharding.spec for s in state)
         if segments is not None:
             segments = named.lay(segments, "batch sequence")
-        y, state = jax.shard_map(
+        y, state = each_device.shard_map(
             partial(_chunks, chunk=min(CHUNK, q.shape[1])),
             mesh=layout.mesh,
             in_specs=(keys.spec, keys.spec, values.spec, state_specs, named.sharding("batch sequence").spec),

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from neojax.kernels.blocks import before, row_axes
 from neojax.kernels.parts import Parts
 from neojax.kernels.splash import LANES, block
-from neojax.layout import named
+from neojax.layout import each_device, named
 
 HIDDEN = -1  # the segment of keys before the row
 
@@ -60,7 +60,9 @@ def attention(
         operands, specs = (kernel, *operands), (of_mask, *specs)
         own = partial(_global, Parts(axes, parts, halves), turns)
     # Pallas says not over which axes its results vary, so there is nothing to check.
-    return jax.shard_map(own, mesh=layout.mesh, in_specs=specs, out_specs=spec, check_vma=False)(*operands)
+    return each_device.shard_map(own, mesh=layout.mesh, in_specs=specs, out_specs=spec, check_vma=False)(
+        *operands
+    )
 
 
 def _kernel(mask: pallas.Mask, heads: int, size: int, interpret: bool, parts: int = 1):

@@ -251,6 +251,11 @@ def layout_on(mesh: Mesh | AbstractMesh, config: MeshConfig) -> Layout:
     """The two maps of `config` over the axes of `mesh`."""
     used = parse_layout(config.layout, mesh.axis_names, "mesh.layout")
     stored = parse_layout(config.param_layout, mesh.axis_names, "mesh.param_layout")
+    if stored.get("layers", used.get("layers")) != used.get("layers"):
+        raise NeojaxError(
+            f'mesh.param_layout="{config.param_layout}" has layers, whose stages compute where they are '
+            "stored; give layers in mesh.layout alone"
+        )
     return Layout(mesh, used, {**used, **stored})
 
 

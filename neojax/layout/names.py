@@ -21,6 +21,7 @@ DIMENSIONS = {
     "experts": "experts of a layer (model.experts.number)",
     "expert_mlp": "width of an expert",
     "memory_slots": "learned keys and values (model.attention.memory_slots)",
+    "layers": "repetitions of the layer group; where they are split, the stages of a pipeline",
     "axial_rows": "rows of the first table of axial positions",
     "axial_columns": "rows of the second table of axial positions",
 }
@@ -38,7 +39,6 @@ INTERNAL = {
     "features": "what a head makes of hidden states before it scores them",
     "labels": "classes that a head tells apart",
     "choices": "answers to choose from",
-    "layers": "repetitions of the layer group; scanned one after another",
 }
 """Those that the implementation needs beside them; they are whole everywhere."""
 ALIASES = {

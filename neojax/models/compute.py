@@ -33,7 +33,7 @@ class Compute:
     see `layout.named.trained`. remat, unroll and attention_kernel are as in the section `train` of a
     configuration. stacked: whether layers that repeat keep their parameters in one array and are scanned;
     else every layer has its own. joined: whether queries, keys and values are one parameter, for one large
-    product in place of three.
+    product in place of three. rounds: how often a microbatch passes the stages of a pipeline.
     """
 
     dtype: Any = jnp.float32
@@ -43,6 +43,7 @@ class Compute:
     attention_kernel: str = "auto"
     stacked: bool = True
     joined: bool = False
+    rounds: int = 1
 
     def __post_init__(self) -> None:
         for name in ("dtype", "reduce_dtype"):

@@ -70,6 +70,8 @@ last |
         self.score = Classifier(count, rate, sizes, biased=False) if scores else None
         classifier = Classifier(count, rate, sizes, of_tokens=of_tokens)
         self.classifier = classifier if classifies and not scores else None
+        parts = self.pair, self.span, self.score, self.classifier
+        self.draws = any(part.rate for part in parts if part is not None)  # whether it has dropout
 
     def logits(self, hidden: jax.Array, wte: Param) -> jax.Array:
         """Those of the first head, of which there has to be one."""

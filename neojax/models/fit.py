@@ -8,6 +8,7 @@ from neojax.config import ModelConfig, TrainConfig
 from neojax.data.batch import Batch
 from neojax.data.share import BATCH_DIMS
 from neojax.models import Transformer
+from neojax.models.pipeline import check_microbatches
 
 
 def check_fit(model: Transformer, train: TrainConfig) -> None:
@@ -16,6 +17,7 @@ def check_fit(model: Transformer, train: TrainConfig) -> None:
 
     The devices of the layout's mesh need not be here.
     """
+    check_microbatches(train, model.layout)
     shape = (train.microbatch or train.batch_size, model.config.n_ctx)
     model.layout.spec(BATCH_DIMS, (1, *shape), what=f"a microbatch of {shape[0]} sequences")
     reported(model, *shape)

@@ -19,6 +19,8 @@ class LanguageHead(nnx.Module):
     `norm_f`, and the token embedding, which is the table of logits unless the model has one of its own; it
     may have a bias."""
 
+    draws = False  # whether it has dropout
+
     def __init__(self, config: ModelConfig, sizes: Mapping[str, int]):
         self.n_vocab = config.n_vocab
         self.norm_f = final_norm(config, sizes)

@@ -166,7 +166,13 @@ def _assembled(
 
     def entry(array: jax.Array, at: tuple[int, ...], fixed: tuple[int, ...]) -> jax.Array:
         for dim, index in sorted(zip(fixed, at), reverse=True):
-            array = jax.lax.dynamic_index_in_dim(array, index, dim, keepdims=False)
+            if jax.typeof(array).sharding.spec[dim] is None:
+                array = jax.lax.dynamic_index_in_dim(array, index, dim, keepdims=False)
+            else:  # layers of a pipeline: the entry comes from the devices that have it
+                is_it = jnp.expand_dims(
+                    jnp.arange(array.shape[dim]) == index, [i for i in range(array.ndim) if i != dim]
+                )
+                array = jnp.sum(jnp.where(is_it, array, 0), dim, dtype=array.dtype)
         return array
 
     def joined(*arrays: jax.Array) -> jax.Array:

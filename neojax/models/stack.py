@@ -15,6 +15,8 @@ from neojax.models.cache import Cache
 from neojax.models.compute import REMAT_POLICIES, Compute
 from neojax.models.context import Context
 from neojax.models.losses import Sums, added
+from neojax.models.pipeline import Schedule, microbatches, rows_of, whole
+from neojax.models.pipeline import run as run_pipeline
 
 MakeBlock = Callable[[Set[str], Mapping[str, int]], nnx.Module]
 """(the kinds of the layers that use its weights, the sizes of dimensions) -> a block (x, kind, context,
@@ -63,7 +65,13 @@ class Stack(nnx.Module):
         self, x: jax.Array, context: Context, caches: Caches | None, dropout_key: jax.Array | None
     ) -> tuple[jax.Array, Caches | None, Sums]:
         """x [batch, sequence, embd] -> the same shape, the cache of every layer where `context` asks for
-        them, and what the blocks reported, see `losses.added`."""
+        them, and what the blocks reported, see `losses.added`.
+
+        Where the layers are split over the mesh, they are a pipeline. x may then be [microbatches, batch,
+        sequence, embd], as are the rows of `context`, with a key for each.
+        """
+        if self.compute.stacked and named.current_layout().axes("layers"):
+            return self._pipeline(x, context, dropout_key), None, {}
         kept, totals = [], []
         for number, run in enumerate(self.runs):
             blocks = self.blocks
@@ -94,6 +102,38 @@ class Stack(nnx.Module):
             sums.append(found)
         total = added(sums)
         return named.lay(x, "batch sequence embd"), (None if kept[0] is None else tuple(kept), total)
+
+    def _pipeline(self, x: jax.Array, context: Context, key: jax.Array | None) -> jax.Array:
+        layout, (run,) = named.current_layout(), self.runs
+        graphdef, state = nnx.split(self.blocks)
+        rows = {name: getattr(context, name) for name in ("start", "segments", "positions", "branches")}
+        rows = {name: row for name, row in rows.items() if row is not None}
+        is_split = x.ndim == 4
+        if not is_split:
+            count = microbatches(x.shape[0] // layout.split("batch"), layout.split("layers"))
+            x, rows = jax.tree.map(lambda a: rows_of(a, count), (x, rows))
+            key = None if key is None else jax.random.split(key, count)
+        schedule = Schedule(layout.split("layers"), self.compute.rounds, x.shape[0])
+        size = len(run.turn)
+        if key is not None:
+            rows["key"] = jax.random.key_data(key)
+
+        def stage(weights, number, at_round, x, rows):
+            repeats = jax.tree.leaves(weights)[0].shape[0]
+            first = (at_round * schedule.stages + number) * repeats * size
+            own = None if key is None else jax.random.wrap_key_data(rows["key"])
+            place = Context(**{name: row for name, row in rows.items() if name != "key"})
+
+            def body(x, inputs):
+                first, layer = inputs
+                return self._turn(run, nnx.merge(graphdef, layer), first, x, place, None, own)[0], None
+
+            turns = min(self.compute.unroll or repeats, repeats)
+            looped = self._checkpointed(body, repeats)
+            return jax.lax.scan(looped, x, (first + jnp.arange(repeats) * size, weights), unroll=turns)[0]
+
+        x = run_pipeline(stage, schedule, state, x, rows)
+        return x if is_split else whole(x)
 
     def _scan(self, run, blocks, x, context, caches, key):
         graphdef, state = nnx.split(blocks)

@@ -17,6 +17,7 @@ from neojax.errors import NeojaxError, suggest
 from neojax.layout import named
 from neojax.layout.mesh import Layout, single_device
 from neojax.layout.named import Param
+from neojax.models import pipeline
 from neojax.models.adapters import Adapters
 from neojax.models.compute import Compute
 from neojax.models.context import Context
@@ -75,6 +76,9 @@ class Transformer(nnx.Module):
         }
         kind = family(config.family)
         self.embedding, self.stack, self.head = kind.build(config, sizes, compute)
+        if compute.stacked:
+            run = self.stack.runs[0]
+            pipeline.check(config, layout, run.turn, run.repeats, compute.rounds)
         self.adapters: Adapters | None = None
         if lora is not None and lora.rank:
             self.adapters = Adapters.of(lora, kind.hugging_face, self.dims())
@@ -302,6 +306,55 @@ class Transformer(nnx.Module):
                 hidden, self.embedding.wte, flat, z_loss=z_loss, entmax=entmax, dropout_key=key
             )
         return found.plus(sums)
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether layers are split over the mesh, so that microbatches pass through stages together."""
+        return self.compute.stacked and bool(self.layout.axes("layers"))
+
+    def schedule(self, microbatches: int) -> pipeline.Schedule | None:
+        """That of the pipeline, where there is one."""
+        if not self.is_pipeline:
+            return None
+        return pipeline.Schedule(self.layout.split("layers"), self.compute.rounds, microbatches)
+
+    def loss_of_microbatches(
+        self,
+        batch: Batch,
+        *,
+        z_loss: float = 0.0,
+        entmax: bool = False,
+        dropout_keys: jax.Array | None = None,
+    ) -> Losses:
+        """The sum of the losses of microbatches, whose arrays are [microbatches, batch, ...], each with its
+        key: in a pipeline, where all of them are under way at once."""
+        chooses = batch.tokens.ndim > 3
+        flat = jax.lax.map(self._flat, batch) if chooses else batch
+        embed = stack = head = dropout_keys
+        if dropout_keys is not None:
+            embed, stack = jnp.moveaxis(jax.vmap(jax.random.split)(dropout_keys), 1, 0)
+            head = jax.vmap(partial(jax.random.fold_in, data=HEAD))(dropout_keys)
+
+        def embedded(batch: Batch, key: jax.Array | None) -> jax.Array:
+            return self.embedding(named.lay(batch.tokens, "batch sequence"), Context.of(batch), key)
+
+        def scored(x: jax.Array, batch: Batch, key: jax.Array | None) -> Losses:
+            hidden, table = self.head.norm_f(x), self.embedding.wte
+            return self.head.loss(hidden, table, batch, z_loss=z_loss, entmax=entmax, dropout_key=key)
+
+        with self.names_in_force():
+            rows = flat._replace(labels=None)
+            if embed is None or not self.embedding.rate:
+                x = embedded(jax.tree.map(pipeline.whole, rows), None)
+                x = pipeline.rows_of(x, len(batch.tokens))
+            else:
+                x = jax.lax.map(lambda each: embedded(*each), (rows, embed))
+            x, _, sums = self.stack(x, Context.of(flat), None, stack)
+            if not chooses and (head is None or not self.head.draws):
+                return scored(pipeline.whole(x), jax.tree.map(pipeline.whole, flat), None).plus(sums)
+            # One after another, as each has bits of its own; computed again instead of keeping them all
+            each = jax.lax.map(lambda each: jax.checkpoint(scored)(*each), (x, flat, head))
+            return jax.tree.map(partial(jnp.sum, axis=0), each).plus(sums)
 
     def answered(self, batch: Batch) -> tuple[Sums, jax.Array]:
         """What `loss` reports of a batch, without dropout, and the logits of the first head."""

@@ -10,7 +10,9 @@ from neojax.config import Config
 from neojax.layout.devices import shape_text
 from neojax.layout.mesh import Layout, abstract_layout
 from neojax.models import Transformer
+from neojax.models.compute import Compute
 from neojax.models.flops import flops_per_token
+from neojax.models.pipeline import check_microbatches, describe
 from neojax.models.selection import not_trained
 
 MOMENT_BYTES = {"float32": 4, "bfloat16": 2}
@@ -22,7 +24,9 @@ def print_model(config: Config, layout: Layout | None = None) -> None:
     layout: default that of the configuration, over devices that need not be here. Raises `NeojaxError` where
     the model cannot be laid out so, or `train.frozen` or `train.lora` does not fit it.
     """
-    model = Transformer(config.model, layout or abstract_layout(config.mesh), lora=config.train.lora)
+    compute = Compute(rounds=config.train.pipeline_rounds)
+    model = Transformer(config.model, layout or abstract_layout(config.mesh), compute, config.train.lora)
+    check_microbatches(config.train, model.layout)
     layout = model.layout  # in which kv_heads are split as heads
     dims, stored = model.dims(), model.stored()
     frozen = not_trained(config.train, dims)
@@ -69,6 +73,8 @@ def print_model(config: Config, layout: Layout | None = None) -> None:
     mean = held_trained * (config.train.adafactor_momentum > 0)
     state = mean if config.train.optimizer == "adafactor" else adam
     print(f" and {state:,} of {config.train.optimizer} state" if state else "")
+    if schedule := model.schedule(config.train.microbatches):
+        print(describe(schedule))
     what = "3 x forward, attention to visible keys only" + (", as if all were trained" if frozen else "")
     print(f"{flops:,.0f} model FLOPs per trained token ({what})")
     print(f"{flops * config.model.n_ctx * config.train.batch_size:,.0f} model FLOPs per step")

@@ -15,7 +15,7 @@ from neojax.layout.devices import shape_text
 from neojax.layout.hosts import agreed, on_first, owned
 from neojax.layout.mesh import Layout, make_layout
 from neojax.layout.processes import alone, join
-from neojax.models import Transformer
+from neojax.models import Transformer, pipeline
 from neojax.models.compute import Compute, check_remat, compute_type, turns
 from neojax.models.fit import check_fit
 from neojax.runs import base
@@ -57,6 +57,7 @@ def described(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
         train.remat,
         turns(train.unroll, layout),
         train.attention_kernel,
+        rounds=train.pipeline_rounds,
     )
     model = Transformer(config.model, layout, compute, train.lora)
     model.stored()
@@ -145,6 +146,8 @@ def train(config: Config, stop: Stop | None = None, ask: Asker | None = None) ->
         chosen = of_layers(config.train.attention_kernel, config.model, layout, dtype, apart)
         if chosen:
             progress.note(describe(chosen))
+        if schedule := model.schedule(config.train.microbatches):
+            progress.note(pipeline.describe(schedule))
         for line in feed.notes:
             progress.note(line)
         run = Run(

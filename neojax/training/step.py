@@ -1,6 +1,7 @@
 """The training step and the evaluation step: each one jitted function over the whole mesh."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -42,22 +43,26 @@ def make_train_step(
     draws = any(rates) or (model.adapters is not None and model.adapters.lora.dropout > 0)
     draws |= config.experts.number > 0  # experts tell by the key that they are trained
 
+    def key_of(step, index):
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(train.seed), step), index)
+
     def objective(trained, frozen, batch, index, step, scored):
-        key = None
-        if draws:
-            key = jax.random.fold_in(jax.random.fold_in(jax.random.key(train.seed), step), index)
-        losses = model.bind({**trained, **frozen}).loss(
-            batch,
-            z_loss=train.z_loss,
-            entmax=train.loss == "entmax",
-            dropout_key=key,
-        )
+        own, entmax = model.bind({**trained, **frozen}), train.loss == "entmax"
+        if index is None:
+            keys = jax.vmap(partial(key_of, step))(jnp.arange(len(batch.tokens))) if draws else None
+            losses = own.loss_of_microbatches(batch, z_loss=train.z_loss, entmax=entmax, dropout_keys=keys)
+        else:
+            key = key_of(step, index) if draws else None
+            losses = own.loss(batch, z_loss=train.z_loss, entmax=entmax, dropout_key=key)
         return losses.total(scored), losses.sums
 
     grad = jax.value_and_grad(objective, has_aux=True)
 
     def gradients(trained, frozen, batch, step, scored):
         """Summed gradients of what is trained, and sums to report, over the microbatches."""
+        if model.is_pipeline:
+            (_, sums), grads = grad(trained, frozen, batch, None, step, scored)
+            return grads, sums
 
         def micro_grad(index, micro):
             (_, sums), grads = grad(trained, frozen, micro, index, step, scored)

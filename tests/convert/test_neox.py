@@ -71,7 +71,8 @@ def test_published_configs_have_the_published_size_and_recipe(published, capsys)
         shapes = [value.shape for value in model.params().values()]
         assert sum(map(prod, shapes)) == count, name
         assert (config.train.warmup_steps, config.train.learning_rate) == (warmup, rate)
-        assert config.mesh.shape == ("data:-1" if ranks == 1 else f"data:-1, model:{ranks}")
+        stages = ", stage:4" if name == "20B" else ""
+        assert config.mesh.shape == f"data:-1{stages}" + (f", model:{ranks}" if ranks > 1 else "")
         assert config.model.mlp.activation == "gelu_new" and config.model.norm.order == "parallel"
         default = name in ("pythia/6-9B", "pythia/12B")
         init = config.model.init
@@ -182,7 +183,13 @@ MEANT = [
     ('"zero_optimization": {"stage": 1, "overlap_comm": True}', "mesh.param_layout", "embd:data"),
     ('"zero_optimization": {"stage": 0}', "mesh.param_layout", ""),
     ('"model-parallel-size": 2', "mesh.layout", "batch:data, heads:model, mlp:model, vocab:model"),
-    ('"pipe-parallel-size": 2', "mesh.shape", "data:-1"),
+    ('"pipe-parallel-size": 2', "mesh.shape", "data:-1, stage:2"),
+    ('"pipe-parallel-size": 2', "mesh.layout", "batch:data, layers:stage, vocab:stage"),
+    (
+        '"pipe-parallel-size": 2, "model-parallel-size": 2',
+        "mesh.layout",
+        "batch:data, layers:stage, heads:model, mlp:model, vocab:model+stage",
+    ),
     ('"gradient_accumulation_steps": 2', "train.microbatch", 4),
     ('"gradient_accumulation_steps": 4', "train.microbatch", 0),  # 8 sequences are not 4 times 4
     ('"fp16": {"enabled": true}', "train.precision", "bfloat16"),

@@ -47,7 +47,7 @@ def test_names_axes_and_aliases():
         ("batch:x, batch:y", ["mesh.layout", "batch is given twice"]),
         ("mlp:x, intermediate_expanded:y", ["intermediate_expanded", "mlp", "given already"]),
         ("batch:x+x", ["batch", "one axis twice"]),
-        ("layers:x", ["layers", "cannot be split"]),
+        ("rank:x", ["rank", "cannot be split"]),
         ("vocab:n_vocab", ["vocab", "n_vocab", "no such axis"]),
     ],
 )

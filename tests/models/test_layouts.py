@@ -34,6 +34,12 @@ LAYOUTS = {
     "stored in the other order": ("x:4, y:2", "batch:x+y", "embd:y+x"),
     "fsdp within, copies across": ("x:2, y:4", "batch:x+y", "embd:y"),
     "two stored dimensions": ("x:4, y:2", "batch:x+y", "embd:x, mlp:y, head_dim:y, vocab:y"),
+    "pipeline": ("stage:2, data:4", "batch:data, layers:stage, vocab:stage", ""),
+    "pipeline, fsdp and model": (
+        "stage:2, data:2, model:2",
+        "batch:data, layers:stage, heads:model, mlp:model, vocab:stage+model",
+        "embd:data",
+    ),
     "three axes": ("x:2, y:2, z:2", f"batch:x+y, {MODEL.replace('model', 'z')}", "embd:x+y"),
 }
 
