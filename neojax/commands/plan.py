@@ -11,7 +11,9 @@ import jax
 from neojax.config import Config
 from neojax.convert import configs
 from neojax.layout.topology import tpu_devices
+from neojax.models.inference import check_weights
 from neojax.plan.compiled import Compiled, compile_step
+from neojax.plan.decoding import compile_decoding, of_decoding, print_decoding
 from neojax.plan.remedies import remedies
 from neojax.plan.report import of_step, print_report, with_remedies
 from neojax.storage.remote import place
@@ -44,6 +46,14 @@ def add_arguments(parser: ArgumentParser) -> None:
             "more temporaries"
         ),
     )
+    parser.add_argument(
+        "--decode",
+        action="store_true",
+        help="plan sampling instead: how many rows fit, and what bounds their tokens a second",
+    )
+    parser.add_argument(
+        "--weights", default="auto", metavar="T", help="with --decode: as for `neojax sample`, such as int8"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -59,9 +69,16 @@ def run(args: Namespace) -> None:
         jax.config.update("jax_platforms", "cpu")  # nothing runs
         devices = tpu_devices(args.topology)
         config = replace(config, mesh=replace(config.mesh, cpu_devices=0))
-    report = planned(config, args.topology, devices, args.quick)
+    if args.decode:
+        check_weights(args.weights)
+        found = compile_decoding(config, devices, args.weights, args.quick)
+        report = of_decoding(config, args.topology, found)
+    else:
+        report = planned(config, args.topology, devices, args.quick)
     if args.json:
         print(json.dumps(report))
+    elif args.decode:
+        print_decoding(report)
     else:
         print_report(report)
 

@@ -260,6 +260,8 @@ class _Reader:
             return "optimizer", f"optimizer state {field[1] if field else ''} of {what}"
         if path.startswith("state"):
             return "parameters", f"parameter {what}"
+        if cache := re.search(r"caches\[(\d+)\]\[(\d)\]", path):
+            return "batch", f"{('keys', 'values')[int(cache[2])]} of layer {cache[1]} in the cache"
         return "batch", f"batch: {what}"
 
     def kind(self, buffer: _Buffer, backward: int | None) -> tuple[str, str]:

@@ -89,10 +89,18 @@ def compile_step(config: Config, devices: Sequence[jax.Device] | None, quick: bo
         lowered = step.lower(  # type: ignore[attr-defined]
             abstract_state(model, optimizer), batch, jax.ShapeDtypeStruct((), jnp.int32)
         )
+    return compiled_of(lowered, model, layout, local_sizes(config, layout), quick)
+
+
+def compiled_of(
+    lowered: Any, model: Transformer, layout: Layout, sizes: Sequence[tuple[str, int]], quick: bool = False
+) -> Compiled:
+    """The program of `lowered`, compiled. sizes: of the dimensions of its activations, as `local_sizes`.
+    Raises `NeojaxError` where the compiler refuses it for another reason than memory."""
     start = time.perf_counter()
     with _folder() as folder, _effort(quick), jax.set_mesh(layout.mesh):  # type: ignore[arg-type]
         text, room = _text(lowered, folder)
-        memory = buffers.read(folder, tensors(model), local_sizes(config, layout), _repetitions(model))
+        memory = buffers.read(folder, tensors(model), sizes, _repetitions(model))
     seconds = time.perf_counter() - start
     room = room or available(layout)
     fits = bool(text) and (memory is None or room is None or memory.needed <= room)
@@ -228,4 +236,4 @@ def _moved(found: Sequence[Collective], layout: Layout, quick: bool) -> tuple[Mo
         runs, moved = groups.setdefault(key, [0, 0])
         groups[key] = [runs + one.times, moved + one.times * one.bytes]
     rows = (Moved(*key, *counts) for key, counts in groups.items())
-    return tuple(sorted((row for row in rows if row.axes != "none"), key=lambda row: -row.bytes))
+    return tuple(sorted((row for row in rows if row.axes != "none" and row.runs), key=lambda row: -row.bytes))

@@ -173,7 +173,7 @@ def trips(bodies: dict[str, list[str]]) -> Counter[str]:
 def _calls(lines: list[str], bodies: dict[str, list[str]]) -> Iterator[tuple[str, int]]:
     for line in lines:
         if loop := re.search(r"condition=%([\w.\-]+), body=%([\w.\-]+)", line):
-            yield loop[2], _bound(bodies[loop[1]])
+            yield loop[2], _bound(line, bodies[loop[1]], bodies)
             continue
         for called in re.findall(r"(?:calls|to_apply|called_computations)=\{?%([\w.\-]+)", line):
             yield called, 1
@@ -181,9 +181,14 @@ def _calls(lines: list[str], bodies: dict[str, list[str]]) -> Iterator[tuple[str
             yield from ((name.strip(" %"), 1) for name in branches.split(","))
 
 
-def _bound(condition: list[str]) -> int:
-    """The trips of a loop that counts from 0: the constant that its condition compares with."""
-    constants = [int(n) for line in condition for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", line)]
+def _bound(loop: str, condition: list[str], bodies: dict[str, list[str]]) -> int:
+    """The trips of a loop that counts from 0: as the compiler notes it, or the constant that its condition
+    compares with, there or in a fusion. A condition that asks for more may end it earlier."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop):
+        return int(known[1])
+    called = [name for line in condition for name in re.findall(r"calls=%([\w.\-]+)", line)]
+    lines = [*condition, *(line for name in called for line in bodies.get(name, ()))]
+    constants = [int(n) for line in lines for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", line)]
     if len(constants) != 1:
         raise ValueError(f"the trips of a loop cannot be read from its condition: {condition}")
     return constants[0]

@@ -21,9 +21,18 @@ from neojax.plan.slice_view import ranges
 
 def of_step(config: Config, topology: str, one: Compiled) -> dict[str, Any]:
     """Of a compiled step: machine, memory, FLOPs, collectives, hosts. Bytes, unless a name says otherwise."""
+    tokens = config.train.batch_size * config.model.n_ctx
+    return {
+        **of_program(config, topology, one),
+        "tokens_per_step": tokens,
+        "model_flops_per_device": flops_per_token(config.model) * tokens / one.layout.mesh.size,
+        "hosts": hosts(config, one.layout),
+    }
+
+
+def of_program(config: Config, topology: str, one: Compiled) -> dict[str, Any]:
+    """Of a compiled program: machine, memory, collectives."""
     mesh = one.layout.mesh
-    train = config.train
-    tokens = train.batch_size * config.model.n_ctx
     return {
         "topology": topology,
         "devices": mesh.size,
@@ -32,12 +41,9 @@ def of_step(config: Config, topology: str, one: Compiled) -> dict[str, Any]:
         "layout": config.mesh.layout,
         "param_layout": config.mesh.param_layout,
         "compiled": {"quick": one.quick, "seconds": one.seconds},
-        "tokens_per_step": tokens,
-        "model_flops_per_device": flops_per_token(config.model) * tokens / mesh.size,
         "fits": one.fits,
         "memory": _memory(one),
         "collectives": [asdict(row) for row in one.moved],
-        "hosts": hosts(config, one.layout),
     }
 
 
@@ -87,23 +93,29 @@ def with_remedies(report: dict[str, Any], before: int, found: Sequence[Remedy]) 
 
 
 def print_report(report: Mapping[str, Any]) -> None:
-    """A report as a person reads it."""
+    """A report of `of_step` as a person reads it."""
+    print_machine(report)
+    print_memory(report)
+    if "helps" in report:
+        _print_helps(report["helps"])
+    print(f"\nmodel FLOPs of a device and step: {report['model_flops_per_device']:.3e}")
+    if report["fits"]:
+        print_collectives(report, "a step")
+    _print_hosts(report["hosts"])
+
+
+def print_machine(report: Mapping[str, Any]) -> None:
+    """The line on the machine and the layout."""
     effort = ", with little effort" if report["compiled"]["quick"] else ""
     print(
         f"{report['topology']}: {report['devices']} x {report['device_kind']}, mesh {report['mesh']}, layout "
         f'"{report["layout"]}", param_layout "{report["param_layout"]}"; compiled in '
         f"{report['compiled']['seconds']:.0f} s{effort}"
     )
-    _print_memory(report)
-    if "helps" in report:
-        _print_helps(report["helps"])
-    print(f"\nmodel FLOPs of a device and step: {report['model_flops_per_device']:.3e}")
-    if report["fits"]:
-        _print_collectives(report)
-    _print_hosts(report["hosts"])
 
 
-def _print_memory(report: Mapping[str, Any]) -> None:
+def print_memory(report: Mapping[str, Any], of: str = "") -> None:
+    """Whether it fits, what memory holds when it is fullest, and the largest buffers. of: what takes it."""
     memory = report["memory"]
     room = memory["available"]
     if "needed" not in memory:
@@ -113,19 +125,20 @@ def _print_memory(report: Mapping[str, Any]) -> None:
     verdict = f"fits: {gb(needed)} of {gb(room)} a device" if room else f"{gb(needed)} a device"
     if room and not report["fits"]:
         verdict = f"does NOT fit: {gb(needed)} a device, of {gb(room)}: {gb(needed - room)} too much"
-    print(f"\nmemory {verdict}; when it is fullest:")
+    print(f"\n{of}memory {verdict}; when it is fullest:")
     kinds = ("parameters", "optimizer", "batch", "gradients", "activations_kept", "temporaries", "unused")
-    table = _table("what", "bytes", right=("bytes",))
+    table = table_of("what", "bytes", right=("bytes",))
     for kind in kinds:
         more = {"gradients": "most_gradients", "activations_kept": "most_activations_kept"}.get(kind)
         other = f"  (at most {gb(memory[more])})" if more and memory[more] > 1.01 * memory[kind] else ""
-        table.add_row(f"  {kind.replace('_', ' ')}{other}", gb(memory[kind]))
-    _show(table)
+        if memory[kind]:
+            table.add_row(f"  {kind.replace('_', ' ')}{other}", gb(memory[kind]))
+    show(table)
     print("the largest buffers then:")
-    table = _table("bytes", "type", "holds", right=("bytes",))
+    table = table_of("bytes", "type", "holds", right=("bytes",))
     for one in memory["largest"]:
         table.add_row("  " + gb(one["bytes"]), one["shape"], one["holds"])
-    _show(table)
+    show(table)
 
 
 def _print_helps(helps: Mapping[str, Any]) -> None:
@@ -134,22 +147,23 @@ def _print_helps(helps: Mapping[str, Any]) -> None:
         print("\nno setting alone helps; take more devices, or split more dimensions over those there are")
         return
     print(f"\nwhat helps, compiled with little effort ({gb(before)} a device as it is):")
-    table = _table("change", "a device", "less by", "", right=("a device", "less by"))
+    table = table_of("change", "a device", "less by", "", right=("a device", "less by"))
     for one in helps["changes"]:
         less = gb(before - one["needed"])
         table.add_row(
             "  " + one["change"], gb(one["needed"]), less, "fits" if one["fits"] else "still too much"
         )
-    _show(table)
+    show(table)
 
 
-def _print_collectives(report: Mapping[str, Any]) -> None:
+def print_collectives(report: Mapping[str, Any], of: str) -> None:
+    """The collectives of a program. of: what it computes."""
     rows = report["collectives"]
     if not rows:
         print("collectives: none")
         return
-    print("\ncollectives of a step (bytes of the whole arrays, as a group has them):")
-    table = _table(
+    print(f"\ncollectives of {of} (bytes of the whole arrays, as a group has them):")
+    table = table_of(
         "kind",
         "over",
         "type",
@@ -168,7 +182,7 @@ def _print_collectives(report: Mapping[str, Any]) -> None:
         table.add_row(
             "  " + row["kind"], row["axes"], row["types"], crosses, beside, str(row["runs"]), gb(row["bytes"])
         )
-    _show(table)
+    show(table)
 
 
 def _print_hosts(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -198,12 +212,14 @@ def gb(count: float | None) -> str:
     return f"{size:.3g} {unit}" if abs(size) < 1000 else f"{size:,.0f} {unit}"
 
 
-def _table(*titles: str, right: Sequence[str] = ()) -> Table:
+def table_of(*titles: str, right: Sequence[str] = ()) -> Table:
+    """A plain table; `right`: the titles of columns of numbers."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in titles:
         table.add_column(title, justify="right" if title in right else "left", no_wrap=True)
     return table
 
 
-def _show(table: Table) -> None:
+def show(table: Table) -> None:
+    """Prints a table, as wide as it is where nobody looks."""
     Console(width=None if Console().is_terminal else 200, soft_wrap=True).print(table)

@@ -4,6 +4,8 @@ that are not here."""
 import json
 import math
 
+import jax
+import numpy as np
 import pytest
 from helpers import failure, tiny
 
@@ -13,9 +15,13 @@ from neojax.commands.plan import planned
 from neojax.config import Config, MeshConfig, TrainConfig
 from neojax.layout.topology import tpu_devices
 from neojax.models import Transformer
+from neojax.models.compute import Compute
 from neojax.models.flops import flops_per_token
+from neojax.models.inference import inference_compute, inference_layout
 from neojax.plan import compiled
 from neojax.plan.report import print_report
+from neojax.sampling.decode import Asked, Decoder
+from neojax.sampling.logits import Controls
 
 MESH = MeshConfig("data:4,model:2", "batch:data, heads:model, mlp:model, vocab:model", "embd:data")
 KINDS = ("parameters", "optimizer", "batch", "gradients", "activations_kept", "temporaries")
@@ -121,3 +127,30 @@ def test_what_a_step_needs_that_is_too_large_for_a_tpu(config):
 def test_what_cannot_be_planned_is_one_line(config, capsys):
     message = failure(capsys, "plan", config, "mesh.shape=data:3,model:2")
     assert "mesh.shape" in message
+
+
+def test_what_is_said_of_sampling_is_what_the_sampler_holds(config, capsys):
+    """The rows of the compiled program against those of a sampler that runs on the same mesh."""
+    report = plan(capsys, config, "--decode")
+    own = configuration.load(config)
+    layout = inference_layout(compiled.make_layout(own.mesh))
+    decoder = Decoder(Transformer(own.model, layout, inference_compute(Compute())).init(0))
+    count = report["rows"]
+    assert count == 4 * 8  # of each part of the batch
+    filters = (np.zeros(count, "f4"), np.zeros(count, "i4"), *(np.zeros(count, "f4") for _ in range(3)))
+    limit, ends = np.zeros(count, "i4"), np.zeros((count, 1), "i4")
+    asked = Asked(limit, ends, np.zeros((count, 2), "u4"), Controls(*filters, np.zeros(count, bool)))
+    prompts, starts = np.zeros((count, 16), "i4"), np.zeros(count, "i4")
+    slots = {"global": 64, "local": 16}
+    rows = decoder.prefill(prompts, starts, np.arange(count, dtype="i4"), asked, slots)
+
+    def held(tree):
+        return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
+
+    assert report["cache_per_row"] * count == held(rows.caches)
+    assert report["weights_per_device"] == held(decoder._model[1])
+    memory = report["memory"]
+    assert memory["parameters"] == held(decoder._model[1])
+    assert 0 <= memory["batch"] - held(rows) < 1000  # and which rows are done
+    room = memory["available"] - report["weights_per_device"]
+    assert report["most_rows"] * (report["cache_per_row"] + report["beside_cache_per_row"]) <= room
