@@ -37,6 +37,14 @@ def make_train_step(
     the model reports, which may be a matrix. Raises `NeojaxError` for train.compiler_options that the
     compiler does not take.
     """
+    options = compiler_options(model.layout, train.compiler_options, train.deterministic)
+    return jax.jit(plain_train_step(model, optimizer, train), donate_argnums=0, compiler_options=options)
+
+
+def plain_train_step(
+    model: Transformer, optimizer: Optimizer, train: TrainConfig
+) -> Callable[[State, Batch, Any], tuple[State, dict[str, jax.Array]]]:
+    """The step of `make_train_step` as a function that is not compiled, which asks nothing of devices."""
     rate = learning_rate(train)
     config = model.config
     rates = config.embedding.dropout, config.attention.dropout, config.dropout, config.head.dropout
@@ -98,8 +106,7 @@ def make_train_step(
         metrics |= {"loss": loss, "grad_norm": norm, "learning_rate": rate(taken(state.opt_state))}
         return State(trained, state.frozen, opt_state), metrics
 
-    options = compiler_options(model.layout, train.compiler_options, train.deterministic)
-    return jax.jit(train_step, donate_argnums=0, compiler_options=options)
+    return train_step
 
 
 def make_eval_step(

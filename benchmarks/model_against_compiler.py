@@ -1,0 +1,209 @@
+"""The counts of `neojax.plan.count` against the compiler's.
+
+    python benchmarks/model_against_compiler.py [--part memory collectives flops] [--only WORDS ...]
+
+memory, collectives: of the compiled steps that are kept in results/communication.json, compiled for TPU
+slices with `communication.py`: bytes of a chip, and bytes of gathers and of sums in a step. FLOPs of a TPU's
+program cannot be read from it, since kernels of attention are closed: flops compiles small models of every
+family of decoders in layouts of many kinds for 8 CPU devices, with loops, and counts the products in the
+optimised program. Writes results/model_against_compiler.json.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import numpy as np
+import shapes
+from side_by_side import RESULTS, save
+
+DOT = re.compile(r"%?([\w.\-]+) = \w+\[([\d,]*)\]\S* dot\(%?([\w.\-]+), .*?lhs_contracting_dims=\{([\d,]*)\}")
+MADE = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = \w+\[([\d,]*)\]")
+SMALL = {"n_layer": 4, "n_embd": 64, "n_ctx": 64, "n_vocab": 512}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt_neo": {"attention": {"heads": 4, "window": 16}},
+    "gpt2": {"family": "gpt2", "attention": {"heads": 4}},
+    "gpt_neox": {"family": "gpt_neox", "attention": {"heads": 4}, "positions": {"rotary_dims": 4}},
+    "gpt_j": {"family": "gpt_j", "attention": {"heads": 4}, "positions": {"rotary_dims": 8}},
+    "llama": {"family": "llama", "attention": {"heads": 4, "kv_heads": 2}, "mlp": {"width": 192}},
+}
+LAYOUTS = {
+    "data parallel": ("data:8", "batch:data", ""),
+    "stored over all": ("data:8", "batch:data", "embd:data"),
+    "stored over 2 of 8": ("copies:4, data:2", "batch:copies+data", "embd:data"),
+    "tensor 2": ("data:4, model:2", "batch:data, heads:model, mlp:model, vocab:model", "embd:data"),
+    "tensor 4": ("data:2, model:4", "batch:data, heads:model, mlp:model, vocab:model", "embd:data"),
+    "vocabulary alone": ("data:4, model:2", "batch:data, vocab:model", ""),
+    "embd, as gpt-neo's": ("x:4, y:2", "batch:x, embd:y", ""),
+}
+
+
+def tpu_config(options: Mapping[str, Any]) -> Any:
+    """The configuration of a row of communication.json."""
+    from neojax.config import MeshConfig, TrainConfig, from_dict
+
+    mesh = MeshConfig(
+        options["shape"], options["layout"], options["param_layout"], dcn_shape=options["dcn_shape"]
+    )
+    train = TrainConfig(
+        batch_size=options["batch"],
+        remat=options["remat"],
+        reduce_dtype=options["reduce_dtype"],
+        precision="bfloat16",
+    )
+    model = shapes.ours(options["model"], options["sequence"])
+    return replace(from_dict({}), model=model, mesh=mesh, train=train)
+
+
+def tpu_rows(only: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Every kept step, with what the model counts of it."""
+    from neojax.plan.count import count
+    from neojax.plan.machine import machine
+    from neojax.plan.trace import trace
+
+    kept = json.loads((RESULTS / "communication.json").read_text())["results"]
+    for name, row in kept.items():
+        options = row["options"]
+        if "failed" in row or options["joined"] or not all(word in name for word in only):
+            continue
+        on = machine(options["topology"])
+        work = count(trace(tpu_config(options), on))
+        own = row["bytes_per_chip"]
+        found = {"case": name}
+        if own:
+            found["memory"] = (work.memory.total, own["arguments"] + own["temporaries"])
+        for kind in ("gather", "sum"):
+            counted = sum(one.bytes * one.times for one in work.transfers if one.kind == kind)
+            compiled = sum(
+                one["bytes"]
+                for one in row["collectives"]
+                if ("gather" in one["kind"]) == (kind == "gather") and "transfer" not in one["kind"]
+            )
+            if max(counted, compiled) > 1e8:
+                found[f"{kind}s"] = (counted, compiled)
+        yield found
+
+
+def cpu_rows(only: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Small models on 8 devices: FLOPs of products as counted and as compiled."""
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 8)
+    cases = [
+        (f"{family}, {layout}, remat {remat}", own, LAYOUTS[layout], remat)
+        for i, (family, own) in enumerate(FAMILIES.items())
+        for j, layout in enumerate(LAYOUTS)
+        for remat in (("none", "names", "full")[(i + j) % 3],)
+    ]
+    for name, own, (mesh, used, stored), remat in cases:
+        if all(word in name for word in only):
+            config = {
+                "model": SMALL | own,
+                "mesh": {"shape": mesh, "layout": used, "param_layout": stored},
+                "train": {
+                    "batch_size": 16,
+                    "remat": remat,
+                    "precision": "float32",
+                    "attention_kernel": "xla",
+                },
+            }
+            yield {"case": name, "flops": flops(config)}
+
+
+def flops(tree: Mapping[str, Any]) -> tuple[float, float]:
+    """(FLOPs of a device's products in a step as counted, as compiled for the CPU devices here)."""
+    import jax
+    import jax.numpy as jnp
+
+    from neojax.config import from_dict
+    from neojax.data.batch import Batch
+    from neojax.data.share import BATCH_DIMS
+    from neojax.layout.mesh import make_layout
+    from neojax.models import Transformer
+    from neojax.models.compute import Compute
+    from neojax.plan.count import count
+    from neojax.plan.machine import machine
+    from neojax.plan.trace import trace
+    from neojax.training.optimizer import make_optimizer
+    from neojax.training.state import abstract_state
+    from neojax.training.step import make_train_step
+
+    config = from_dict(dict(tree))
+    work = count(trace(config, machine(f"v5e:2x{jax.device_count() // 2}")))
+    layout = make_layout(config.mesh)
+    train = config.train
+    compute = Compute("float32", remat=train.remat, unroll=1, attention_kernel=train.attention_kernel)
+    model = Transformer(config.model, layout, compute)
+    optimizer = make_optimizer(train, model.dims(), config.model.n_vocab)
+    shape = (1, train.batch_size, config.model.n_ctx)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=layout.sharding(BATCH_DIMS, shape))
+    with jax.set_mesh(layout.mesh):
+        step = make_train_step(model, optimizer, train)
+        number = jax.ShapeDtypeStruct((), jnp.int32)
+        program = step.lower(abstract_state(model, optimizer), Batch(tokens, tokens), number).compile()
+    return work.flops, product_flops(program.as_text())
+
+
+def product_flops(hlo: str) -> float:
+    """FLOPs of all products of an optimised program, as often as a step runs them."""
+    from neojax.plan.hlo import computations, trips
+
+    bodies = computations(hlo)
+    times = trips(bodies)
+    total = 0.0
+    for name, lines in bodies.items():
+        made = {match[1]: match[2] for line in lines if (match := MADE.match(line))}
+        for line in lines:
+            if match := DOT.search(line):
+                left = [int(n) for n in made[match[3]].split(",") if n]
+                summed = math.prod(left[int(d)] for d in match[4].split(",") if d)
+                result = math.prod(int(n) for n in match[2].split(",") if n)
+                total += 2.0 * times[name] * result * summed
+    return total
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", nargs="*", default=("tpu", "flops"), choices=("tpu", "flops"))
+    parser.add_argument("--only", nargs="*", default=(), help="cases whose names hold these words")
+    args = parser.parse_args()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    rows = []
+    for part, cases in (("flops", cpu_rows), ("tpu", tpu_rows)):
+        if part not in args.part:
+            continue
+        for row in cases(args.only):
+            rows.append(row)
+            told = ", ".join(
+                f"{what} {pair[0] / pair[1] - 1:+.1%}" if pair[1] else f"{what} {pair[0]:.3g} for none"
+                for what, pair in row.items()
+                if what != "case"
+            )
+            print(f"{row['case']}: {told}", flush=True)
+    found = {}
+    for what in ("memory", "gathers", "sums", "flops"):
+        pairs = [row[what] for row in rows if what in row and row[what][1]]
+        if pairs:
+            miss = np.abs(np.array([mine / theirs - 1 for mine, theirs in pairs]))
+            found[what] = {
+                "cases": len(miss),
+                "median": float(np.median(miss)),
+                "within 10 %": float(np.mean(miss <= 0.1)),
+                "within 2 %": float(np.mean(miss <= 0.02)),
+                "largest": float(miss.max()),
+            }
+            print(what, found[what])
+    if not args.only:
+        save("model_against_compiler", {"summary": found, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""A machine to plan for: chips of one kind, in slices of a torus or in domains of a switch, none of which
+need be here."""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from neojax.errors import NeojaxError, suggest
+from neojax.layout.chips import CHIPS, Chip
+
+FORM = "such as v5e:16x16, 2xv5e:8x8 for two slices joined by a network, or h100:64"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`slices` slices of `chip`s, each a torus of `shape` chips; of GPUs, one "slice" of a number of chips,
+    in which a switch joins every `domain` of them and a network the others."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+    slices: int = 1
+
+    @property
+    def chips(self) -> int:
+        """All its chips."""
+        return self.slices * math.prod(self.shape)
+
+    @property
+    def devices(self) -> int:
+        """All its devices, as JAX counts them."""
+        return self.chips * self.chip.cores
+
+    @property
+    def domain(self) -> int:
+        """Devices that are joined by links, without the network."""
+        each = math.prod(self.shape)
+        return (each if self.chip.axes else min(each, self.chip.domain)) * self.chip.cores
+
+    @property
+    def closes(self) -> tuple[bool, ...]:
+        """Which axes of a slice close to rings."""
+        if self.chip.closes == "all4":
+            return (all(n % 4 == 0 for n in self.shape),) * len(self.shape)
+        return tuple(n >= 16 for n in self.shape)
+
+    def __str__(self) -> str:
+        several = f"{self.slices}x" if self.slices > 1 else ""
+        return f"{several}{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+
+def machine(text: str) -> Machine:
+    """The machine that `text` names. Raises `NeojaxError` where there is none such."""
+    parts = re.fullmatch(r"(?:([1-9]\d*)x(?=[a-z0-9-]+:))?([a-z0-9-]+):([1-9]\d*(?:x[1-9]\d*)*)", text)
+    if not parts:
+        raise NeojaxError(f"topology {text!r}: expected a chip and a shape, {FORM}")
+    several, name, sizes = parts.groups()
+    if name not in CHIPS:
+        raise NeojaxError(
+            f"topology {text!r}: no chip is called {name}{suggest(name, list(CHIPS))}; those known are "
+            f"{', '.join(CHIPS)}"
+        )
+    chip, shape = CHIPS[name], tuple(int(n) for n in sizes.split("x"))
+    if not chip.axes and len(shape) == 1 and not several:
+        return Machine(chip, shape)
+    if not chip.axes:
+        total = math.prod(shape) * int(several or 1)
+        raise NeojaxError(f"topology {text!r}: GPUs are given by their number alone; write {name}:{total}")
+    if len(shape) != chip.axes:
+        near = _near(chip, math.prod(shape))
+        raise NeojaxError(
+            f"topology {text!r}: a slice of {name} is a torus of {chip.axes} dimensions; try {name}:{near}"
+        )
+    if math.prod(shape) > chip.domain:
+        raise NeojaxError(
+            f"topology {text!r}: a slice of {name} has at most {chip.domain} chips; try several slices, "
+            f"{-(-math.prod(shape) // chip.domain)}x{name}:{_near(chip, chip.domain)}"
+        )
+    return Machine(chip, shape, int(several or 1))
+
+
+def _near(chip: Chip, chips: int) -> str:
+    """The shape of a slice of about as many chips that is nearest to a square or cube."""
+    power = max(0, round(math.log2(min(chips, chip.domain))))
+    each = [power // chip.axes + (i < power % chip.axes) for i in reversed(range(chip.axes))]
+    return "x".join(str(2**n) for n in each)
+
+
+@dataclass(frozen=True)
+class Path:
+    """How the devices of a group reach each other: `devices` of them along `rings` axes of the torus at once,
+    which close or not, one in every `stride`; `outer` parts of the group are joined by the network alone."""
+
+    devices: int
+    rings: int
+    closes: bool
+    stride: int
+    outer: int
+
+
+def paths(on: Machine, sizes: dict[str, int], dcn: dict[str, int]) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """For every axis of a mesh of `sizes`, what it takes of the machine: pairs (dimension of the torus, size,
+    stride), the network being dimension -1.
+
+    An axis takes whole dimensions of the torus where their product is its size, as JAX lays a mesh; else a
+    part of one. On GPUs the last axes vary fastest and lie within a switch.
+    """
+    found: dict[str, tuple[tuple[int, ...], ...]] = {}
+    if not on.chip.axes:
+        inside = on.domain
+        for axis in reversed(sizes):
+            near = math.gcd(sizes[axis], inside)
+            inside //= near
+            far = sizes[axis] // near
+            found[axis] = tuple(part for part in ((0, near, 1), (-1, far, 1)) if part[1] > 1)
+        return found
+    left = [n * (on.chip.cores if i == 0 else 1) for i, n in enumerate(on.shape)]
+    taken = [1] * len(left)
+    for axis in reversed(sizes):
+        outer = dcn.get(axis, 1)
+        parts = [(-1, outer, 1)] if outer > 1 else []
+        want = sizes[axis] // outer
+        whole = _product_of([(i, n) for i, n in enumerate(left) if n > 1], want)
+        if whole is not None:
+            for i in whole:
+                parts.append((i, left[i], taken[i]))
+                left[i] = 1
+        else:
+            for i in sorted(range(len(left)), key=lambda i: -left[i]):
+                part = math.gcd(want, left[i])
+                if part > 1:
+                    parts.append((i, part, taken[i]))
+                    left[i] //= part
+                    taken[i] *= part
+                    want //= part
+        found[axis] = tuple(parts)
+    return found
+
+
+def _product_of(dims: Sequence[tuple[int, int]], want: int) -> tuple[int, ...] | None:
+    """The fewest of `dims` (number, size) whose sizes multiply to `want`."""
+    best: tuple[int, ...] | None = None
+    for chosen in range(2 ** len(dims)):
+        some = [dims[i] for i in range(len(dims)) if chosen >> i & 1]
+        fits = math.prod(n for _, n in some) == want
+        if fits and (best is None or len(some) < len(best)):
+            best = tuple(i for i, _ in some)
+    return best
+
+
+def path(on: Machine, parts: Sequence[tuple[int, ...]]) -> Path:
+    """The path along an axis, or several, of a mesh, from their parts in `paths`."""
+    inner = [part for part in parts if part[0] >= 0]
+    whole: dict[int, tuple[int, int]] = {}
+    for dim, size, stride in inner:
+        n, s = whole.get(dim, (1, stride))
+        whole[dim] = n * size, min(s, stride)
+    sizes = [n * (on.chip.cores if i == 0 else 1) for i, n in enumerate(on.shape)]
+    closes = (
+        all(on.closes[dim] and n == sizes[dim] for dim, (n, _) in whole.items()) if on.chip.axes else True
+    )
+    return Path(
+        devices=math.prod(n for n, _ in whole.values()),
+        rings=max(1, len(whole)),
+        closes=closes,
+        stride=max((s for _, s in whole.values()), default=1),
+        outer=math.prod(size for dim, size, _ in parts if dim < 0),
+    )

@@ -1,0 +1,74 @@
+"""What one device does and holds in a training step, in numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product of matrices [m, k] and [k, n] on one device, `batch` of them at once, `times` a step. kernel:
+    it is inside a kernel of attention. bytes: what it reads and writes."""
+
+    batch: int
+    m: int
+    n: int
+    k: int
+    times: int
+    bytes: int
+    kernel: str = ""
+    flops: float = 0.0
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A collective, `times` a step: a gather, sum, all-to-all or permute over `axes` of the mesh. bytes: of
+    the whole array, as a group has it after a gather or before a sum. cut: axes along which each device then
+    keeps a part of a sum. looped: it is in a loop."""
+
+    kind: str
+    axes: tuple[str, ...]
+    bytes: int
+    times: int
+    dtype: str
+    looped: bool = False
+    cut: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device. arguments: parameters, optimizer state and a batch; temporaries: all else at the
+    fullest, of which `kept` are activations kept for the backward pass and `gradients` gradients."""
+
+    parameters: int
+    optimizer: int
+    batch: int
+    gradients: int
+    kept: int
+    temporaries: int
+
+    @property
+    def arguments(self) -> int:
+        return self.parameters + self.optimizer + self.batch
+
+    @property
+    def total(self) -> int:
+        return self.arguments + self.temporaries
+
+
+@dataclass(frozen=True)
+class Work:
+    """All that one device does in a step. traffic: bytes to and from its memory, those of products apart;
+    operations: kernels that it starts, fused ones counted once. sizes: of the mesh's axes."""
+
+    products: tuple[Product, ...]
+    transfers: tuple[Transfer, ...]
+    traffic: float
+    operations: int
+    memory: Memory
+    sizes: Mapping[str, int]
+    largest: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of all products, recomputed ones too."""
+        return sum(p.flops * p.times for p in self.products)

@@ -1,0 +1,67 @@
+"""Machines by their names, and how the axes of a mesh lie on them."""
+
+import pytest
+
+from neojax.errors import NeojaxError
+from neojax.plan.machine import machine, path, paths
+
+
+@pytest.mark.parametrize(
+    "text, chips, devices",
+    [
+        ("v5e:16x16", 256, 256),
+        ("2xv5e:8x8", 128, 128),
+        ("v5p:4x4x4", 64, 64),
+        ("7x:2x2x1", 4, 8),
+        ("h100:64", 64, 64),
+        ("a100-40:8", 8, 8),
+        ("16xv5e:16x16", 4096, 4096),
+    ],
+)
+def test_a_machine_is_named_as_it_is_written(text, chips, devices):
+    on = machine(text)
+    assert (on.chips, on.devices, str(on)) == (chips, devices, text)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("v5e", "expected a chip and a shape"),
+        ("v6:4x4", "no chip is called v6"),
+        ("v5e:4x4x4", "a torus of 2 dimensions; try v5e:8x8"),
+        ("v5e:32x32", "at most 256 chips; try several slices, 4xv5e:16x16"),
+        ("h100:8x8", "write h100:64"),
+    ],
+)
+def test_what_is_no_machine_is_named_with_what_is_near(text, said):
+    with pytest.raises(NeojaxError, match=said):
+        machine(text)
+
+
+def way(text, sizes, axes, dcn=None):
+    on = machine(text)
+    taken = paths(on, sizes, dcn or {})
+    return path(on, [part for axis in axes for part in taken[axis]])
+
+
+def test_an_axis_of_all_chips_is_a_ring_through_the_slice():
+    found = way("v5e:16x16", {"data": 256}, ["data"])
+    assert (found.devices, found.closes, found.stride, found.outer) == (256, True, 1, 1)
+
+
+def test_an_axis_of_a_small_slice_does_not_close():
+    assert not way("v5e:8x8", {"x": 8, "y": 8}, ["x"]).closes
+    assert way("v5p:4x4x8", {"x": 16, "y": 8}, ["x"]).closes
+
+
+def test_the_last_axes_of_gpus_lie_within_a_switch():
+    sizes = {"data": 8, "model": 8}
+    assert way("h100:64", sizes, ["model"]).outer == 1
+    assert way("h100:64", sizes, ["data"]).outer == 8
+    assert way("h100:64", {"data": 64}, ["data"]).outer == 8
+
+
+def test_axes_over_slices_cross_the_network():
+    sizes = {"slices": 2, "data": 64}
+    assert way("2xv5e:8x8", sizes, ["slices"], {"slices": 2}).outer == 2
+    assert way("2xv5e:8x8", sizes, ["data"], {"slices": 2}).outer == 1
