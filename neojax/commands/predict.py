@@ -12,8 +12,9 @@ from neojax.commands.opening import add_adapter, ending_at_once, opened
 from neojax.config import DataConfig
 from neojax.config.tasks import TASKS
 from neojax.data.answers import Reply
-from neojax.data.examples import Examples
-from neojax.data.labelled import Row, class_of, read_rows
+from neojax.data.choices import Chosen, read_choices
+from neojax.data.examples import Rows
+from neojax.data.labelled import Row, labels_of, read_rows
 from neojax.data.questions import Question, read_questions
 from neojax.data.squad_scores import squad_scores
 from neojax.data.tagged import Tagged, entity_scores, read_tagged
@@ -25,8 +26,10 @@ from neojax.models import Transformer
 from neojax.output import complain, json_line
 from neojax.sampling.answered import answers
 from neojax.sampling.predict import (
+    Prediction,
     answered,
     check_predicts,
+    choices_of,
     examples_of,
     prediction,
     spans_for,
@@ -95,17 +98,21 @@ def _classify(
     none of the model's, before anything is printed."""
     labels = None
     if all(row.label is not None for row in rows):
-        names = model.config.head.labels
-        labels = np.array([row.label if len(names) == 1 else class_of(row, names) for row in rows])
+        labels = labels_of(rows, None if TASKS[data.task].is_number else model.config.head.labels)
     examples = examples_of(model, [row.texts for row in rows], data.max_tokens)
     _tell_cut(file, examples)
     with ending_at_once():
         logits = answers(model, examples)
     for said in (prediction(model, each) for each in logits):
-        best = said.scores.get(str(said.label))
-        plain = f"{said.label:.6g}" if best is None else f"{said.label}\t{best:.4f}"
-        print(json_line(asdict(said)) if args.json else plain, flush=True)
+        print(json_line(asdict(said)) if args.json else _plain(said), flush=True)
     return {} if labels is None else measured(TASKS[data.task].metrics, np.stack(logits), labels)
+
+
+def _plain(said: Prediction) -> str:
+    if isinstance(said.label, float):
+        return f"{said.label:.6g}"
+    names = [said.label] if isinstance(said.label, str) else said.label
+    return "\t".join(f"{name}\t{said.scores[name]:.4f}" for name in names)
 
 
 def _tag(
@@ -121,6 +128,22 @@ def _tag(
     if any(row.tags is None for row in rows):
         return {}
     return entity_scores([said.tags for said in found], [row.tags or [] for row in rows])
+
+
+def _choose(
+    model: Transformer, rows: list[Chosen], data: DataConfig, args: Namespace, file: str
+) -> dict[str, float]:
+    """Prints a line for each row: the number of the choice, how probable it is, and its text; the accuracy
+    where all have a right one."""
+    with ending_at_once():
+        found, encoded = choices_of(model, rows, data.max_tokens)
+    _tell_cut(file, encoded)
+    for said in found:
+        plain = f"{said.choice}\t{said.scores[said.choice]:.4f}\t{' '.join(said.text.split())}"
+        print(json_line(asdict(said)) if args.json else plain, flush=True)
+    if any(row.label is None for row in rows):
+        return {}
+    return {"accuracy": float(np.mean([said.choice == row.label for said, row in zip(found, rows)]))}
 
 
 def _answer(
@@ -168,7 +191,7 @@ def _write(folder: str, found: list[Reply]) -> None:
             (made / f"{name}.json").write_text(f"{text}\n", encoding="utf-8")
 
 
-def _tell_cut(file: str, rows: Examples) -> None:
+def _tell_cut(file: str, rows: Rows) -> None:
     if rows.n_cut:
         complain(f"{file}: {cut_rows(rows)}")
 
@@ -177,6 +200,7 @@ BY_HEAD: dict[str, tuple[Any, Any]] = {
     "sequence_classification": (read_rows, _classify),
     "token_classification": (read_tagged, _tag),
     "question_answering": (read_questions, _answer),
+    "multiple_choice": (read_choices, _choose),
 }
 """The kind of a head -> what reads its rows, and what says something of them."""
 
@@ -186,14 +210,19 @@ def _data(args: Namespace, overrides: list[str]) -> DataConfig:
     config = config_at(args.source, args.adapter)
     labels = config.model.head.labels
     usual = "regression" if len(labels) == 1 else "classification"
-    usual = {"token_classification": "tagging", "question_answering": "squad"}.get(
-        next(iter(config.model.head.kinds), ""), usual
-    )
+    if config.model.head.multilabel:
+        usual = "multilabel"
+    others = {
+        "token_classification": "tagging",
+        "question_answering": "squad",
+        "multiple_choice": "multiple_choice",
+    }
+    usual = others.get(next(iter(config.model.head.kinds), ""), usual)
     kept = configuration.to_dict(config.data) if config.data.task != "none" else {"task": usual}
     kept |= {"train": [], "validation": []}
     raw: dict[str, Any] = {"data": kept, "model": configuration.to_dict(config.model)}
     found = configuration.from_dict(raw, overrides, source="command line").data
-    kind = {task: (own.head, own.is_number) for task, own in TASKS.items()}
+    kind = {task: (own.head, own.is_number, own.multilabel) for task, own in TASKS.items()}
     its = str(kept["task"])
     if found.task != its and kind.get(found.task) != kind[its]:
         raise NeojaxError(

@@ -221,8 +221,7 @@ def _check_head(model: ModelConfig) -> None:
                 f"model.embedding.width={model.embedding.width}: a {model.family} has no table of another "
                 "width than n_embd; leave it out"
             )
-        if "lm" not in kinds:
-            _check_labels(model)
+        _check_labels(model)
         return
     if "lm" in kinds or (len(kinds) > 1 and set(kinds) != {"mlm", "pair"}):
         raise NeojaxError(
@@ -236,6 +235,11 @@ def _check_head(model: ModelConfig) -> None:
 
 
 def _check_labels(model: ModelConfig) -> None:
+    if model.head.multilabel and model.head.kinds != ("sequence_classification",):
+        raise NeojaxError(
+            f"model.head.multilabel=true is for the head sequence_classification, not "
+            f"{list(model.head.kinds)}; leave it out"
+        )
     if not model.head.labels or len(set(model.head.labels)) < len(model.head.labels):
         raise NeojaxError(
             f"model.head.labels={list(model.head.labels)}: expected the names of the classes, each once"

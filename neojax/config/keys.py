@@ -110,9 +110,10 @@ class DataConfig:
     task: str = key(
         "none",
         "data.train and data.validation are files of labelled rows (TSV, CSV, JSON lines), to fine-tune a "
-        "model with a head for them: classification; regression; tagging, of words; squad and squad_v2, "
-        "spans of a passage that answer a question; or a task of GLUE. sft: what `neojax prepare --format "
-        "sft` wrote, of which answers are learnt. none: text",
+        "model with a head for them: classification; multilabel, of any number of classes; regression; "
+        "tagging, of words; multiple_choice; squad and squad_v2, spans of a passage that answer a question; "
+        "or a task of GLUE. sft: what `neojax prepare --format sft` wrote, of which answers are learnt. "
+        "none: text",
         choices=("none", *TASKS),
     )
     text: str = key("", "task: the column of the text, by name or number (0: the first); empty: a usual name")

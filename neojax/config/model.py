@@ -241,6 +241,9 @@ class HeadConfig:
         "names of the classes of sequence_classification and token_classification, in their order; one: "
         "sequence_classification gives a number",
     )
+    multilabel: bool = key(
+        False, "sequence_classification: any number of the classes may hold, each told by itself"
+    )
     dropout: float | None = key(
         None, "dropout rate before a classifier; null: as model.dropout", least=0, below=1
     )

@@ -99,7 +99,8 @@ def from_dict(raw: Any, overrides: Iterable[str] = (), source: str = "config") -
     usual = FAMILIES[family]
     if isinstance(task, str) and task in TASKS:
         recipe = recipe | recipe_of(task, family, value_at(said, "train", None) or {})
-        usual = {**usual, "head": {**usual.get("head", {}), "kinds": [TASKS[task].head]}}
+        head = {"kinds": [TASKS[task].head], "multilabel": TASKS[task].multilabel}
+        usual = {**usual, "head": {**usual.get("head", {}), **head}}
     tree = override(raw, overrides, source, {"model": usual, "train": recipe})
     tree.pop("format")
     config = _build(Config, tree, "", source)

@@ -18,12 +18,14 @@ from neojax.errors import NeojaxError
 class Task:
     """`head`: the kind of the model's head. `metrics`: how answers to held-out rows are measured, beside the
     loss. `labels`: names of the classes in their order; none: as the rows have them. `columns`: the numbers
-    of the columns with text, second text (None: there is none) and label, of files without a header."""
+    of the columns with text, second text (None: there is none) and label, of files without a header.
+    `multilabel`: whether a row has any number of classes."""
 
     head: str
     metrics: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     columns: tuple[int | None, ...] = ()
+    multilabel: bool = False
 
     @property
     def is_number(self) -> bool:
@@ -46,7 +48,9 @@ _ENTAILED = ("entailment", "not_entailment")
 TASKS = {
     "sft": Task("lm"),
     "classification": Task(_ROW, ("accuracy", "f1")),
+    "multilabel": Task(_ROW, ("micro_f1", "macro_f1"), multilabel=True),
     "regression": Task(_ROW, ("pearson", "spearman")),
+    "multiple_choice": Task("multiple_choice", ("accuracy",)),
     "tagging": Task("token_classification", ("precision", "recall", "f1")),
     "squad": Task("question_answering", ("exact_match", "f1")),
     "squad_v2": Task("question_answering", ("exact_match", "f1", "best_exact_match", "best_f1")),
@@ -128,6 +132,11 @@ def check_task(config: Any) -> None:
                 )
         return
     given = f"data.task={data.task}"
+    if config.model.head.multilabel != TASKS[data.task].multilabel:
+        raise NeojaxError(
+            f"{given} with model.head.multilabel={str(config.model.head.multilabel).lower()}: "
+            "data.task=multilabel is for rows of any number of classes; change one of the two"
+        )
     _check_squad(data.squad, type(data.squad)(), given)
     if data.task == "sft":
         if config.model.is_encoder:

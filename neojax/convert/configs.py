@@ -48,7 +48,8 @@ def load(
                 f"{there['family']}; leave the keys of model out to take them from there"
             )
         task = TASKS.get(str(configuration.value_at(said, "data.task")))
-        if task is not None and tuple(there["head"]["kinds"]) != (task.head,):
+        kind = there["head"].get("kinds"), there["head"].get("multilabel", False)
+        if task is not None and kind != ([task.head], task.multilabel):
             there["head"] = {
                 "dropout": there["head"]["dropout"]
             }  # the head is another, and so are its labels

@@ -85,10 +85,14 @@ class Example(NamedTuple):
 
 class Rows(ABC):
     """Rows of one source, in order, and `lengths`, int [rows], of each: batches of them for training, and
-    once for evaluation."""
+    once for evaluation. Rows have at most `most` tokens; `n_cut` were longer."""
 
     name: str
     lengths: np.ndarray
+    width: int = 1
+    """how many rows of tokens each has"""
+    n_cut: int = 0
+    most: int
 
     def __len__(self) -> int:
         return len(self.lengths)

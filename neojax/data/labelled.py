@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from neojax.config import DataConfig
 from neojax.config.tasks import TASKS, Task
 from neojax.data.records import Record, read_records
@@ -84,7 +86,16 @@ def _row(record: Record, names: Sequence[str], label: str | None, task: Task, la
 
 
 def _label(record: Record, name: Any, value: Any, task: Task) -> Any:
-    """A number, or the name of a class."""
+    """A number, or the name of a class, or of any number of classes a tuple."""
+    if task.multilabel:
+        found = value.split(",") if isinstance(value, str) else value
+        if not isinstance(found, list) or not all(type(each) in (str, int) for each in found):
+            raise NeojaxError(
+                f"{record.where}: {name!r} is {str(value)[:60]!r}; expected a list of classes, or their "
+                "names with commas between"
+            )
+        names = (str(each).strip() for each in found)
+        return tuple(dict.fromkeys(each for each in names if each))
     if not task.is_number:
         if isinstance(value, bool):
             return str(value).lower()
@@ -107,8 +118,10 @@ def label_names(rows: Sequence[Row], task: Task, where: str) -> tuple[str, ...]:
         return ("LABEL_0",)
     if task.labels:
         return task.labels
-    found = {row.label for row in rows}
-    if len(found) < 2:
+    found = {label for row in rows for label in row.label} if task.multilabel else {r.label for r in rows}
+    if not found:
+        raise NeojaxError(f"{where}: no row has a label; expected classes")
+    if len(found) < 2 and not task.multilabel:
         raise NeojaxError(f"{where}: every row has the label {found.pop()!r}; expected two classes or more")
     if len(found) > MOST:
         raise NeojaxError(
@@ -120,16 +133,28 @@ def label_names(rows: Sequence[Row], task: Task, where: str) -> tuple[str, ...]:
     return tuple(sorted(found, key=int if is_number else str))
 
 
-def class_of(row: Row, names: Sequence[str]) -> int:
-    """The number of a row's class among `names`; where they are words and the row has a number, this. Raises
+def labels_of(rows: Sequence[Row], names: Sequence[str] | None) -> np.ndarray:
+    """[rows]: the number of each row's class among `names`, int32; where any number may hold, float32 [rows,
+    names], 1 for those that do; without names, numbers, float32. Raises `NeojaxError` as `class_of`."""
+    if names is None:
+        return np.array([row.label for row in rows], np.float32)
+    if not isinstance(rows[0].label, tuple):
+        return np.array([class_of(row.where, row.label, names) for row in rows], np.int32)
+    found = np.zeros((len(rows), len(names)), np.float32)
+    for number, row in enumerate(rows):
+        found[number, [class_of(row.where, label, names) for label in row.label]] = 1
+    return found
+
+
+def class_of(where: str, label: str, names: Sequence[str]) -> int:
+    """The number of a class among `names`; where they are words and the label is a number, this. Raises
     `NeojaxError` for a label that is not among them."""
-    if row.label in names:
-        return names.index(row.label)
-    if not any(name.isdigit() for name in names) and row.label.isdigit() and int(row.label) < len(names):
-        return int(row.label)
+    if label in names:
+        return names.index(label)
+    if not any(name.isdigit() for name in names) and label.isdigit() and int(label) < len(names):
+        return int(label)
     shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
     raise NeojaxError(
-        f"{row.where}: the label {row.label!r} is none of the model's, {shown}; mend the row, or give all "
-        f"of them "
-        "as model.head.labels"
+        f"{where}: the label {label!r} is none of the model's, {shown}; mend the row, or give all of them as "
+        "model.head.labels"
     )

@@ -1,6 +1,6 @@
 """`neojax data show RUN --step N`: the documents that a step of a run is trained on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from neojax.config import TASKS, Config
 from neojax.data import tokenizer as tokenizers
-from neojax.data.batch import NOT_SCORED
+from neojax.data.batch import NOT_SCORED, Batch
 from neojax.data.examples import Rows
 from neojax.data.loader import Place, train_batches, train_places
 from neojax.data.packed import packed
@@ -58,8 +58,8 @@ def rows(config: Config, step: int) -> Iterator[dict[str, Any]]:
 
 
 def task_rows(config: Config, step: int, tokenizer: Any) -> Iterator[dict[str, Any]]:
-    """The labelled rows of the global batch of `step`: step, microbatch, row in it, label (of words a
-    list of tags, of answers a list of their text; of questions, the answer's), token ids and text."""
+    """The labelled rows of the global batch of `step`: step, microbatch, row in it, label (see `_label`),
+    token ids and text, of choices those of each."""
     if tokenizer is None:
         raise NeojaxError(f"data.task={config.data.task} needs a tokenizer; set data.tokenizer")
     data, train = config.data, config.train
@@ -74,34 +74,43 @@ def task_rows(config: Config, step: int, tokenizer: Any) -> Iterator[dict[str, A
     batch = next(rows.train_batches(train.batch_size, train.seed, step - 1, range(train.batch_size)))
     assert batch.segments is not None
     for i in range(train.batch_size):
-        tokens = batch.tokens[i][batch.segments[i] > 0].tolist()
-        if TASKS[data.task].head == "question_answering":  # the tokens of the answer
-            assert batch.labels is not None
-            first, last = batch.labels[i]
-            label = tokenizer.decode(tokens[first : last + 1], skip_special_tokens=False)
-        elif batch.labels is not None:
-            label = batch.labels[i].item() if names is None else names[batch.labels[i]]
-        else:  # of tokens: those that are learnt, or their tags
-            own = batch.targets[i][batch.targets[i] != NOT_SCORED].tolist()
-            label = (
-                [tokenizer.decode(own, skip_special_tokens=False)]
-                if names is None
-                else [names[tag] for tag in own]
-            )
+        own, there = batch.tokens[i], batch.segments[i] > 0
+        texts = [row[real].tolist() for row, real in zip(np.atleast_2d(own), np.atleast_2d(there))]
+        tokens = texts[0] if own.ndim == 1 else [row for row in texts if row]
+        label = _label(batch, i, data.task, names, tokenizer)
+        text = tokenizer.decode_batch([row for row in texts if row], skip_special_tokens=False)
         yield {
             "step": step,
             "microbatch": i // each,
             "row": i % each,
             "label": label,
             "tokens": tokens,
-            "text": tokenizer.decode(tokens, skip_special_tokens=False),
+            "text": text if own.ndim > 1 else text[0],
         }
+
+
+def _label(batch: Batch, i: int, task: str, names: Sequence[str] | None, tokenizer: Any) -> Any:
+    """What is to be said of row `i`: a class, a number, the number of a choice, or the text of an answer; of
+    words a list of tags, of answers that are learnt one of their text, of several classes one of these."""
+    if batch.labels is None:  # of tokens: those that are learnt, or their tags
+        own = batch.targets[i][batch.targets[i] != NOT_SCORED].tolist()
+        text = tokenizer.decode(own, skip_special_tokens=False) if names is None else ""
+        return [text] if names is None else [names[tag] for tag in own]
+    if TASKS[task].head == "question_answering":
+        first, last = batch.labels[i]
+        return tokenizer.decode(batch.tokens[i][first : last + 1].tolist(), skip_special_tokens=False)
+    if names is None:
+        return batch.labels[i].item()
+    if TASKS[task].multilabel:
+        return [name for name, holds in zip(names, batch.labels[i]) if holds]
+    return names[batch.labels[i]]
 
 
 def task_text(row: dict[str, Any]) -> str:
     """A labelled row for reading."""
     head = f"=== step {row['step']}, microbatch {row['microbatch']}, row {row['row']}: label {row['label']}"
-    return f"{head}\n{row['text']}"
+    text = row["text"] if isinstance(row["text"], str) else "\n".join(row["text"])
+    return f"{head}\n{text}"
 
 
 def pair_rows(config: Config, step: int, tokenizer: Any) -> Iterator[dict[str, Any]]:

@@ -9,8 +9,9 @@ import numpy as np
 
 from neojax.config import TASKS, Config, DataConfig, HeadConfig
 from neojax.data.answers import replies
-from neojax.data.examples import Example, Examples, Frame
-from neojax.data.labelled import Row, class_of, label_names, read_rows
+from neojax.data.choices import Choices, encode_choices, read_choices
+from neojax.data.examples import Example, Examples, Frame, Rows
+from neojax.data.labelled import Row, label_names, labels_of, read_rows
 from neojax.data.questions import read_questions
 from neojax.data.spans import Spans, spans_of
 from neojax.data.squad_scores import squad_scores
@@ -33,7 +34,7 @@ class TaskRows:
 
     def __init__(self, config: Config, tokenizer: "Tokenizer"):
         data, task = config.data, TASKS[config.data.task]
-        self.files: dict[str, Examples] = {}
+        self.files: dict[str, Any] = {}  # Examples or Choices
         self.measures: dict[str, Measure] = {}
         self.notes: list[str] = []
         if not data.train:
@@ -42,17 +43,18 @@ class TaskRows:
         names = () if given == HeadConfig().labels or task.is_number else given
         most = data.max_tokens or config.model.n_ctx
         frame = Frame.of(config.model, tokenizer, f"data.task={data.task}")
+        self.config = config
         if task.head == "question_answering":
-            self.config = config
             self._asked(config, tokenizer, frame, most)
+        elif task.head == "multiple_choice":
+            rows = {s.path: read_choices(s.path, data) for s in (*data.train, *data.validation)}
+            self.files = {p: encode_choices(p, own, tokenizer, frame, most) for p, own in rows.items()}
         else:
             read = self._tagged if task.head == "token_classification" else self._labelled
             names = read(config, tokenizer, frame, most, names)
             head = replace(config.model.head, labels=names)
             self.config = replace(config, model=replace(config.model, head=head))
-        self.train = Examples(
-            data.train[0].path, [e for s in data.train for e in self.files[s.path].examples], frame, most
-        )
+        self.train = joined([self.files[s.path] for s in data.train], frame)
         for path, own in self.files.items():
             if own.n_cut:
                 self.notes.append(f"{path}: {cut_rows(own)}")
@@ -112,7 +114,16 @@ def _answers(spans: Spans, data: DataConfig, logits: Mapping[int, np.ndarray]) -
     return squad_scores([spans.questions[i] for i in which], [found[i] for i in which], may_lack)
 
 
-def cut_rows(rows: Examples) -> str:
+def joined(files: Sequence[Any], frame: Frame) -> Rows:
+    """The rows of several files, one behind the other."""
+    first = files[0]
+    if isinstance(first, Choices):
+        labels = np.concatenate([own.labels for own in files])
+        return Choices(first.name, [row for own in files for row in own.rows], labels, frame, first.most)
+    return Examples(first.name, [e for own in files for e in own.examples], frame, first.most)
+
+
+def cut_rows(rows: Rows) -> str:
     """How many rows are cut, in words."""
     return f"{rows.n_cut:,} of {len(rows):,} rows are longer than {rows.most} tokens and are cut"
 
@@ -145,11 +156,10 @@ def encoded(
         for texts in zip(*(r.texts for r in rows))
     ]
     examples, n_cut = [], 0
-    for row, *own in zip(rows, *texts):
+    for row, label, *own in zip(rows, labels_of(rows, labels), *texts):
         tokens, types, is_cut = frame.row([each.ids for each in own], most)
         if not len(tokens):
             raise NeojaxError(f"{row.where}: the text is empty; leave the row out")
-        label = np.float32(row.label) if labels is None else np.int32(class_of(row, labels))
         examples.append(Example(tokens, types, label))
         n_cut += is_cut
     return Examples(name, examples, frame, most, n_cut)

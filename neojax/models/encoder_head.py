@@ -29,7 +29,7 @@ from neojax.models.norms import Identity, final_norm
 
 OF_TOKENS = ("mlm", "token_classification", "question_answering")
 """Heads that read every token; the others read the pooled first one, or a decoder's last."""
-PADDING = -1e9  # logit of what is no token
+PADDING = -1e9  # logit of what is no token, or no choice
 
 
 class EncoderHead(nnx.Module):
@@ -107,6 +107,9 @@ last |
         out = head(last_token(hidden, segments) if self.pooler is None else self.pooler(hidden), key)
         if kind != "multiple_choice":
             return out
+        if segments is not None:  # a choice that fills up a question of fewer is none
+            there = jnp.max(named.lay(segments, "batch sequence"), axis=1, keepdims=True) > 0
+            out = jnp.where(there, out, PADDING)
         shape = len(out) // choices, choices
         return jax.lax.reshape(out, shape, out_sharding=named.sharding("batch choices"))
 

@@ -17,7 +17,7 @@ def answers(model: Transformer, rows: Rows) -> list[np.ndarray]:
     padding."""
     parts = model.layout.split("batch")
     found: list[Any] = [None] * len(rows)
-    for chosen in _batches(rows.lengths, parts):
+    for chosen in _batches(rows.lengths * rows.width, parts):
         batch = rows.batch(chosen)
         logits = model.layout.fetch(
             model(batch.tokens, segments=batch.segments, token_types=batch.token_types)

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from neojax.arguments import flag, text, wrong
-from neojax.config import SquadConfig
+from neojax.config import HEADS, SquadConfig
 from neojax.data.answers import Reply, replies
+from neojax.data.choices import Choices, Chosen, encode_choices
 from neojax.data.examples import Example, Examples, Frame
 from neojax.data.questions import Question
 from neojax.data.spans import Spans, spans_of
@@ -19,15 +20,16 @@ from neojax.models import Transformer
 from neojax.sampling.answered import answers
 from neojax.sampling.requests import tokenizer_of
 
-KINDS = ("sequence_classification", "token_classification", "question_answering")
+KINDS = HEADS[3:]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is said of a row: the name of its class, or a number where the model gives such; and the
-    probability of every class by its name, none for a number."""
+    """What is said of a row: the name of its class, or a number where the model gives such, or the names of
+    all classes that hold where several may; and the probability of every class by its name, none for a
+    number."""
 
-    label: str | float
+    label: str | float | list[str]
     scores: dict[str, float]
 
 
@@ -51,42 +53,54 @@ class Tagging:
     entities: list[Entity]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Which of several texts is right: its number, the text, and how probable each of them is."""
+
+    choice: int
+    text: str
+    scores: list[float]
+
+
 def predict(model: Transformer, texts: Any, *, no_answer: bool = False) -> Any:
-    """The class of each of `texts`, or its number where the model has one label: a text, or a pair of them as
-    a tuple; or a list of such. Of a model that tags words, texts are parted at blanks, and a list of lists of
-    words is taken too. Of a model that answers questions, each is a pair of a question and a passage of any
-    length; with `no_answer`, there may be none, as in SQuAD 2.0. What else is too long for the context is
-    cut. Returns a `Prediction`, a `Tagging` or a `Reply` for one, else a list. Raises `NeojaxError`."""
+    """What the model says of each of `texts`, one or a list, by the head that it has:
+
+    - of classes, or a number: a text, or a pair of them as a tuple; gives a `Prediction`;
+    - of words: a text, parted at blanks, or in a list also lists of words; gives a `Tagging`;
+    - of answers in a passage: a question and a passage of any length as a tuple; gives a `Reply`. With
+      `no_answer`, there may be none, as in SQuAD 2.0;
+    - of the right choice: what stands before, and a list of choices, as a tuple; gives a `Choice`.
+
+    What is too long for the context is cut. Raises `NeojaxError`."""
     check_predicts(model)
     (kind,) = model.config.head.kinds
-    tags, asks = kind == KINDS[1], kind == KINDS[2]
-    if flag("no_answer", no_answer) and not asks:
+    if flag("no_answer", no_answer) and kind != "question_answering":
         raise NeojaxError("no_answer=True is for a model that answers questions; leave it out")
+    is_row, expected = SHAPES[kind]
     single = isinstance(texts, str | tuple)
     rows = [texts] if single else texts
-    if not isinstance(rows, list) or not rows or not all(map(_is_words if tags else _is_row, rows)):
-        expected = "a text, or a list of texts or of lists of words"
-        raise wrong(
-            "texts", texts, expected if tags else "a text, a pair of texts as a tuple, or a list of these"
-        )
+    if not isinstance(rows, list) or not rows or not all(map(is_row, rows)):
+        raise wrong("texts", texts, expected)
     for number, row in enumerate(rows, 1):
-        for own in (row,) if isinstance(row, str) else row:
+        for own in _texts(row):
             text(f"text {number}", own)
     found: list[Any]
-    if tags:
-        found = taggings(model, [row.split() if isinstance(row, str) else row for row in rows])[0]
-        return found[0] if single else found
-    rows = [(row,) if isinstance(row, str) else row for row in rows]
-    if asks and any(len(row) != 2 for row in rows):
-        raise wrong("texts", texts, "a question and a passage as a tuple, or a list of such")
-    if len({len(row) for row in rows}) > 1:
-        raise NeojaxError("predict: some rows have one text and some two; give all of one kind at once")
-    if asks:
-        asked = [Question(f"row {n}", str(n), *row) for n, row in enumerate(rows, 1)]
-        squad = SquadConfig()
-        found = answered(model, spans_for(model, asked, squad), squad, no_answer)
-    else:
-        found = [prediction(model, own) for own in answers(model, examples_of(model, rows))]
+    match kind:
+        case "token_classification":
+            found, _ = taggings(model, [row.split() if isinstance(row, str) else row for row in rows])
+        case "question_answering":
+            asked = [Question(f"row {n}", str(n), *row) for n, row in enumerate(rows, 1)]
+            found = answered(model, spans_for(model, asked, SquadConfig()), SquadConfig(), no_answer)
+        case "multiple_choice":
+            given = [Chosen(f"row {n}", row[0], tuple(row[1])) for n, row in enumerate(rows, 1)]
+            found = choices_of(model, given)[0]
+        case _:
+            rows = [(row,) if isinstance(row, str) else row for row in rows]
+            if len({len(row) for row in rows}) > 1:
+                raise NeojaxError(
+                    "predict: some rows have one text and some two; give all of one kind at once"
+                )
+            found = [prediction(model, own) for own in answers(model, examples_of(model, rows))]
     return found[0] if single else found
 
 
@@ -122,9 +136,22 @@ def answered(model: Transformer, spans: Spans, squad: SquadConfig, may_lack: boo
     return [found[number] for number in range(len(spans.questions))]
 
 
+def choices_of(model: Transformer, rows: Sequence[Chosen], most: int = 0) -> tuple[list[Choice], Choices]:
+    """The choice in each of `rows`, at most so many tokens of each (0: the model's context). And the rows as
+    the model reads them."""
+    tokenizer = tokenizer_of(model, "text")
+    frame, most = Frame.of(model.config, tokenizer, "predict"), most or model.config.n_ctx
+    encoded = encode_choices("rows", rows, tokenizer, frame, most)
+    found = []
+    for row, logits in zip(rows, answers(model, encoded)):
+        scores = shares(logits[: len(row.choices)])
+        best = int(scores.argmax())
+        found.append(Choice(best, row.choices[best], scores.tolist()))
+    return found, encoded
+
+
 def check_predicts(model: Any) -> None:
-    """Raises `NeojaxError` where `model` is not one with a head for classes of texts or of words, or for
-    answers."""
+    """Raises `NeojaxError` where `model` is not one with a head that says something of texts."""
     if not isinstance(model, Transformer):
         raise wrong("model", model, "a model, as neojax.load gives it")
     model.check_bound()
@@ -155,17 +182,51 @@ def examples_of(model: Transformer, rows: Sequence[Sequence[str]], most: int = 0
 
 def prediction(model: Transformer, logits: np.ndarray) -> Prediction:
     """What logits [labels] say."""
-    if len(names := model.config.head.labels) == 1:
+    names = model.config.head.labels
+    if model.config.head.multilabel:
+        each = (1 / (1 + np.exp(-logits.astype(np.float64)))).tolist()
+        return Prediction([name for name, share in zip(names, each) if share > 0.5], dict(zip(names, each)))
+    if len(names) == 1:
         return Prediction(float(logits[0]), {})
-    shares = np.exp(logits - logits.max())
-    shares = shares / shares.sum()
-    return Prediction(names[int(logits.argmax())], dict(zip(names, map(float, shares))))
+    return Prediction(names[int(logits.argmax())], dict(zip(names, shares(logits).tolist())))
+
+
+def shares(logits: np.ndarray) -> np.ndarray:
+    """How probable each of several is."""
+    found = np.exp(logits - logits.max())
+    return found / found.sum()
+
+
+def _texts(row: Any) -> list[Any]:
+    return [row] if isinstance(row, str) else [own for each in row for own in _texts(each)]
+
+
+def _are_texts(row: Any) -> bool:
+    return all(isinstance(each, str) for each in row)
 
 
 def _is_row(row: Any) -> bool:
-    texts = (row,) if isinstance(row, str) else row
-    return isinstance(texts, tuple) and len(texts) in (1, 2) and all(isinstance(t, str) for t in texts)
+    return isinstance(row, str) or (isinstance(row, tuple) and len(row) in (1, 2) and _are_texts(row))
 
 
 def _is_words(row: Any) -> bool:
-    return isinstance(row, str) or (isinstance(row, list) and all(isinstance(word, str) for word in row))
+    return isinstance(row, str) or (isinstance(row, list) and _are_texts(row))
+
+
+def _is_pair(row: Any) -> bool:
+    return isinstance(row, tuple) and len(row) == 2 and _are_texts(row)
+
+
+def _is_choice(row: Any) -> bool:
+    if not isinstance(row, tuple) or len(row) != 2 or not isinstance(row[0], str):
+        return False
+    return isinstance(row[1], list | tuple) and len(row[1]) > 1 and _are_texts(row[1])
+
+
+SHAPES: dict[str, tuple[Any, str]] = {
+    "sequence_classification": (_is_row, "a text, a pair of texts as a tuple, or a list of these"),
+    "token_classification": (_is_words, "a text, or a list of texts or of lists of words"),
+    "question_answering": (_is_pair, "a question and a passage as a tuple, or a list of such"),
+    "multiple_choice": (_is_choice, "a text and a list of two choices or more as a tuple, or a list of such"),
+}
+"""The kind of a head -> whether a row is one that it says something of, and what is expected."""

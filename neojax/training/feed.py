@@ -120,7 +120,7 @@ class LabelledFeed:
         self._rows = rows = TaskRows(config, tokenizer)
         config, train = rows.config, rows.config.train
         self._train = rows.train
-        self.tokens_a_step: float = train.batch_size * float(self._train.lengths.mean())
+        self.tokens_a_step: float = train.batch_size * float(self._train.lengths.mean()) * self._train.width
         self.fingerprints: dict[str, Any] = {
             split: {s.path: rows.files[s.path].fingerprint() for s in getattr(config.data, split)}
             for split in ("train", "validation")

@@ -52,18 +52,35 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     return (last - (count - 1) / 2)[place]
 
 
+def micro_f1(said: np.ndarray, labels: np.ndarray) -> float:
+    """The harmonic mean of precision and recall of all classes together, of bool [rows, classes]."""
+    return _f1_of(said, labels > 0)
+
+
+def macro_f1(said: np.ndarray, labels: np.ndarray) -> float:
+    """The mean of the harmonic means of each class, of bool [rows, classes]; 0 of one that is neither there
+    nor said."""
+    return float(np.mean([_f1_of(own, true) for own, true in zip(said.T, labels.T > 0)]))
+
+
 MEASURES: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": accuracy,
     "f1": f1,
     "matthews": matthews,
     "pearson": pearson,
     "spearman": spearman,
+    "micro_f1": micro_f1,
+    "macro_f1": macro_f1,
 }
 
 
 def measured(names: Sequence[str], logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The metrics `names` of logits [rows, classes] against classes, int [rows], or of numbers [rows, 1]
-    against numbers, float [rows]."""
-    is_number = np.issubdtype(labels.dtype, np.floating)
-    said = logits[:, 0] if is_number else logits.argmax(axis=-1)
+    """The metrics `names` of logits [rows, classes] against classes, int [rows], of numbers [rows, 1] against
+    numbers, float [rows], or of classes of which any number may hold against 1 for those that do, float
+    [rows, classes]."""
+    if labels.ndim == 2:
+        said = logits > 0
+    else:
+        is_number = np.issubdtype(labels.dtype, np.floating)
+        said = logits[:, 0] if is_number else logits.argmax(axis=-1)
     return {name: MEASURES[name](said, labels) for name in names}

@@ -190,6 +190,7 @@ OTHER = {
     "experts.capacity_factor": 2.0, "experts.group_size": 8, "experts.dropless": True,
     "experts.balance_loss": 0.1, "experts.z_loss": 0.1,
     "head.kinds": ("mlm",), "head.labels": ("no", "yes", "both"), "head.dropout": 0.2,
+    "head.multilabel": True,
 }  # fmt: skip
 INITIAL = {"init.scale_by_depth", "init.scale_by_in", "init.std", "init.method", "init.output"}
 
@@ -258,6 +259,15 @@ BAD = {
     "activations": (
         without(activation_function=["gelu"]),
         "activation_function ['gelu'] is not one that neojax has",
+    ),
+    "several numbers": (
+        {
+            "model_type": "gpt2",
+            "architectures": ["GPT2ForSequenceClassification"],
+            "problem_type": "regression",
+            "num_labels": 2,
+        },
+        "problem_type regression with 2 labels is not supported; one number is",
     ),
     "class": (without("model_type", architectures=5), "architectures=5: expected a list of names"),
     "classes": ({"model_type": "bert", "num_labels": "three"}, "num_labels='three': expected how many"),

@@ -37,7 +37,7 @@ def test_files_of_glue_are_read_as_they_are(task, tmp_path):
     second = [("B",), ("D",)] if task not in ("cola", "sst2") else [(), ()]
     assert [row.texts for row in rows] == [("Our friends.", *second[0]), ('They drank "it.', *second[1])]
     names = label_names(rows, TASKS[task], "the file")
-    labels = [row.label if TASKS[task].is_number else class_of(row, names) for row in rows]
+    labels = [row.label if TASKS[task].is_number else class_of(row.where, row.label, names) for row in rows]
     assert labels == LABELS.get(task, [1, 0])
 
 
@@ -53,7 +53,7 @@ def test_columns_are_named_or_numbered(tmp_path):
     (tmp_path / "c.txt").write_text("2 one two\n10 three\n")
     rows = read_rows(tmp_path / "c.txt", DataConfig(task="classification"))
     assert label_names(rows, TASKS["classification"], "") == ("2", "10")
-    assert class_of(rows[0]._replace(label="1"), ("bad", "good")) == 1
+    assert class_of("", "1", ("bad", "good")) == 1
 
 
 BAD = [
@@ -104,7 +104,7 @@ def test_labels_that_cannot_be_are_told(tmp_path):
         read_rows(tmp_path / "a.jsonl", DataConfig(task="regression"))
     rows = read_rows(tmp_path / "a.jsonl", DataConfig(task="classification"))
     with pytest.raises(NeojaxError, match=r"a.jsonl:2: the label 'x' is none of the model's, 0, 1"):
-        class_of(rows[1], ("0", "1"))
+        class_of(rows[1].where, rows[1].label, ("0", "1"))
     with pytest.raises(NeojaxError, match="every row has the label '1'; expected two classes"):
         label_names(rows[:1], TASKS["classification"], "a")
 

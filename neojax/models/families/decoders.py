@@ -7,7 +7,7 @@ from typing import Any
 from neojax.config import HeadConfig, ModelConfig
 from neojax.errors import NeojaxError
 from neojax.models.families.family import class_names, nothing
-from neojax.models.families.labels import read_labels, write_labels
+from neojax.models.families.labels import read_labels, read_problem, write_labels
 
 CLASSES = {
     "ForSequenceClassification": ("sequence_classification",),
@@ -38,12 +38,13 @@ def classes(
             return found
         labels = read_labels(raw, source)
         found |= {"head.kinds": list(kinds), "head.dropout": raw.get("classifier_dropout")}
+        found["head.multilabel"] = read_problem(raw, source, kinds)
         return found if labels is None else {**found, "head.labels": labels}
 
     def write_all(config: ModelConfig) -> dict[str, Any]:
         found = write(config)
         if "lm" in config.head.kinds:
-            for name in ("labels", "dropout"):
+            for name in ("labels", "multilabel", "dropout"):
                 if (value := getattr(config.head, name)) != getattr(HeadConfig, name):
                     raise NeojaxError(
                         f"model.head.{name}={value} cannot be exported: {architecture} has no classes"
@@ -58,7 +59,7 @@ def classes(
         "architectures": architectures,
         "read": read_all,
         "write": write_all,
-        "written": (*written, "head.kinds", "head.labels", "head.dropout"),
+        "written": (*written, "head.kinds", "head.labels", "head.multilabel", "head.dropout"),
         "heads": {
             "score.weight": ("score.weight", "labels embd"),
             "classifier.weight": (f"{of_tokens}.weight", "labels embd"),

@@ -10,7 +10,7 @@ from neojax.models.compute import Compute
 from neojax.models.encoder_head import EncoderHead
 from neojax.models.families.family import Parts, class_names
 from neojax.models.families.gpt_neo import trunk
-from neojax.models.families.labels import read_labels, write_labels
+from neojax.models.families.labels import read_labels, read_problem, write_labels
 
 BUFFERS = re.compile(r"embeddings\.(position_ids|token_type_ids)")
 LAYER_NORMS = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
@@ -27,7 +27,7 @@ CLASSES = {
 }
 """End of the name of a class of transformers -> kinds of heads."""
 
-WRITTEN = ("embedding.dropout", "head.kinds", "head.labels")
+WRITTEN = ("embedding.dropout", "head.kinds", "head.labels", "head.multilabel")
 """The keys of ours that `write_head` covers."""
 
 
@@ -57,6 +57,7 @@ def read_head(
                 f"{suggest(names[0], architectures)}"
             )
         found["head.kinds"] = list(architectures[own])
+        found["head.multilabel"] = read_problem(raw, source, architectures[own])
     labels = read_labels(raw, source)
     return found if labels is None else {**found, "head.labels": labels}
 

@@ -40,10 +40,29 @@ def read_labels(raw: Mapping[str, Any], source: str) -> list[str] | None:
     return labels
 
 
+def read_problem(raw: Mapping[str, Any], source: str, kinds: tuple[str, ...]) -> bool:
+    """Whether any number of the classes of a head of `kinds` may hold. Raises `NeojaxError` for several
+    numbers."""
+    problem = raw.get("problem_type")
+    if kinds != ("sequence_classification",):
+        return False
+    labels = read_labels(raw, source) or ["LABEL_0", "LABEL_1"]
+    if problem == "regression" and len(labels) > 1:
+        raise NeojaxError(
+            f"{source}: problem_type regression with {len(labels)} labels is not supported; one number is"
+        )
+    return bool(problem == "multi_label_classification")
+
+
 def write_labels(config: ModelConfig) -> dict[str, Any]:
-    """The names of the classes."""
-    labels = config.head.labels
+    """The names of the classes, and whether any number of them may hold. Raises `NeojaxError` where another
+    head is said to have such."""
+    labels, kinds = config.head.labels, config.head.kinds
+    if config.head.multilabel and kinds != ("sequence_classification",):
+        raise NeojaxError(f"model.head.multilabel=true cannot be exported with the heads {list(kinds)}")
+    problem = {"problem_type": "multi_label_classification"} if config.head.multilabel else {}
     return {
+        **problem,
         "id2label": {str(i): name for i, name in enumerate(labels)},
         "label2id": {name: i for i, name in enumerate(labels)},
     }
