@@ -132,10 +132,10 @@ def reference(
     time = jnp.arange(q.shape[1])
     seen = visible(time, time, window if branches is None else None, start, causal)
     if branches is not None:
-        own, key = (Branches(*(named.lay(x, dims) for x in branches)) for dims in ROWS)
+        own, key = (Branches(*(named.lay(x, dims, "heads") for x in branches)) for dims in ROWS)
         seen = seen & own.sees(key, window)
     if segments is not None:
-        of_query, of_key = (named.lay(segments, dims) for dims in ROWS)
+        of_query, of_key = (named.lay(segments, dims, "heads") for dims in ROWS)
         seen = seen & apart(of_query, of_key, causal)
     seen = seen[:, None] if seen.ndim == 3 else seen
     return attend(q, token_keys(k, v, seen), *memory_keys(memory), dropout=dropout)

@@ -99,7 +99,7 @@ def chunked_token_scores(
     split = _split(used, n_vocab)
     dims = ("batch sequence embd", "vocab embd", "batch sequence", "vocab")
     bias = None if bias is None else named.use(bias, "vocab", jnp.float32)
-    spec = named.sharding("batch sequence").spec
+    spec = named.sharding("batch sequence", "vocab").spec
     return _on_each_device(partial(_own_scores, split), dims, (hidden, used, targets, bias), (spec, spec))
 
 
@@ -112,7 +112,7 @@ def _split(table: jax.Array, n_vocab: int, z_loss: float = 0.0, width: str = "em
     return _Split(
         n_vocab,
         z_loss,
-        (*layout.axes("batch"), *layout.axes("sequence")),
+        (*layout.axes("batch"), *layout.axes("sequence", beside=["vocab"])),
         layout.axes("vocab"),
         layout.axes(width),
         rows,
@@ -128,8 +128,8 @@ def _on_each_device(
     out: tuple[jax.P, ...],
 ) -> Any:
     """`work` on every device's own part of `arrays`, whose dimensions are `dims`; None is left as it is."""
-    parts = [x if x is None else named.lay(x, d) for x, d in zip(arrays, dims)]
-    specs = tuple(named.sharding(d).spec for d in dims)
+    parts = [x if x is None else named.lay(x, d, "vocab") for x, d in zip(arrays, dims)]
+    specs = tuple(named.sharding(d, "vocab").spec for d in dims)
     return jax.shard_map(work, mesh=named.current_layout().mesh, in_specs=specs, out_specs=out)(*parts)
 
 

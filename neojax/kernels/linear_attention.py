@@ -61,7 +61,7 @@ def attention(
     layout = named.current_layout()
     if not causal:
         y, state = everywhere(q, k, v)
-    elif layout.axes("sequence") or layout.axes("memory_length"):
+    elif layout.axes("sequence", beside=["heads"]) or layout.axes("memory_length"):
         y, state = reference(q, k, v, segments)
     else:
         keys, values = (
@@ -72,11 +72,17 @@ def attention(
         state = state or sums(k[:, :0], v[:, :0])
         state_specs = tuple(jax.typeof(s).sharding.spec for s in state)
         if segments is not None:
-            segments = named.lay(segments, "batch sequence")
+            segments = named.lay(segments, "batch sequence", "heads")
         y, state = each_device.shard_map(
             partial(_chunks, chunk=min(CHUNK, q.shape[1])),
             mesh=layout.mesh,
-            in_specs=(keys.spec, keys.spec, values.spec, state_specs, named.sharding("batch sequence").spec),
+            in_specs=(
+                keys.spec,
+                keys.spec,
+                values.spec,
+                state_specs,
+                named.sharding("batch sequence", "heads").spec,
+            ),
             out_specs=(values.spec, state_specs),
         )(q, k, v, state, segments)
     return y.astype(dtype), state
@@ -149,7 +155,7 @@ def reference(
     if segments is None:
         state = sums(k, v)
     else:
-        segments = named.lay(segments, "batch sequence")
+        segments = named.lay(segments, "batch sequence", "heads")
         last = jnp.max(jnp.where(time == len(time) - 1, segments, 0), axis=1, keepdims=True)
         state = sums(jnp.where((segments == last)[..., None, None], k, 0.0), v)
         own = together(segments, named.lay(segments, "batch memory_length"))

@@ -68,9 +68,9 @@ def reference_cross_entropy(
     """As `cross_entropy`, by the definition: all logits at once. The target's logit is picked by comparison,
     which works on a split vocabulary."""
     scores = logits(hidden, table, n_vocab, bias, width)
-    targets = named.lay(targets, "batch sequence")
+    targets = named.lay(targets, "batch sequence", "vocab")
     if weights is not None:
-        weights = named.lay(jax.lax.stop_gradient(weights), "batch sequence")
+        weights = named.lay(jax.lax.stop_gradient(weights), "batch sequence", "vocab")
     scored, weighted = scoring(targets, weights)
     hit = jnp.arange(scores.shape[-1]) == targets[..., None]
     picked = jnp.sum(jnp.where(hit, scores, 0.0), axis=-1)

@@ -7,7 +7,7 @@ The resolver is strict: what cannot be laid out as written is an error, and noth
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import jax
@@ -20,12 +20,19 @@ from neojax.layout.devices import arranged, available, shape_text, use_cpu_devic
 from neojax.layout.names import parse_layout, parse_shape
 from neojax.layout.processes import join
 
+OF_PRODUCTS = ("heads", "kv_heads", "mlp", "expert_mlp", "vocab")
+"""The dimensions to which `sequence` leaves an axis that splits both, in what has both."""
+
 
 @dataclass(frozen=True)
 class Layout:
     """A device mesh with the two maps from dimension names to its axes.
 
     `used` says where computation lives, `stored` where parameters, gradients and optimizer state are kept.
+
+    An axis may split `sequence` and dimensions of `OF_PRODUCTS`: what has one of these has whole rows along
+    it, and the residual stream, outside the products, a part of each: Megatron's sequence parallelism,
+    https://arxiv.org/abs/2205.05198.
     """
 
     mesh: Mesh | AbstractMesh
@@ -46,9 +53,14 @@ class Layout:
         """The devices' platform: cpu, gpu or tpu."""
         return self.device.platform
 
-    def axes(self, dim: str, *, stored: bool = False) -> tuple[str, ...]:
-        """The mesh axes that split `dim`, none if it is whole on every device."""
-        return tuple((self.stored if stored else self.used).get(dim, ()))
+    def axes(self, dim: str, *, stored: bool = False, beside: Iterable[str] = ()) -> tuple[str, ...]:
+        """The mesh axes that split `dim`, none if it is whole on every device; where dimensions stand
+        `beside` it, of `sequence` those that it does not leave to them."""
+        axes = tuple((self.stored if stored else self.used).get(dim, ()))
+        if dim == "sequence" and not stored:
+            left = {axis for other in beside if other in OF_PRODUCTS for axis in self.axes(other)}
+            axes = tuple(axis for axis in axes if axis not in left)
+        return axes
 
     def split(self, dim: str, *, stored: bool = False) -> int:
         """The number of parts that `dim` is split into."""
@@ -65,15 +77,18 @@ class Layout:
         *,
         stored: bool = False,
         what: str = "a tensor",
+        beside: Iterable[str] = (),
     ) -> PartitionSpec:
-        """The `PartitionSpec` of a tensor with dimensions `dims`.
+        """The `PartitionSpec` of a tensor with dimensions `dims`, which goes with others that have those
+        `beside` it.
 
         Raises `NeojaxError` where two of its dimensions share an axis or an axis does not divide its size.
         """
         key = "mesh.param_layout" if stored else "mesh.layout"
         owner: dict[str, str] = {}
-        for dim in dims:
-            for axis in self.axes(dim, stored=stored):
+        every = {dim: self.axes(dim, stored=stored, beside=(*dims, *beside)) for dim in dims}
+        for dim, axes in every.items():
+            for axis in axes:
                 if axis in owner:
                     raise NeojaxError(
                         f"{what} [{' '.join(dims)}]: {key} splits both {owner[axis]} and {dim} over axis "
@@ -82,14 +97,14 @@ class Layout:
                     )
                 owner[axis] = dim
         for dim, size in zip(dims, shape or ()):
-            parts = self.split(dim, stored=stored)
+            parts = self.split_over(every[dim])
             if size % parts:
-                axes = "+".join(self.axes(dim, stored=stored))
+                over = "+".join(every[dim])
                 raise NeojaxError(
-                    f"{what} [{' '.join(dims)}]: {key} splits {dim} over {axes} ({parts} parts), which does "
+                    f"{what} [{' '.join(dims)}]: {key} splits {dim} over {over} ({parts} parts), which does "
                     f"not divide its size {size}; use a size or a mesh that divides, or leave {dim} out"
                 )
-        per_dim = [self.axes(dim, stored=stored) for dim in dims]
+        per_dim = [every[dim] for dim in dims]
         return PartitionSpec(*(axes[0] if len(axes) == 1 else axes or None for axes in per_dim))
 
     def sharding(
@@ -99,9 +114,10 @@ class Layout:
         *,
         stored: bool = False,
         what: str = "a tensor",
+        beside: Iterable[str] = (),
     ) -> NamedSharding:
         """As `spec`, with the mesh."""
-        return NamedSharding(self.mesh, self.spec(dims, shape, stored=stored, what=what))
+        return NamedSharding(self.mesh, self.spec(dims, shape, stored=stored, what=what, beside=beside))
 
     def without(self, *dims: str) -> "Layout":
         """The same layout with `dims` left whole where computation lives."""

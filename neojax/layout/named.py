@@ -147,9 +147,9 @@ class LowRank:
         return self.a.dtype
 
 
-def use(value: Param | jax.Array, dims: str, dtype: jnp.dtype | None = None) -> jax.Array:
-    """`value` in its used layout: cast first, then gathered from the stored layout, so that few bytes
-    travel."""
+def use(value: Param | jax.Array, dims: str, dtype: jnp.dtype | None = None, beside: str = "") -> jax.Array:
+    """`value` in its used layout: cast first, then gathered from the stored layout, so that few bytes travel.
+    beside: as in `lay`."""
     array = value.get_value() if isinstance(value, nnx.Variable) else value
     if isinstance(array, Quantized):
         values, scale = lay_quantized(array, dims)
@@ -157,7 +157,7 @@ def use(value: Param | jax.Array, dims: str, dtype: jnp.dtype | None = None) -> 
         return array if dtype is None else array.astype(dtype)
     if dtype is not None:
         array = array.astype(dtype)
-    return lay(array, dims)
+    return lay(array, dims, beside)
 
 
 def trained(value: Param | jax.Array, dims: str, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
@@ -185,19 +185,19 @@ def lay_quantized(array: Quantized, dims: str) -> Quantized:
 def look_up(table: Param, dims: str, index: jax.Array, out: str, dtype: jnp.dtype) -> jax.Array:
     """Rows of `table` [`dims`] at `index`, laid out as the dimensions `out` and in type `dtype`."""
     value = table.get_value()
+    height, width = dims.split()
+    *tokens, _ = out.split()
+    found, index = sharding(out, height), lay(index, " ".join(tokens), height)
     if not isinstance(value, Quantized):
         if value.dtype == dtype:
-            return use(value, dims).at[index].get(out_sharding=sharding(out))
+            return lay(use(value, dims).at[index].get(out_sharding=found), out)
         layout = current_layout()
-        height, width = dims.split()
-        tokens = tuple(axis for dim in out.split()[:-1] for axis in layout.axes(dim))
-        split = row_lookup.Split(
-            sharding(out), sharding(dims), layout.axes(height), layout.axes(width), tokens
-        )
-        return row_lookup.look_up(split, *trained(value, dims, dtype), index)
+        axes = tuple(axis for dim in tokens for axis in layout.axes(dim, beside=[height]))
+        split = row_lookup.Split(found, sharding(dims), layout.axes(height), layout.axes(width), axes)
+        return lay(row_lookup.look_up(split, *trained(value, dims, dtype), index), out)
     rows, scale = lay_quantized(value, dims)
-    scale = scale.at[index].get(out_sharding=sharding(" ".join([*out.split()[:-1], "one"])))
-    return (rows.at[index].get(out_sharding=sharding(out)) * scale).astype(dtype)
+    scale = scale.at[index].get(out_sharding=sharding(" ".join([*tokens, "one"]), height))
+    return lay((rows.at[index].get(out_sharding=found) * scale).astype(dtype), out)
 
 
 def biased(x: jax.Array, bias: Param | None, dims: str) -> jax.Array:
@@ -206,10 +206,11 @@ def biased(x: jax.Array, bias: Param | None, dims: str) -> jax.Array:
     return x if bias is None else (x + use(bias, dims)).astype(x.dtype)
 
 
-def lay(array: jax.Array, dims: str) -> jax.Array:
-    """`array` laid out as the names of its dimensions say; also renames, since names live in equations
-    only."""
-    sharding = current_layout().sharding(dims.split(), array.shape, what="an activation")
+def lay(array: jax.Array, dims: str, beside: str = "") -> jax.Array:
+    """`array` laid out as the names of its dimensions say; also renames, since names live in equations only.
+    beside: dimensions of what it goes with, to which `sequence` may leave an axis."""
+    layout = current_layout()
+    sharding = layout.sharding(dims.split(), array.shape, what="an activation", beside=beside.split())
     if jax.typeof(array).sharding.spec == sharding.spec:
         return array
     return jax.reshard(array, sharding)
@@ -237,7 +238,8 @@ def picked(hidden: jax.Array, at: jax.Array) -> jax.Array:
 def einsum(equation: str, *operands: Param | jax.Array, dtype: jnp.dtype | None = None) -> jax.Array:
     """`jnp.einsum` over dimension names, as in ``"batch sequence embd, embd mlp -> batch sequence mlp"``.
 
-    Operands are brought to their used layout; parameters are cast to the type of the first operand. The
+    Operands are brought to their used layout beside all names of the equation, see `lay`; parameters are cast
+    to the type of the first operand. The
     output has the layout of its names and the type `dtype` (default: that of the first operand), which is
     also the type that products are accumulated in (see `layout.product`).
     """
@@ -272,7 +274,7 @@ def _product(
     terms: Sequence[list[str]], out: list[str], values: Sequence[Any], is_weighed: bool, dtype: jnp.dtype
 ) -> jax.Array:
     """`einsum` of `values` with dimensions `terms`, the second being a parameter where that is weighed."""
-    first = values[0].dtype
+    first, names = values[0].dtype, " ".join({name for term in terms for name in term} | set(out))
     equation = ", ".join(map(" ".join, terms)) + " -> " + " ".join(out)
     arrays, scales, summed = [], [], None
     for term, value in zip(terms, values, strict=True):
@@ -285,18 +287,19 @@ def _product(
             arrays.append(used)
             summed = None if stand_in is used else stand_in
         else:
-            arrays.append(use(value, " ".join(term), first))
+            arrays.append(use(value, " ".join(term), first, names))
     sizes = {name: size for term, a in zip(terms, arrays) for name, size in zip(term, a.shape)}
     shape = [sizes[name] for name in out]
     whole = current_layout().sharding(out, shape, what=f"the result of {equation!r}")
     runs = runs_of([*terms, out])
     letter = dict(zip(runs, string.ascii_letters))
 
-    def join(names: list[str]) -> tuple[list[int], NamedSharding]:
-        kept = [name for name in names if name in runs]
-        return [math.prod(sizes[n] for n in runs[name]) for name in kept], current_layout().sharding(kept)
+    def join(term: list[str], beside: str = "") -> tuple[list[int], NamedSharding]:
+        kept = [name for name in term if name in runs]
+        sharding = current_layout().sharding(kept, beside=beside.split())
+        return [math.prod(sizes[n] for n in runs[name]) for name in kept], sharding
 
-    arrays = [_reshape(a, *join(term)) for a, term in zip(arrays, terms)]
+    arrays = [_reshape(a, *join(term, names)) for a, term in zip(arrays, terms)]
     short = [[letter[name] for name in names if name in runs] for names in (*terms, out)]
     equation = ",".join(map("".join, short[:-1])) + "->" + "".join(short[-1])
     result = join(out)[1]
@@ -350,9 +353,9 @@ def broadcast_scale(scale: jax.Array, term: Sequence[str], out: Sequence[str]) -
     return jnp.expand_dims(scale, tuple(i for i, name in enumerate(out) if name not in term))
 
 
-def sharding(dims: str) -> NamedSharding:
-    """The sharding of an activation with dimensions `dims` under the layout in force."""
-    return current_layout().sharding(dims.split())
+def sharding(dims: str, beside: str = "") -> NamedSharding:
+    """The sharding of an activation with dimensions `dims` under the layout in force; beside: as in `lay`."""
+    return current_layout().sharding(dims.split(), beside=beside.split())
 
 
 @dataclass(frozen=True)

@@ -51,11 +51,12 @@ class Experts(nnx.Module):
         tokens that choose each expert [experts]; `expert_dropped`, the share of choices for which there was
         no room; `router_entropy`, in nats; `balance_loss`, `router_z_loss`. Padding goes to no expert."""
         layout, e = named.current_layout(), self.config
-        split = layout.axes("batch") + layout.axes("sequence")
-        groups = self.groups(x.shape[1], layout.split("sequence"))
+        of_rows = layout.axes("sequence", beside=["expert_mlp"])
+        split, parts = layout.axes("batch") + of_rows, layout.split_over(of_rows)
+        groups = self.groups(x.shape[1], parts)
         tokens = x.shape[1] // groups
         room = tokens if key is None or e.dropless else self.capacity(tokens)
-        on_device = x.shape[0] * x.shape[1] // (layout.split("batch") * layout.split("sequence"))
+        on_device = x.shape[0] * x.shape[1] // (layout.split("batch") * parts)
         comes = room == tokens and on_device > self.width
         layout.spec(("batch", "sequence", "expert_mlp"), what="the hidden layer of experts")
         spread = [(axis, axis in split) for axis in layout.axes("experts") if not comes]
@@ -67,7 +68,7 @@ class Experts(nnx.Module):
             rows["noise"], dims["noise"] = noise, "batch sequence one"
         if context.segments is not None:
             rows["real"], dims["real"] = context.segments > 0, "batch sequence"
-        rows = {name: named.lay(a, dims[name]) for name, a in rows.items()}
+        rows = {name: named.lay(a, dims[name], "expert_mlp") for name, a in rows.items()}
         up_dims, down_dims = (own.replace("experts", "routes") if comes else own for own in (UP, DOWN))
         weights = (
             named.trained(self.up, up_dims, x.dtype),
@@ -89,7 +90,7 @@ class Experts(nnx.Module):
             sums["expert_dropped"] = wanted - jnp.sum(choice.taken, dtype=jnp.float32), wanted
             return y.reshape(rows["x"].shape), jax.lax.psum(sums, split) if split else sums
 
-        specs = {name: named.sharding(dims[name]).spec for name in rows}
+        specs = {name: named.sharding(dims[name], "expert_mlp").spec for name in rows}
         y, sums = jax.shard_map(
             own_tokens,
             mesh=layout.mesh,
@@ -98,6 +99,7 @@ class Experts(nnx.Module):
         )(rows, weights)
         balance, z = (total / at_least_some(count) for total, count in (sums[n] for n in LOSSES))
         trains = e.balance_loss * balance + e.z_loss * z
+        y = named.lay(y, "batch sequence embd")
         return y, {**sums, "mean_objective": (trains, jnp.ones_like(trains))}
 
     def groups(self, length: int, parts: int) -> int:

@@ -94,6 +94,8 @@ def rotate(x: jax.Array, position: jax.Array, turn: np.ndarray, interleaved: boo
     features stay. https://arxiv.org/abs/2104.09864
     """
     x = named.lay(x, "batch sequence heads key_dim")
+    if position.ndim == 2:
+        position = named.lay(position, "batch sequence", "heads")
     size = 2 * len(turn)
     angle = position[..., None] * turn
     cos, sin = jnp.cos(angle)[..., None, :], jnp.sin(angle)[..., None, :]

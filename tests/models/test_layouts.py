@@ -27,6 +27,7 @@ LAYOUTS = {
     "fsdp and model": ("data:4, model:2", f"batch:data, {MODEL}", "embd:data"),
     "gpt-neo XL": ("x:4, y:2", "batch:x, memory_length:y, embd:y", ""),
     "sequence": ("x:2, y:4", "batch:x, sequence:y", "embd:x+y"),
+    "sequence beside products": ("data:2, model:4", f"batch:data, sequence:model, {MODEL}", "embd:data"),
     "head_dim": ("x:2, y:4", "batch:x, features_per_head:y", ""),
     "two axes": ("x:2, y:2, z:2", "batch:x, heads:y+z, intermediate_expanded:z+y, vocab:z", "vocab:z+x"),
     "positions": ("x:2, y:2", "batch:x, embed_sequence:y", "positions:x+y"),
@@ -94,7 +95,7 @@ def test_same_everywhere(name, one_device):
     np.testing.assert_allclose(logits[..., :N_VOCAB], logits_1, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", [None, "fsdp and model", "gpt-neo XL", "sequence"])
+@pytest.mark.parametrize("name", [None, "fsdp and model", "gpt-neo XL", "sequence beside products"])
 def test_bfloat16_computes_on_float32_parameters(name, one_device):
     """Loss and gradients of bfloat16 are float32's but for the rounding of activations, on one device and on
     many."""

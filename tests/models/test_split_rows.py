@@ -19,12 +19,21 @@ MODELS = {
     "axial": lambda: tiny(n_ctx=LENGTH, n_layer=2, axial_pos_emb=[4, 8]),
     "gpt_neox": lambda: model_config(family="gpt_neox", n_head=4, **SIZES),
     "llama": lambda: model_config(family="llama", n_head=4, **{"attention.kv_heads": 2}, **SIZES),
+    "memory, linear": lambda: tiny(
+        n_ctx=LENGTH, n_layer=2, attention_types=("global", "linear"), num_mem_kv=2
+    ),
+    "experts": lambda: tiny(
+        n_ctx=LENGTH, n_layer=2, **{"experts.number": 4, "experts.layers": [1], "experts.width": 16}
+    ),
     "both ways": lambda: tiny(n_ctx=LENGTH, n_layer=2, causal=False),
 }
+PRODUCTS = "heads:y, mlp:y, vocab:y, expert_mlp:y"
 LAYOUTS = {
     "alone": ("x:8", "sequence:x", "", {"remat": "full"}),
     "rows and fsdp": ("x:2, y:4", "batch:x, sequence:y, positions:y", "embd:x", {"remat": "names"}),
     "model": ("x:4, y:2", "sequence:x, heads:y, mlp:y, vocab:y", "embd:x", {"remat": "names"}),
+    "beside products": ("x:2, y:4", f"batch:x, sequence:y, {PRODUCTS}", "embd:x", {"remat": "names"}),
+    "of both kinds": ("x:2, y:4", f"sequence:x+y, {PRODUCTS}", "", {}),
     "unrolled": ("x:2, y:2, z:2", "batch:z, sequence:x+y", "embd:y", {"unroll": 0}),
 }
 
@@ -74,6 +83,9 @@ def measured(model, is_apart, shape="x:1", layout="", param_layout="", **compute
         ("gpt_neox", True, "model"),
         ("llama", False, "model"),
         ("both ways", False, "alone"),
+        ("llama", True, "beside products"),
+        ("memory, linear", True, "beside products"),
+        ("experts", False, "beside products"),
     ],
 )
 def test_loss_and_gradients_are_those_of_one_device(model, is_apart, layout):
