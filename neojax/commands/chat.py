@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from neojax.commands.opening import add_adapter, ending_at_once, mesh_of, opened
-from neojax.data.chat_template import DEFAULT, find
+from neojax.data.chat_template import DEFAULT, of_model
 from neojax.errors import NeojaxError
 from neojax.loading import with_adapter
 from neojax.output import complain
@@ -51,7 +51,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> None:
     """Reads a line, prints the answer, until there are no more lines."""
     mesh_of(args.source, args.overrides)  # raises for what is none
-    template = _template(args)
+    template = template_for(args)
     names = {f.name for f in fields(Sampling)}
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
     sampling = Sampling(**given)  # before the weights are read
@@ -74,7 +74,9 @@ def run(args: Namespace) -> None:
                     complain(f"error: {e}")  # the conversation goes on as it was
 
 
-def _template(args: Namespace) -> str:
+def template_for(args: Namespace) -> str:
+    """The chat template that `--chat-template` names (a file, or plain), or the one that lies beside the
+    adapter or the model. Raises `NeojaxError`."""
     if args.chat_template == "plain":
         return DEFAULT
     if args.chat_template is not None:
@@ -84,8 +86,7 @@ def _template(args: Namespace) -> str:
             raise NeojaxError(f"--chat-template: cannot read {args.chat_template}: {e}") from None
     path, adapter = with_adapter(args.source, args.adapter)
     folders = [adapter] if adapter is not None else []
-    folders.append(path.parent.parent if path.parent.name == "checkpoints" else path)
-    found = next((own for own in map(find, folders) if own is not None), None)
+    found = next((own for own in map(of_model, [*folders, path]) if own is not None), None)
     if found is None:
         raise NeojaxError(
             f"{args.source} has no chat template: it was not trained for conversations; name one with "

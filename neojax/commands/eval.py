@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from neojax import config
-from neojax.arguments import whole
+from neojax.arguments import text, whole
+from neojax.commands.chat import template_for
 from neojax.commands.opening import add_adapter, opened
 from neojax.convert import hf
 from neojax.data.inputs import expand
@@ -75,6 +76,24 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--include-path", metavar="DIR", help="a folder with yaml files of tasks, such as of local files"
     )
     add_adapter(parser)
+    parser.add_argument(
+        "--chat",
+        action="store_true",
+        help="ask tasks of lm-evaluation-harness in conversations, as the model's chat template writes them",
+    )
+    parser.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help="with --chat: a template in Jinja (default: the model's own); plain: as User: and Assistant:",
+    )
+    parser.add_argument(
+        "--system", metavar="TEXT", help="with --chat: what the model is told before all else"
+    )
+    parser.add_argument(
+        "--single-turn",
+        action="store_true",
+        help="with --chat: examples and question in one message (default: an example is a turn)",
+    )
     parser.add_argument("--by-document", action="store_true", help="show every document, too")
     parser.add_argument(
         "--dtype", default="auto", help="compute in float32 or bfloat16 (default: bfloat16 on TPU and GPU)"
@@ -95,6 +114,7 @@ def run(args: Namespace) -> None:
         )
     tasks = named_tasks(args.tasks)
     check(args, named, tasks)
+    chat = chat_of(args)
     for word in tasks:
         if "=" in word:
             local_task(word)  # before the weights are read
@@ -106,7 +126,7 @@ def run(args: Namespace) -> None:
         )
     data = [] if tasks else [(word, "") for word in named] or held_out_of(args.source)
     model = usable(opened(args, overrides, args.dtype), "score a text token by token")
-    for row in task_rows(model, tasks, args.num_fewshot, args.limit, args.include_path):
+    for row in task_rows(model, tasks, args.num_fewshot, args.limit, args.include_path, chat):
         if not jax.process_index():
             print(json_line(row) if args.json else task_table(row), flush=True)
     reading = Reading(
@@ -150,10 +170,27 @@ def check(args: Namespace, data: list[str], tasks: list[str]) -> None:
         raise NeojaxError(
             "--include-path is for tasks of lm-evaluation-harness, and each is of a local file; leave it out"
         )
+    of_chat = {"--chat-template": args.chat_template, "--system": args.system}
+    if args.single_turn:
+        of_chat["--single-turn"] = ""
+    for name, value in of_chat.items():
+        if value is not None and not args.chat:
+            raise NeojaxError(f"{name} is for --chat; give both, or neither")
+    of_files = [word for word in tasks if "=" in word]
+    if args.chat and (of_files or not tasks):
+        what = f"{of_files[0]} is of a local file" if of_files else "--tasks names none"
+        raise NeojaxError(f"--chat is for tasks of lm-evaluation-harness, and {what}; leave --chat out")
     if args.num_fewshot is not None:
         whole("--num-fewshot", args.num_fewshot, lambda n: n >= 0, "at least 0")
     if args.limit is not None:
         whole("--limit", args.limit, lambda n: n >= 1, "at least 1")
+
+
+def chat_of(args: Namespace) -> harness.Chat | None:
+    """How requests are written as conversations, where --chat asks for it. Raises `NeojaxError`."""
+    if not args.chat:
+        return None
+    return harness.Chat(template_for(args), text("--system", args.system or ""), not args.single_turn)
 
 
 def task_rows(
@@ -162,13 +199,14 @@ def task_rows(
     num_fewshot: int | None,
     limit: int | None,
     include_path: str | None,
+    chat: harness.Chat | None = None,
 ) -> Iterator[dict[str, Any]]:
     """What local tasks come to, a row for each, and then what the harness has of the others."""
     for local in [local_task(word) for word in tasks if "=" in word]:
         yield from local_tasks.evaluate(model, local, num_fewshot=num_fewshot or 0, limit=limit)
     if others := [word for word in tasks if "=" not in word]:
         found = harness.evaluate(
-            model, others, num_fewshot=num_fewshot, limit=limit, include_path=include_path
+            model, others, num_fewshot=num_fewshot, limit=limit, include_path=include_path, chat=chat
         )
         yield harness.plain(found)
 

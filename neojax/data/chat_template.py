@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
+from neojax.data.tokenizer import first_tokens
 from neojax.errors import NeojaxError
 
 FILE = "chat_template.jinja"
@@ -18,6 +19,8 @@ DEFAULT = """\
 {% if add_generation_prompt %}{{ '\\n' }}Assistant:{% endif %}
 """
 """For models that were not trained for conversations."""
+
+_MARK = "CONTINUE_FINAL_MESSAGE_TAG "  # where a message that is to be continued ends
 
 Messages = Sequence[Mapping[str, Any]]
 Pieces = list[tuple[str, bool]]
@@ -66,6 +69,19 @@ class ChatTemplate:
         except Exception as e:  # whatever the template computes
             raise NeojaxError(f"the chat template raises {type(e).__name__}: {_line(e)}") from None
 
+    def begun(self, messages: Messages) -> str:
+        """The text of a conversation as far as the end of its last message, which is to be continued, as
+        transformers has it (`continue_final_message`). Raises `NeojaxError`."""
+        *before, last = messages
+        text = self.text([*before, {**last, "content": f"{last['content']}{_MARK}"}])
+        end = text.rfind(_MARK.strip())
+        if end < 0:
+            raise NeojaxError(
+                "the chat template does not write the last message, which is to be continued; use another"
+            )
+        # A template that strips messages leaves no blank at the end of one, either.
+        return text[:end] if text[end:].startswith(_MARK) else text[:end].rstrip()
+
     def pieces(self, messages: Messages) -> Pieces:
         """The text of a conversation in pieces: what assistants say, and all else. Raises `NeojaxError` where
         the text of its first messages is not how the whole begins."""
@@ -85,6 +101,16 @@ class ChatTemplate:
             found += [(before[len(done) :], False), (after[len(before) :], True)]
             done = after
         return found
+
+
+def template_of(source: str, tokenizer: Any, end: int | None) -> ChatTemplate:
+    """A template with the special tokens of a model: `end`, its end-of-document token, and what stands before
+    a text, where nothing does `end` too. Raises `NeojaxError` for a model without `end`."""
+    eos = None if end is None else tokenizer.id_to_token(end)
+    if eos is None:
+        raise NeojaxError("the model has no token that ends an answer, and would never stop")
+    first = first_tokens(tokenizer)
+    return ChatTemplate(source, eos, tokenizer.id_to_token(first[0]) if first else eos)
 
 
 def _refuse(message: str) -> NoReturn:
@@ -107,3 +133,9 @@ def find(folder: Path) -> str | None:
             return None
         return found if isinstance(found, str) else None
     return None
+
+
+def of_model(path: Path) -> str | None:
+    """The template of a run, its RUN/checkpoints/STEP, or a Hugging Face directory; None where none has
+    one."""
+    return find(path.parent.parent if path.parent.name == "checkpoints" else path)

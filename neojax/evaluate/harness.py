@@ -4,6 +4,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,24 @@ from neojax.errors import NeojaxError, nearest
 from neojax.models import Transformer
 
 BOOTSTRAP = 1000  # resamples behind standard errors that have no formula; the harness's 100,000 take minutes
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Requests as conversations, written by `template` (Jinja), with what the `system` says, and examples as
+    questions and answers before the question, or (not `by_turns`) all in one message."""
+
+    template: str
+    system: str = ""
+    by_turns: bool = True
+
+    def options(self) -> dict[str, Any]:
+        """What the harness is told."""
+        return {
+            "apply_chat_template": True,
+            "fewshot_as_multiturn": self.by_turns,
+            "system_instruction": self.system or None,
+        }
 
 
 def _module(name: str) -> ModuleType:
@@ -32,13 +51,14 @@ def evaluate(
     num_fewshot: int | None = None,
     limit: int | None = None,
     include_path: str | None = None,
+    chat: Chat | None = None,
 ) -> dict[str, Any]:
     """The results of `tasks`, by the names that the harness or the yaml files in `include_path` give them, as
     the harness has them (`results`, `n-shot`, `n-samples`, `configs`, ...). num_fewshot: examples before each
-    question; None: as each task says. limit: how many documents of each. Raises `NeojaxError`, also where a
-    task cannot be read."""
+    question; None: as each task says. limit: how many documents of each. chat: how requests are written as
+    conversations; None: they are not. Raises `NeojaxError`, also where a task cannot be read."""
     own = _module("neojax.evaluate.lm_eval")
-    lm = own.NeojaxLM(model)
+    lm = own.NeojaxLM(model, chat_template=None if chat is None else chat.template)
     manager = _manager(tasks, include_path)
     try:
         loaded = manager.load(list(tasks))
@@ -58,6 +78,7 @@ def evaluate(
             task_manager=manager,
             bootstrap_iters=BOOTSTRAP,
             log_samples=False,
+            **({} if chat is None else chat.options()),
         )
 
 

@@ -12,12 +12,14 @@ import lm_eval.api.model
 from lm_eval.api.registry import model_registry
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
+from neojax.data.chat_template import ChatTemplate, of_model, template_of
 from neojax.errors import NeojaxError
 from neojax.evaluate.requests import encode, log_likelihoods, prefix_token, rolling
 from neojax.loading import load
 from neojax.models import Transformer
 from neojax.sampling.generate import generate
 from neojax.sampling.requests import Sampling, start_token, tokenizer_of, usable
+from neojax.storage.remote import place
 
 MAX_GEN_TOKS = 256  # as the harness's Hugging Face model
 _PASSED = ("top_k", "top_p", "min_p", "repetition_penalty")
@@ -26,6 +28,9 @@ _PASSED = ("top_k", "top_p", "min_p", "repetition_penalty")
 class NeojaxLM(lm_eval.api.model.LM):
     """`model`, or the one at `pretrained`, a run or Hugging Face directory (with `dtype` and `weights` as for
     `neojax.load`), for lm-eval's `simple_evaluate(model=...)`.
+
+    `chat_template`, in Jinja, writes requests where the harness is told to (`apply_chat_template`); by
+    default the one that lies at `pretrained`.
 
     What requests begin with alike, as answers with their question, is read once, and short ones share a row.
     The `batch_size`, `max_batch_size` and `device` that the harness hands to every model are taken and left
@@ -41,6 +46,7 @@ class NeojaxLM(lm_eval.api.model.LM):
         dtype: str = "auto",
         weights: str = "auto",
         max_gen_toks: int = MAX_GEN_TOKS,
+        chat_template: str | None = None,
         batch_size: Any = None,
         max_batch_size: Any = None,
         device: Any = None,
@@ -50,17 +56,47 @@ class NeojaxLM(lm_eval.api.model.LM):
             raise NeojaxError(
                 "NeojaxLM: give either a model or pretrained=DIR, a run or Hugging Face directory"
             )
-        model = load(str(pretrained), dtype=dtype, weights=weights) if model is None else model
+        if model is None:
+            model = load(str(pretrained), dtype=dtype, weights=weights)
+            chat_template = chat_template or of_model(place(str(pretrained)))
         self.model = usable(model, "score a text token by token")
         self._tokenizer = tokenizer_of(model, "text")
         self._end = start_token(model, "requests may have no context")
         self._n_ctx = model.config.n_ctx
         self.max_gen_toks = int(max_gen_toks)
+        self._chat = None if chat_template is None else template_of(chat_template, self._tokenizer, self._end)
 
     @property
     def tokenizer_name(self) -> str:
-        """The tokenizer by its content: requests that the harness keeps belong to it."""
-        return f"neojax-{hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()[:16]}"
+        """The tokenizer and the chat template by their content: requests that the harness keeps belong to
+        them."""
+        content = self._tokenizer.to_str() + ("" if self._chat is None else self._chat.source)
+        return f"neojax-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template that writes requests, None where none is asked for. There is one, whatever the name
+        that is asked for. Raises `NeojaxError` where there is none."""
+        return self._template().source if chat_template else None
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The text of a conversation, with what stands before an answer, or without `add_generation_prompt`
+        as far as its last message, which is to be continued. Where a template refuses what the system says,
+        that is left out, as by the harness's Hugging Face model. Raises `NeojaxError`."""
+        template = self._template()
+        without = [message for message in chat_history if message["role"] != "system"]
+        try:
+            return _written(template, chat_history, add_generation_prompt)
+        except NeojaxError:
+            if len(without) == len(chat_history):
+                raise
+            return _written(template, without, add_generation_prompt)
+
+    def _template(self) -> ChatTemplate:
+        if self._chat is None:
+            raise NeojaxError("the model has no chat template; give one as chat_template")
+        return self._chat
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness notes of the model."""
@@ -120,6 +156,10 @@ class NeojaxLM(lm_eval.api.model.LM):
                 f"until, do_sample, temperature, max_gen_toks, {', '.join(_PASSED)}"
             )
         return Sampling(max_new_tokens=length, temperature=temperature, stop=stop, **passed)
+
+
+def _written(template: ChatTemplate, messages: list[dict[str, str]], asks: bool) -> str:
+    return template.text(messages, asks=True) if asks else template.begun(messages)
 
 
 model_registry.register("neojax", target=NeojaxLM)

@@ -5,8 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from neojax.arguments import text as argument
-from neojax.data.chat_template import ChatTemplate
-from neojax.data.tokenizer import first_tokens
+from neojax.data.chat_template import template_of
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
 from neojax.sampling.generate import generate
@@ -19,13 +18,9 @@ class Chat:
 
     def __init__(self, model: Transformer, template: str, sampling: Sampling, system: str = ""):
         tokenizer = tokenizer_of(model, "prompt")
-        end = None if model.eos_token_id is None else tokenizer.id_to_token(model.eos_token_id)
-        if end is None:
-            raise NeojaxError("the model has no token that ends an answer, and would never stop")
+        self._template = template_of(template, tokenizer, model.eos_token_id)
         system = argument("--system", system)
-        first = first_tokens(tokenizer)
         self._model, self._tokenizer, self._sampling = model, tokenizer, sampling
-        self._template = ChatTemplate(template, end, tokenizer.id_to_token(first[0]) if first else end)
         self.messages = [{"role": "system", "content": system}] if system else []
 
     def say(self, text: str, stream: Callable[[str], None] | None = None) -> str:

@@ -150,6 +150,93 @@ def test_a_task_of_a_local_file_is_run_from_the_command_line(folder, task, their
     assert "|pets |" in capsys.readouterr().out
 
 
+TEMPLATE = """\
+{%- for message in messages %}
+{%- if message.role == 'system' and message.content == 'rain' %}{{ raise_exception('no rain') }}{% endif -%}
+[{{ message.role }}] {{ message.content | trim }}
+{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}[assistant] {% endif %}"""
+
+
+def test_conversations_are_written_as_by_the_harness_own_model(folder, theirs, monkeypatch):
+    """Asked, or with an answer to go on with; what a template refuses of the system is left out."""
+    from neojax.evaluate.lm_eval import NeojaxLM
+
+    monkeypatch.setattr(theirs.tokenizer, "chat_template", TEMPLATE)
+    ours = NeojaxLM(pretrained=str(folder), chat_template=TEMPLATE)
+    assert ours.chat_template(True) == theirs.chat_template(True) == TEMPLATE
+    assert ours.chat_template(False) is None
+    plain = NeojaxLM(ours.model)
+    assert ours.tokenizer_name != plain.tokenizer_name
+    talk = [("user", "the cat "), ("assistant", "sat on"), ("user", " a dog"), ("assistant", "by the ")]
+    for system in ("the mat", "rain", ""):
+        told = [("system", system)] if system else []
+        messages = [{"role": role, "content": content} for role, content in [*told, *talk]]
+        for some, asks in ((messages[:-1], True), (messages, False), (messages[:-2], False)):
+            wanted = theirs.apply_chat_template(some, add_generation_prompt=asks)
+            assert ours.apply_chat_template(some, add_generation_prompt=asks) == wanted
+    with pytest.raises(NeojaxError, match="the model has no chat template"):
+        plain.apply_chat_template(messages)
+
+
+@pytest.mark.slow
+def test_tasks_are_asked_in_conversations_as_of_the_harness_own_model(
+    folder, task, theirs, capsys, monkeypatch
+):
+    monkeypatch.setenv("HF_HOME", str(task / "cache"))
+    monkeypatch.setattr(theirs.tokenizer, "chat_template", TEMPLATE)
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    from neojax.evaluate.lm_eval import NeojaxLM
+
+    asked = {}
+
+    def noting(kind):
+        def score(self, requests, disable_tqdm=False):
+            asked[kind] = [request.args for request in requests]
+            return [(-1.0, False)] * len(requests)
+
+        monkeypatch.setattr(kind, "loglikelihood", score)
+
+    noting(NeojaxLM)
+    noting(type(theirs))
+    (task / "own.jinja").write_text(TEMPLATE)
+    arguments = ["eval", str(folder), "--tasks", "pets", "--include-path", str(task), "--num-fewshot", "2"]
+    chat = ["--chat", "--chat-template", str(task / "own.jinja"), "--system", "the log"]
+    for more, by_turns in ((), True), (["--single-turn"], False):
+        assert main([*arguments, *chat, *more, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["n-shot"] == {"pets": 2}
+        lm_eval.simple_evaluate(
+            theirs,
+            tasks=["pets"],
+            num_fewshot=2,
+            apply_chat_template=True,
+            fewshot_as_multiturn=by_turns,
+            system_instruction="the log",
+            bootstrap_iters=0,
+            task_manager=TaskManager(include_path=str(task), include_defaults=False),
+        )
+        assert asked[NeojaxLM] == asked[type(theirs)]
+        context = asked[NeojaxLM][0][0]
+        assert context.startswith("[system] the log\n[user] ")
+        assert context.count("[user]") == (3 if by_turns else 1)
+
+
+def test_conversations_that_cannot_be_are_one_line(folder, task, capsys):
+    asked = ["eval", str(folder), "--tasks", "pets", "--include-path", str(task)]
+    for arguments, words in (
+        ([*asked, "--chat"], "has no chat template: it was not trained for conversations; name one"),
+        ([*asked, "--system", "x"], "--system is for --chat; give both, or neither"),
+        ([*asked, "--single-turn"], "--single-turn is for --chat"),
+        (["eval", str(folder), "--tasks", "sst2=a.tsv", "--chat"], "sst2=a.tsv is of a local file"),
+        (["eval", str(folder), "a.txt", "--chat"], "and --tasks names none; leave --chat out"),
+    ):
+        assert main(arguments) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_what_the_harness_cannot_do_is_one_line(folder, task, capsys):
     for arguments, words in (
         (["--tasks", "pest"], "has no task pest; did you mean pets?"),
