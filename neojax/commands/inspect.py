@@ -10,9 +10,11 @@ from neojax import config as configuration
 from neojax.config import Config
 from neojax.convert import configs
 from neojax.errors import NeojaxError
-from neojax.layout.mesh import make_layout
+from neojax.layout.mesh import Layout, abstract_layout, make_layout
 from neojax.layout.topology import tpu_devices
+from neojax.plan.machine import machine
 from neojax.plan.model_table import print_model
+from neojax.plan.picture import check_picture, draw_layout, flows_of, title_of
 from neojax.plan.slice_view import print_slice
 from neojax.runs import base, integrity
 from neojax.runs.bucket_shelf import shelf_of
@@ -41,6 +43,11 @@ def add_arguments(parser: ArgumentParser) -> None:
             "and rows"
         ),
     )
+    parser.add_argument(
+        "--picture",
+        metavar="FILE.svg",
+        help="draw the mesh as it lies, what a device holds of every tensor, and what moves over which axis",
+    )
     parser.add_argument("--keys", action="store_true", help="list every configuration key instead")
 
 
@@ -51,6 +58,7 @@ def run(args: Namespace) -> None:
         return
     if not args.config:
         raise NeojaxError("name a configuration, a run or Hugging Face directory, or give --keys")
+    check_picture(args.picture)
     path = place(args.config)
     if args.verify:
         verify(path)
@@ -59,19 +67,27 @@ def run(args: Namespace) -> None:
         config = configs.of_folder(path, args.overrides)
     else:
         config = configs.load(*configs.words(args.config, args.overrides), asks=False)
+    layout = None
     if args.topology:
-        on_slice(config, args.topology)
+        layout = on_slice(config, args.topology)
     else:
         print_model(config)
+    if args.picture:
+        layout = layout or abstract_layout(config.mesh)
+        on = machine(args.topology or f"h100:{layout.mesh.size}")  # of any kind: what moves is the same
+        title = title_of(args.config, args.topology or "")
+        picture = draw_layout(config, layout, title, flows_of(config, on))
+        Path(args.picture).write_text(picture, encoding="utf-8")
 
 
-def on_slice(config: Config, topology: str) -> None:
-    """The model, and the mesh as it lies on `topology`. Raises `NeojaxError` where the layout does not fit
-    there."""
+def on_slice(config: Config, topology: str) -> Layout:
+    """Prints the model, and the mesh as it lies on `topology`, which is returned. Raises `NeojaxError` where
+    the layout does not fit there."""
     jax.config.update("jax_platforms", "cpu")  # nothing runs
     layout = make_layout(replace(config.mesh, cpu_devices=0), tpu_devices(topology))
     print_model(config, layout)
     print_slice(config, layout)
+    return layout
 
 
 def verify(run_dir: str | Path) -> None:

@@ -5,15 +5,19 @@ import json
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 
 from neojax.config import Config
 from neojax.convert import configs
+from neojax.errors import NeojaxError
 from neojax.layout.topology import tpu_devices
 from neojax.models.inference import check_weights
+from neojax.plan.bars import draw_plan
 from neojax.plan.compiled import Compiled, compile_step
 from neojax.plan.decoding import compile_decoding, of_decoding, print_decoding
+from neojax.plan.picture import check_picture, title_of
 from neojax.plan.remedies import remedies
 from neojax.plan.report import of_step, print_report, with_remedies
 from neojax.storage.remote import place
@@ -54,11 +58,17 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--weights", default="auto", metavar="T", help="with --decode: as for `neojax sample`, such as int8"
     )
+    parser.add_argument(
+        "--picture", metavar="FILE.svg", help="draw memory, time and collectives of the step as bars, too"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: Namespace) -> None:
     """Prints the plan."""
+    check_picture(args.picture)
+    if args.picture and args.decode:
+        raise NeojaxError("--picture draws a training step; leave it out with --decode")
     path = place(args.config)
     if path.is_dir():
         config = configs.of_folder(path, args.overrides)
@@ -75,6 +85,10 @@ def run(args: Namespace) -> None:
         report = of_decoding(config, args.topology, found)
     else:
         report = planned(config, args.topology, devices, args.quick)
+    if args.picture:
+        Path(args.picture).write_text(
+            draw_plan(report, title_of(args.config, args.topology)), encoding="utf-8"
+        )
     if args.json:
         print(json.dumps(report))
     elif args.decode:
