@@ -8,7 +8,7 @@ layers, width, heads, heads of keys, width of a head, of the MLP, vocabulary, ga
 Published is a step's seconds ("s"), tokens a second and device ("t"), or TFLOP a second and chip ("f") by the
 formula of the table that it stands in, 6 FLOPs a parameter and token and 6 L T H hd for causal attention.
 
-Sources. mosaic: mosaicml/llm-foundry, scripts/train/benchmarking/README.md. recipes:
+Sources. mosaic: mosaicml/llm-foundry, its table of training benchmarks. recipes:
 AI-Hypercomputer/tpu-recipes, training/trillium, v5p and ironwood. maxtext: AI-Hypercomputer/maxtext, README
 and MaxText/configs/v5e and v5p of December 2023, v4 of November 2023, gpu/a3 of April 2024. toolbox:
 NVIDIA/JAX-Toolbox, rosetta's pax README and docs/frameworks/maxtext. nanogpt: karpathy/nanoGPT, issue 110.

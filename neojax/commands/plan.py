@@ -2,24 +2,30 @@
 compiler."""
 
 import json
+import math
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 
 from neojax.config import Config
 from neojax.convert import configs
 from neojax.errors import NeojaxError
+from neojax.layout.chips import CHIPS
 from neojax.layout.topology import tpu_devices
 from neojax.models.inference import check_weights
 from neojax.plan.bars import draw_plan
 from neojax.plan.compiled import Compiled, compile_step
+from neojax.plan.cost import EVERY, of_analysis, print_estimate, print_sweep, sweep
+from neojax.plan.cost_picture import draw_costs
 from neojax.plan.decoding import compile_decoding, of_decoding, print_decoding
+from neojax.plan.estimate import analyse
 from neojax.plan.picture import check_picture, title_of
 from neojax.plan.remedies import remedies
-from neojax.plan.report import of_step, print_report, with_remedies
+from neojax.plan.report import gb, of_step, print_report, with_remedies
 from neojax.storage.remote import place
 
 HERE = "here"
@@ -39,7 +45,8 @@ def add_arguments(parser: ArgumentParser) -> None:
         default=HERE,
         help=(
             "the machine: a TPU slice such as v5e:16x16 or v5p:4x4x4, 2xv5e:8x8 for two slices that a "
-            "network joins, or here (default): the devices at hand"
+            "network joins, GPUs such as h100:64, by the analytic model alone, or here (default): the "
+            "devices at hand; with --tokens also several, with commas, or all (default): usual ones"
         ),
     )
     parser.add_argument(
@@ -59,7 +66,21 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--weights", default="auto", metavar="T", help="with --decode: as for `neojax sample`, such as int8"
     )
     parser.add_argument(
-        "--picture", metavar="FILE.svg", help="draw memory, time and collectives of the step as bars, too"
+        "--picture",
+        metavar="FILE.svg",
+        help="draw memory, time and collectives of the step as bars, too; of costs, days against chips",
+    )
+    parser.add_argument(
+        "--tokens",
+        type=positive,
+        metavar="N",
+        help="what training on so many tokens costs, such as 300e9, by the analytic model alone",
+    )
+    parser.add_argument(
+        "--price-per-chip-hour",
+        type=positive,
+        metavar="X",
+        help="US dollars of one chip in one hour (default: a list price, where one is known)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -74,6 +95,9 @@ def run(args: Namespace) -> None:
         config = configs.of_folder(path, args.overrides)
     else:
         config = configs.load(*configs.words(args.config, args.overrides), asks=False)
+    if args.tokens or is_modelled(args.topology):
+        cost(config, args)
+        return
     devices = None
     if args.topology != HERE:
         jax.config.update("jax_platforms", "cpu")  # nothing runs
@@ -95,6 +119,56 @@ def run(args: Namespace) -> None:
         print_decoding(report)
     else:
         print_report(report)
+        if "estimate" in report:
+            print_estimate(report["estimate"])
+
+
+def positive(text: str) -> float:
+    """A number above 0, as arguments give it."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise ValueError(text)
+    return number
+
+
+def is_modelled(topology: str) -> bool:
+    """Whether a machine is one of GPUs, for which nothing can be compiled without one."""
+    chip = CHIPS.get(topology.partition(":")[0])
+    return chip is not None and chip.platform == "gpu"
+
+
+def cost(config: Config, args: Namespace) -> None:
+    """Prints what a run costs on one machine or several, by the analytic model."""
+    if args.decode:
+        raise NeojaxError(
+            "--decode compiles, and --tokens and GPUs are for the analytic model of training: leave one out"
+        )
+    jax.config.update("jax_platforms", "cpu")  # nothing runs
+    config = replace(config, mesh=replace(config.mesh, cpu_devices=0))
+    wanted = EVERY if args.topology in (HERE, "all") else tuple(args.topology.split(","))
+    rows = list(sweep(config, wanted, args.tokens, args.price_per_chip_hour))
+    if args.picture:
+        drawn = draw_costs(rows, title_of(args.config, "what it costs"))
+        Path(args.picture).write_text(drawn, encoding="utf-8")
+    if args.json:
+        print(json.dumps(rows[0] if len(rows) == 1 else rows))
+    elif len(rows) > 1:
+        print_sweep(rows, config)
+    elif "hinders" in rows[0]:
+        raise NeojaxError(str(rows[0]["hinders"]))
+    else:
+        print_alone(rows[0], config)
+
+
+def print_alone(row: Mapping[str, Any], config: Config) -> None:
+    """One machine by the analytic model."""
+    print(
+        f'{row["topology"]}: {row["chips"]} chips, mesh {row["mesh"]}, layout "{config.mesh.layout}", '
+        f'param_layout "{config.mesh.param_layout}"; by the analytic model alone, nothing is compiled'
+    )
+    verdict = "fits" if row["fits"] else "does NOT fit"
+    print(f"\nmemory {verdict}: {gb(row['needed'])} of {gb(row['room'])} a device")
+    print_estimate(row)
 
 
 def planned(
@@ -107,6 +181,8 @@ def planned(
 
     one = compile_step(config, devices, quick)
     report = of_step(config, topology, one)
+    if topology.rpartition(":")[0].lstrip("0123456789").removeprefix("x") in CHIPS:
+        report |= {"estimate": of_analysis(analyse(config, topology))}
     if not one.fits:
         report = with_remedies(report, *remedies(config, one, small))
     return report

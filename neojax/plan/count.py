@@ -401,7 +401,13 @@ def count(traced: Traced, tiled: bool = True) -> Work:
     state = traced.state
     trained = held(state.trained)
     memory = Memory(
-        trained + held(state.frozen), held(state.opt_state), held(traced.batch), trained, kept, fullest
+        parameters=trained + held(state.frozen),
+        optimizer=held(state.opt_state),
+        batch=held(traced.batch),
+        gradients=trained,
+        kept=kept,
+        temporaries=fullest,
+        checkpoint=sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)),
     )
     largest = sorted(((v.what, v.bytes) for v in live), key=lambda pair: -pair[1])[:8]
     if frame.inner[at]:

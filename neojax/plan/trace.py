@@ -14,13 +14,12 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType
 
 from neojax.config import Config
-from neojax.data.batch import Batch
-from neojax.data.share import BATCH_DIMS
 from neojax.errors import NeojaxError
 from neojax.layout.mesh import Layout, fill_shape, layout_on
 from neojax.layout.names import parse_shape
 from neojax.models import Transformer
 from neojax.models.compute import COMPUTE_TYPES, Compute
+from neojax.plan.compiled import abstract_batch
 from neojax.plan.machine import Machine
 from neojax.training.optimizer import make_optimizer
 from neojax.training.state import abstract_state
@@ -81,14 +80,12 @@ def trace(config: Config, on: Machine) -> Traced:
     layout = layout_of(config, on)
     train = replace(config.train, compiler_options=())
     dtype = COMPUTE_TYPES["bfloat16" if train.precision == "auto" else train.precision]
-    compute = Compute(dtype, train.reduce_dtype, train.remat, 1, train.attention_kernel)
+    compute = Compute(
+        dtype, train.reduce_dtype, train.remat, 1, train.attention_kernel, rounds=train.pipeline_rounds
+    )
     model = Transformer(config.model, layout, compute, train.lora)
     optimizer = make_optimizer(train, model.dims(), config.model.n_vocab, model.depths())
-    rows = train.microbatch or train.batch_size
-    shape = (train.batch_size // rows, rows, config.model.n_ctx)
-    sharding = layout.sharding(BATCH_DIMS, shape, what="the batch")
-    tokens = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
-    batch = Batch(tokens, tokens)
+    batch = abstract_batch(config, layout)
     with jax.sharding.use_abstract_mesh(layout.mesh):  # type: ignore[arg-type]
         state = abstract_state(model, optimizer)
         step = jax.jit(plain_train_step(model, optimizer, train))

@@ -36,8 +36,9 @@ class Transfer:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device. arguments: parameters, optimizer state and a batch; temporaries: all else at the
-    fullest, of which `kept` are activations kept for the backward pass and `gradients` gradients."""
+    """Bytes on one device; checkpoint: of the parameters and the optimizer's state as a whole. arguments:
+    parameters, optimizer state and a batch; temporaries: all else at the fullest, of which `kept` are
+    activations kept for the backward pass and `gradients` gradients."""
 
     parameters: int
     optimizer: int
@@ -45,6 +46,7 @@ class Memory:
     gradients: int
     kept: int
     temporaries: int
+    checkpoint: int
 
     @property
     def arguments(self) -> int:

@@ -1,0 +1,166 @@
+"""What a whole run costs on a machine, by the analytic model: days, chip-hours, money, and what its
+checkpoints take; for several machines, as a table."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from neojax.config import Config
+from neojax.errors import NeojaxError
+from neojax.layout.devices import shape_text
+from neojax.plan.estimate import CONSTANTS, LIKE, Analysis, analyse
+from neojax.plan.machine import machine
+from neojax.plan.report import gb
+from neojax.plan.trace import layout_of
+
+DAY = 86400.0
+SIZES = {  # of slices and clusters that are common, to compare
+    "v4": ("2x2x4", "4x4x4", "4x8x8", "8x8x8"),
+    "v5e": ("4x4", "8x8", "16x16"),
+    "v5p": ("2x2x4", "4x4x4", "4x8x8", "8x8x8"),
+    "v6e": ("4x4", "8x8", "16x16"),
+    "a100": ("8", "64", "256"),
+    "h100": ("8", "64", "256"),
+    "h200": ("8", "64", "256"),
+}
+EVERY = tuple(f"{chip}:{size}" for chip, sizes in SIZES.items() for size in sizes)
+
+
+def of_analysis(one: Analysis, tokens: float | None = None, price: float | None = None) -> dict[str, Any]:
+    """The estimate of a step, and of a run over `tokens` (default: all steps of the configuration), as a
+    dictionary: seconds, bytes, US dollars at `price` an hour and chip (default: a list price, where one is
+    known)."""
+    config, estimate, chip = one.config, one.estimate, one.on.chip
+    each = config.train.batch_size * config.model.n_ctx
+    steps = config.train.steps if tokens is None else -(-tokens // each)
+    days = steps * estimate.seconds / DAY
+    hours = 24 * days * one.on.chips
+    rate = chip.price if price is None else price
+    like = LIKE.get(chip.name, chip.name)
+    used = [f"products {like}", f"kernels {chip.platform}", "traffic", f"network {chip.platform}"]
+    return {
+        "topology": str(one.on),
+        "chips": one.on.chips,
+        "mesh": shape_text(layout_of(config, one.on).mesh.shape),
+        "seconds": estimate.seconds,
+        "low": estimate.low,
+        "high": estimate.high,
+        "bound": estimate.bound,
+        "parts": {
+            "products": estimate.products,
+            "attention": estimate.kernels,
+            "memory": estimate.traffic,
+            "links": estimate.links,
+            "links_alone": estimate.alone,
+            "network": estimate.network,
+        },
+        "tokens_per_second": estimate.tokens_per_second,
+        "mfu": estimate.mfu,
+        "needed": one.work.memory.total,
+        "room": one.room,
+        "fits": one.fits,
+        "steps": steps,
+        "tokens": steps * each,
+        "days": days,
+        "days_low": days * estimate.low / estimate.seconds,
+        "days_high": days * estimate.high / estimate.seconds,
+        "chip_hours": hours,
+        "price_per_chip_hour": rate,
+        "price_is_listed": price is None and rate is not None,
+        "dollars": None if rate is None else rate * hours,
+        "checkpoint": one.work.memory.checkpoint,
+        "constants": {
+            name: {"value": CONSTANTS[name].value, "low": CONSTANTS[name].low, "high": CONSTANTS[name].high}
+            for name in used
+        },
+        "measured_chip": estimate.known,
+    }
+
+
+def print_estimate(found: Mapping[str, Any]) -> None:
+    """What `of_analysis` says, as a person reads it."""
+    parts = found["parts"]
+    print(
+        f"\ntime of a step, by the model: {duration(found['seconds'])} ({duration(found['low'])} to "
+        f"{duration(found['high'])}), bound by {found['bound']}"
+    )
+    named = [("products", "products"), ("attention", "attention"), ("memory", "memory")]
+    computed = ", ".join(f"{name} {duration(parts[key])}" for name, key in named)
+    print(f"  a chip computes: {computed}")
+    print(
+        f"  it sends: over links {duration(parts['links'])}, {duration(parts['links_alone'])} of them alone; "
+        f"over the network {duration(parts['network'])}"
+    )
+    print(f"  {found['tokens_per_second']:,.0f} tokens/s, {found['mfu']:.1%} of the peak (MFU)")
+    print(
+        f"the run, {found['steps']:,.0f} steps, {found['tokens']:.4g} tokens: {found['days']:.3g} days "
+        f"({found['days_low']:.3g} to {found['days_high']:.3g}), {found['chip_hours']:,.0f} chip-hours"
+        f"{_money(found)}; a checkpoint takes {gb(found['checkpoint'])}"
+    )
+    constants = ", ".join(
+        f"{name} {one['value']:.3g} ({one['low']:.3g} to {one['high']:.3g})"
+        for name, one in found["constants"].items()
+    )
+    print(f"constants of the model, and their spread: {constants}")
+    if not found["measured_chip"]:
+        print("no published step on this chip is known: it is taken to reach what a like one does")
+
+
+def _money(found: Mapping[str, Any]) -> str:
+    if found["dollars"] is None:
+        return ", no list price known (--price-per-chip-hour)"
+    listed = " (a list price)" if found["price_is_listed"] else ""
+    return f", ${found['dollars']:,.0f} at ${found['price_per_chip_hour']:g}{listed}"
+
+
+def sweep(
+    config: Config, topologies: Iterable[str], tokens: float | None, price: float | None
+) -> Iterator[dict[str, Any]]:
+    """`of_analysis` for every machine, or why there is none: the topology and what hinders."""
+    for topology in topologies:
+        machine(topology)  # a name that is none is an error, not a row
+        try:
+            yield of_analysis(analyse(config, topology), tokens, price)
+        except NeojaxError as e:
+            yield {"topology": topology, "hinders": str(e)}
+
+
+def print_sweep(rows: Sequence[Mapping[str, Any]], config: Config) -> None:
+    """A table of machines, the soonest first; behind it those that cannot do it, and why."""
+    done = sorted((row for row in rows if row.get("fits")), key=lambda row: row["days"])
+    if done:
+        first = done[0]
+        print(
+            f"{first['steps']:,.0f} steps of {config.train.batch_size} x {config.model.n_ctx} tokens, "
+            f"{first['tokens']:.4g} in all; a checkpoint takes {gb(first['checkpoint'])}\n"
+        )
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    titles = ("machine", "chips", "mesh", "days", "from", "to", "chip-hours", "dollars", "MFU", "bound by")
+    for title in (*titles, "memory a device"):
+        table.add_column(title, no_wrap=True, justify="left" if title in ("machine", "mesh") else "right")
+    for row in done:
+        table.add_row(
+            row["topology"],
+            str(row["chips"]),
+            row["mesh"],
+            *(f"{row[what]:.3g}" for what in ("days", "days_low", "days_high")),
+            f"{row['chip_hours']:,.0f}",
+            "no list price" if row["dollars"] is None else f"{row['dollars']:,.0f}",
+            f"{row['mfu']:.0%}",
+            row["bound"],
+            f"{gb(row['needed'])} of {gb(row['room'])}",
+        )
+    if done:
+        Console(width=None if Console().is_terminal else 200, soft_wrap=True).print(table)
+    for row in rows:
+        if "hinders" in row:
+            print(f"{row['topology']}: {row['hinders']}")
+        elif not row["fits"]:
+            print(f"{row['topology']}: does not fit, {gb(row['needed'])} a device, of {gb(row['room'])}")
+
+
+def duration(seconds: float) -> str:
+    """Seconds with a unit in which they are readable."""
+    return f"{seconds:.3g} s" if seconds >= 1 or seconds == 0 else f"{1e3 * seconds:.3g} ms"

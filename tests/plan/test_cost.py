@@ -1,0 +1,74 @@
+"""`neojax plan --tokens`: what a run costs, from the estimate of its step."""
+
+import json
+
+import pytest
+
+from neojax.cli import main
+
+TINY = """
+model: {n_layer: 2, n_embd: 64, n_ctx: 128, n_vocab: 256, attention: {heads: 2, window: 32}}
+mesh: {shape: "data:-1", layout: "batch:data", param_layout: "embd:data"}
+train: {batch_size: 64, steps: 1000}
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("plan") / "tiny.yml"
+    path.write_text(TINY)
+    return str(path)
+
+
+def plan(capsys, *words):
+    assert main(["plan", *words]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_run_costs_its_steps(config, capsys):
+    words = ("--topology", "h100:8", "--tokens", "1e9", "--price-per-chip-hour", "3", "--json")
+    found = json.loads(plan(capsys, config, *words))
+    assert found["steps"] == -(-1e9 // (64 * 128))
+    assert found["days"] * 86400 == pytest.approx(found["steps"] * found["seconds"])
+    assert found["chip_hours"] == pytest.approx(24 * 8 * found["days"])
+    assert found["dollars"] == pytest.approx(3 * found["chip_hours"])
+    parameters = 2 * (4 * 64 * 64 + 2 * 64 * 256) + 256 * 64 + 128 * 64
+    assert found["checkpoint"] == pytest.approx(3 * 4 * parameters, rel=0.02)
+    assert found["low"] < found["seconds"] < found["high"]
+
+
+def test_gpus_are_planned_by_the_model_alone_which_is_said(config, capsys):
+    text = plan(capsys, config, "--topology", "h100:8")
+    assert "by the analytic model alone" in text
+    assert "the run, 1,000 steps" in text
+    assert "constants of the model, and their spread: products h100" in text
+
+
+def test_machines_stand_in_one_table_and_picture_with_what_hinders_the_others(config, capsys, tmp_path):
+    picture = tmp_path / "costs.svg"
+    words = "--tokens", "1e9", "--topology", "v5e:2x2,h100:8,v5e:16x16", "--picture", str(picture)
+    text = plan(capsys, config, *words)
+    drawn = picture.read_text()
+    assert ">v5e<" in drawn and ">h100<" in drawn
+    table, others = text.split("v5e:16x16: ")
+    days = [float(line.split()[3]) for line in table.splitlines() if line.startswith(("v5e", "h100"))]
+    assert len(days) == 2 and days == sorted(days)
+    assert "does not divide its size 64" in others
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--tokens", "1e9", "--topology", "v5e"], "expected a chip and a shape"),
+        (["--tokens", "1e9", "--decode"], "leave one out"),
+    ],
+)
+def test_what_cannot_be_is_one_line(config, capsys, words, said):
+    assert main(["plan", config, *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_tokens_are_a_number(config, capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", config, "--tokens", "many"])
+    assert "invalid positive value: 'many'" in capsys.readouterr().err
