@@ -191,7 +191,8 @@ class TrainConfig:
     pipeline_rounds: int = key(
         1,
         "with layers split in mesh.layout, how often a microbatch goes round the stages, each of which has "
-        "as many groups of layers: they wait so much less, but weights travel to their stage at every step",
+        "as many groups of layers: they wait so much less, but weights travel to their stage at every step; "
+        "with train.remat",
         least=1,
     )
     attention_kernel: str = key(

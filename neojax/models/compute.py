@@ -24,6 +24,19 @@ REMAT_POLICIES: dict[str, Any] = {
     ),
 }
 
+LAYER = "layer"  # what a layer of a pipeline's stage begins with
+STAGE_POLICIES: dict[str, Any] = {
+    "full": jax.checkpoint_policies.save_only_these_names(LAYER),
+    "names": jax.checkpoint_policies.save_only_these_names(LAYER, *PRODUCTS),
+    "offload": jax.checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[LAYER],
+        names_which_can_be_offloaded=list(PRODUCTS),
+        offload_src="device",
+        offload_dst=HOST,
+    ),
+}
+"""What a tick of a pipeline of several rounds keeps for the backward pass, by `Compute.remat`."""
+
 
 @dataclass(frozen=True)
 class Compute:

@@ -24,6 +24,7 @@ from neojax.errors import NeojaxError
 from neojax.layout import named
 from neojax.layout.each_device import over_stages
 from neojax.layout.mesh import Layout
+from neojax.models.compute import Compute
 
 
 class Place(NamedTuple):
@@ -65,9 +66,10 @@ class Schedule:
         )
 
 
-def check(model: ModelConfig, layout: Layout, turn: tuple[str, ...], repeats: int, rounds: int) -> None:
+def check(model: ModelConfig, layout: Layout, compute: Compute, turn: tuple[str, ...], repeats: int) -> None:
     """Raises `NeojaxError` where the layers of `model`, `repeats` times a `turn` of kinds, cannot be split
     into stages as `layout` says."""
+    rounds = compute.rounds
     if not (axes := layout.axes("layers")):
         if rounds > 1:
             raise NeojaxError(
@@ -83,6 +85,11 @@ def check(model: ModelConfig, layout: Layout, turn: tuple[str, ...], repeats: in
         )
     if model.experts.number:
         raise NeojaxError(f"{given}, but models with experts have no pipeline; leave layers out")
+    if rounds > 1 and compute.remat == "none":
+        raise NeojaxError(
+            f"train.pipeline_rounds={rounds} with train.remat=none would keep weights for every tick; set "
+            "train.remat=names, or full to save more"
+        )
     layout.spec(("layers", "batch", "sequence", "embd"), what="the activations of the stages")
     if repeats % (stages * rounds):
         group = "layers" if len(turn) == 1 else f"groups of {len(turn)} layers ({', '.join(turn)})"
@@ -132,12 +139,14 @@ def run(
     weights: Any,
     x: jax.Array,
     rows: Any,
+    policy: Any = None,
 ) -> jax.Array:
     """x [microbatches, batch, sequence, embd] after all stages.
 
     stage: (weights, its number, the round, x, rows) -> x, of one stage and one microbatch. weights: arrays
     [layers, ...], layers split over the mesh as stages are; a stage gets [layers / (stages * rounds), ...].
-    rows: arrays [microbatches, ...], of which a stage gets those of its microbatch.
+    rows: arrays [microbatches, ...], of which a stage gets those of its microbatch. policy: what a tick of
+    several rounds keeps for the backward pass, see `compute.STAGE_POLICIES`.
     """
     layout = named.current_layout()
     mesh, axes = layout.mesh, layout.axes("layers")
@@ -152,11 +161,11 @@ def run(
 
     def entering(fresh, y, microbatch, enters):
         y = jax.lax.ppermute(y, axes, forward)
-        return jnp.where(enters[:, None, None, None], fresh[:, microbatch[0]], y)
+        return jax.lax.select(enters[0], fresh[:, microbatch[0]], y)
 
     def leaving(done, y, microbatch, leaves):
         old = done[:, microbatch[0]]
-        return done.at[:, microbatch[0]].set(jnp.where(leaves[:, None, None, None], y, old))
+        return done.at[:, microbatch[0]].set(jax.lax.select(leaves[0], y, old))
 
     enter = own(entering, (several, one, each, each), one)
     leave = own(leaving, (several, one, each, each), several)
@@ -183,14 +192,27 @@ def run(
         x, (stages, *x.shape), range(1, x.ndim + 1), out_sharding=NamedSharding(mesh, several)
     )
 
+    def by_layer(weights: Any) -> Any:
+        return jax.tree.map(lambda w: jnp.swapaxes(w, 0, 1), weights)
+
+    # Weights that are made in the loop would be kept for every tick. Those of one round are as the loop over
+    # layers takes them before it; those of several are picked once more in the backward pass.
+    only = by_layer(jax.tree.map(lambda w: w[:, 0], weights)) if rounds == 1 else None
+
+    def work(y: jax.Array, at: Place) -> jax.Array:
+        own = by_layer(picked(weights, at.round, 1)) if only is None else only
+        with over_stages(axes):
+            over = jax.vmap(stage, in_axes=(1, 0, 0, 0, 0))
+            return over(own, number, at.round, y, picked(rows, at.microbatch, 0))
+
+    if rounds > 1:
+        work = jax.checkpoint(work, policy=policy, prevent_cse=False)
+
     def tick(carry, time):
         y, done = carry
         at = schedule.place(time - number)
         y = enter(fresh, y, at.microbatch, (number == 0) & (at.round == 0))
-        with over_stages(axes):
-            y = jax.vmap(stage)(
-                picked(weights, at.round, 1), number, at.round, y, picked(rows, at.microbatch, 0)
-            )
+        y = work(y, at)
         leaves = (number == last) & (at.round == rounds - 1) & at.is_real
         return (y, leave(done, y, at.microbatch, leaves)), None
 

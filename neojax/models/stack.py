@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from neojax.layout import named
 from neojax.models.cache import Cache
-from neojax.models.compute import REMAT_POLICIES, Compute
+from neojax.models.compute import LAYER, REMAT_POLICIES, STAGE_POLICIES, Compute
 from neojax.models.context import Context
 from neojax.models.losses import Sums, added
 from neojax.models.pipeline import Schedule, microbatches, rows_of, whole
@@ -126,13 +127,14 @@ class Stack(nnx.Module):
 
             def body(x, inputs):
                 first, layer = inputs
+                x = checkpoint_name(x, LAYER)
                 return self._turn(run, nnx.merge(graphdef, layer), first, x, place, None, own)[0], None
 
             turns = min(self.compute.unroll or repeats, repeats)
             looped = self._checkpointed(body, repeats)
             return jax.lax.scan(looped, x, (first + jnp.arange(repeats) * size, weights), unroll=turns)[0]
 
-        x = run_pipeline(stage, schedule, state, x, rows)
+        x = run_pipeline(stage, schedule, state, x, rows, STAGE_POLICIES.get(self.compute.remat))
         return x if is_split else whole(x)
 
     def _scan(self, run, blocks, x, context, caches, key):

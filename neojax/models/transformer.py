@@ -78,7 +78,7 @@ class Transformer(nnx.Module):
         self.embedding, self.stack, self.head = kind.build(config, sizes, compute)
         if compute.stacked:
             run = self.stack.runs[0]
-            pipeline.check(config, layout, run.turn, run.repeats, compute.rounds)
+            pipeline.check(config, layout, compute, run.turn, run.repeats)
         self.adapters: Adapters | None = None
         if lora is not None and lora.rank:
             self.adapters = Adapters.of(lora, kind.hugging_face, self.dims())

@@ -24,7 +24,7 @@ def print_model(config: Config, layout: Layout | None = None) -> None:
     layout: default that of the configuration, over devices that need not be here. Raises `NeojaxError` where
     the model cannot be laid out so, or `train.frozen` or `train.lora` does not fit it.
     """
-    compute = Compute(rounds=config.train.pipeline_rounds)
+    compute = Compute(remat=config.train.remat, rounds=config.train.pipeline_rounds)
     model = Transformer(config.model, layout or abstract_layout(config.mesh), compute, config.train.lora)
     check_microbatches(config.train, model.layout)
     layout = model.layout  # in which kv_heads are split as heads

@@ -114,6 +114,7 @@ def test_only_what_a_stage_made_and_what_the_loss_needs_travels():
         (tiny(n_layer=12), "layers:stage", 1, "which does not divide the model's 6 groups of 2 layers"),
         (tiny(n_layer=12), "layers:stage", 1, "2, 3 or 6 stages would do"),
         (tiny(n_layer=8), "layers:stage", 3, "3 rounds"),
+        (tiny(n_layer=32), "layers:stage", 4, "set train.remat=names"),
         (tiny(n_layer=4, share_parameters=True), "layers:stage", 1, "share_parameters=true"),
         (tiny(n_layer=8), "layers:stage, batch:stage", 1, "splits both layers and batch"),
         (tiny(n_layer=8), "layers:stage, embd:stage", 1, "over another axis"),
@@ -122,7 +123,11 @@ def test_only_what_a_stage_made_and_what_the_loss_needs_travels():
 )  # fmt: skip
 def test_what_is_no_pipeline_is_told_with_what_would_work(config, layout, rounds, words):
     with pytest.raises(NeojaxError) as error:
-        Transformer(config, layout_of("stage:4", layout), Compute(rounds=rounds))
+        Transformer(
+            config,
+            layout_of("stage:4", layout),
+            Compute(rounds=rounds, remat="none" if rounds == 4 else "full"),
+        )
     assert words in str(error.value) and "\n" not in str(error.value)
 
 

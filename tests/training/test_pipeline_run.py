@@ -22,7 +22,7 @@ def stages(count, rounds=1):
     """The overrides of a run with so many stages."""
     shape = f"mesh.shape=stage:{count},data:2,model:{4 // count}"
     layout = "mesh.layout=batch:data,layers:stage,heads:model,mlp:model,vocab:stage+model"
-    return shape, layout, f"train.pipeline_rounds={rounds}"
+    return shape, layout, f"train.pipeline_rounds={rounds}", "train.remat=full"
 
 
 @pytest.fixture(scope="module")
