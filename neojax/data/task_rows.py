@@ -9,6 +9,7 @@ import numpy as np
 
 from neojax.config import TASKS, Config, DataConfig, HeadConfig
 from neojax.data.answers import replies
+from neojax.data.batch import NOT_SCORED
 from neojax.data.choices import Choices, encode_choices, read_choices
 from neojax.data.examples import Example, Examples, Frame, Rows
 from neojax.data.labelled import Row, label_names, labels_of, read_rows
@@ -58,8 +59,13 @@ class TaskRows:
         for path, own in self.files.items():
             if own.n_cut:
                 self.notes.append(f"{path}: {cut_rows(own)}")
-        if not task.is_number and names:
+        if task.is_named:
             self.notes.append(f"labels {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}")
+            if unseen := unseen_labels(self.train, names):
+                self.notes.append(
+                    f"WARNING: no row of data.train has the label {' or '.join(map(repr, unseen))}, which is "
+                    "not learnt; leave it out of model.head.labels, or give rows with it"
+                )
 
     def _labelled(
         self, config: Config, tokenizer: Any, frame: Frame, most: int, names: tuple[str, ...]
@@ -112,6 +118,19 @@ def _answers(spans: Spans, data: DataConfig, logits: Mapping[int, np.ndarray]) -
     found = replies(spans, logits, data.squad, may_lack)
     which = sorted(found)
     return squad_scores([spans.questions[i] for i in which], [found[i] for i in which], may_lack)
+
+
+def unseen_labels(rows: Any, names: Sequence[str]) -> list[str]:
+    """Those of the classes `names` that no row of `rows` has."""
+    seen = np.zeros(len(names), bool)
+    for example in rows.examples:
+        if example.targets is not None:
+            seen[example.targets[example.targets != NOT_SCORED]] = True
+        elif np.ndim(example.label):
+            seen |= example.label > 0
+        else:
+            seen[example.label] = True
+    return [name for name, is_there in zip(names, seen) if not is_there]
 
 
 def joined(files: Sequence[Any], frame: Frame) -> Rows:

@@ -217,6 +217,24 @@ def test_what_is_wrong_with_classes_is_told(name, row, message, data, tmp_path):
         train(config_of(data, tmp_path / "run", *keys, n_vocab=81))
 
 
+@pytest.mark.parametrize("task", ["classification", "multilabel", "tagging"])
+def test_labels_that_no_row_has_are_told(task, data, tmp_path):
+    rows = {
+        "classification": [{"text": "the cat", "label": name} for name in ("cats", "dogs")],
+        "multilabel": [{"text": "the cat", "label": []}, {"text": "the cat", "label": ["cats", "dogs"]}],
+        "tagging": [{"tokens": ["cats", "and", "dogs"], "tags": ["cats", "dogs", "dogs"]}],
+    }
+    write(tmp_path / "rows.jsonl", rows[task])
+    keys = [f"data.task={task}", f"data.train={tmp_path}/rows.jsonl", "data.validation="]
+    config = config_of(data, "", *keys, n_vocab=81, head={"labels": NAMES})
+    notes = TaskRows(config, tokenizers.load(data / "tokenizer.json")).notes
+    assert notes[-1].startswith("WARNING: no row of data.train has the label 'rain', which is not learnt")
+    config = config_of(data, "", *keys, n_vocab=81, head={"labels": NAMES[:2]})
+    assert not any(
+        "WARNING" in note for note in TaskRows(config, tokenizers.load(data / "tokenizer.json")).notes
+    )
+
+
 def test_a_model_of_one_class_is_not_one_of_several(data, several, tmp_path, capsys):
     assert "data.task=classification with model.head.multilabel=true" in failure(
         capsys, "predict", str(several), str(data / "many_dev.jsonl"), "data.task=classification"
