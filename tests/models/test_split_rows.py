@@ -1,16 +1,24 @@
 """Rows split over devices (`sequence:AXIS`) give the loss and gradients of one device, whatever else is
 split and however layers are run."""
 
+import math
+import re
+from collections import Counter
 from functools import cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import N_VOCAB, layout_of, model_config, noisy, random_tokens, tiny
 
+from neojax.config import MeshConfig
 from neojax.data.batch import Batch
+from neojax.layout.mesh import make_layout
+from neojax.layout.topology import tpu_devices
 from neojax.models import Transformer
 from neojax.models.compute import Compute
+from neojax.plan.hlo import collectives
 
 LENGTH, ROWS = 32, 4
 SIZES = {"n_layer": 2, "n_ctx": LENGTH, "n_embd": 32, "n_vocab": N_VOCAB}
@@ -96,3 +104,27 @@ def test_loss_and_gradients_are_those_of_one_device(model, is_apart, layout):
     for name, grad in grads_1.items():
         found = grads[name][tuple(map(slice, grad.shape))]
         np.testing.assert_allclose(found, grad, atol=1e-5 * max(np.abs(grad).max(), 1e-3), err_msg=name)
+
+
+@pytest.mark.slow
+def test_both_kinds_of_split_compile_for_a_tpu():
+    """Splash on the parts of rows, forward once; the residual stream between tensor-parallel products is
+    gathered before them and comes back by reduce-scatter, and is nowhere summed whole."""
+    pytest.importorskip("libtpu")
+    layout = make_layout(MeshConfig("x:2, y:2", f"sequence:x+y, {PRODUCTS}"), tpu_devices("v5e:2x2"))
+    config = tiny(n_embd=256, n_head=2, n_ctx=512, window_size=100)
+    model = Transformer(config, layout, Compute(dtype=jnp.bfloat16, remat="names"))
+    tokens = jax.ShapeDtypeStruct((4, 512), jnp.int32, sharding=layout.sharding(("batch", "sequence")))
+
+    def loss(params, tokens):
+        return model.bind(params).loss(Batch(tokens, tokens)).total()
+
+    with jax.set_mesh(layout.mesh):
+        hlo = jax.jit(jax.value_and_grad(loss)).lower(model.stored(), tokens).compile().as_text()
+    calls = [line for line in hlo.splitlines() if 'custom_call_target="tpu_custom_call"' in line]
+    kernels = sorted(match[1] for line in calls if (match := re.search(r"splash_mha_(\w+?)_", line)))
+    assert kernels == ["dkv", "dkv", "dq", "dq", "fwd", "fwd"]
+    stream = math.prod((4, 256, 256))  # a device's rows, whole along y
+    found = [c for c in collectives(hlo) if stream in [math.prod(shape) for _, shape in c.arrays]]
+    kinds = Counter(c.kind for c in found if c.times == 2)  # in the loop over the two repetitions
+    assert kinds["all-reduce"] == 0 and kinds["reduce-scatter"] >= 8 and kinds["all-gather"] >= 8
