@@ -24,7 +24,7 @@ from neojax.plan.cost_picture import draw_costs
 from neojax.plan.decoding import compile_decoding, of_decoding, print_decoding
 from neojax.plan.estimate import analyse
 from neojax.plan.picture import check_picture, title_of
-from neojax.plan.remedies import remedies
+from neojax.plan.remedies import more_chips, remedies
 from neojax.plan.report import gb, of_step, print_report, with_remedies
 from neojax.storage.remote import place
 
@@ -184,5 +184,8 @@ def planned(
     if topology.rpartition(":")[0].lstrip("0123456789").removeprefix("x") in CHIPS:
         report |= {"estimate": of_analysis(analyse(config, topology))}
     if not one.fits:
-        report = with_remedies(report, *remedies(config, one, small))
+        before, found = remedies(config, one, small)
+        if devices is not None and (more := more_chips(config, topology, before)):
+            found = sorted([*found, more], key=lambda change: change.needed)
+        report = with_remedies(report, before, found)
     return report

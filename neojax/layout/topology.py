@@ -82,14 +82,25 @@ def _parts(topology: str) -> tuple[int, Chip, tuple[int, ...]]:
     return several, chip, shape
 
 
-def _near(several: int, chip: Chip, shape: Sequence[int]) -> str:
-    """The slices of a chip, of those that are usual, which are most like `shape`."""
-    usual = list(SMALL[chip.axes])
+def larger(topology: str) -> str | None:
+    """The usual topology of the same slices with twice the chips, or the next above; None where there is
+    none. Raises `NeojaxError` where there is no such topology."""
+    several, chip, shape = _parts(topology)
+    enough = [one for one in _usual(chip) if math.prod(one) >= 2 * math.prod(shape)]
+    each = f"{several}x" if several > 1 else ""
+    return f"{each}{chip.name}:{_text(min(enough, key=math.prod))}" if enough else None
+
+
+def _usual(chip: Chip) -> list[tuple[int, ...]]:
+    """The shapes of the slices that are usual of a chip."""
     side = round(chip.domain ** (1 / chip.axes))
     large = [n for n in (4, 8, 16, 32) if n <= side]
-    for sizes in itertools.combinations_with_replacement(large, chip.axes):
-        if sizes[-1] <= 2 * sizes[0]:
-            usual.append(sizes)
+    square = itertools.combinations_with_replacement(large, chip.axes)
+    return [*SMALL[chip.axes], *(sizes for sizes in square if sizes[-1] <= 2 * sizes[0])]
+
+
+def _near(several: int, chip: Chip, shape: Sequence[int]) -> str:
+    """The slices of a chip, of those that are usual, which are most like `shape`."""
     wanted = sorted(shape)
 
     def unlike(one: Sequence[int]) -> tuple[float, float]:
@@ -97,7 +108,7 @@ def _near(several: int, chip: Chip, shape: Sequence[int]) -> str:
         return apart, sum(abs(a - b) for a, b in zip(sorted(one), wanted))
 
     each = f"{several}x" if several > 1 else ""
-    return " or ".join(f"{each}{chip.name}:{_text(one)}" for one in sorted(usual, key=unlike)[:2])
+    return " or ".join(f"{each}{chip.name}:{_text(one)}" for one in sorted(_usual(chip), key=unlike)[:2])
 
 
 def _text(shape: Sequence[int]) -> str:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from neojax.config import Config, replaced
 from neojax.errors import NeojaxError
 from neojax.layout.mesh import Layout
-from neojax.plan.compiled import Compiled
+from neojax.layout.topology import larger, tpu_devices
+from neojax.plan.compiled import Compiled, compile_step
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,19 @@ def remedies(
     if len(best) > 1 and not found[0].fits and (together := _tried(config, list(best.values()), compiled)):
         found.insert(0, together)
     return needed, found
+
+
+def more_chips(config: Config, topology: str, before: int) -> Remedy | None:
+    """What twice the chips make of a step that needs `before` bytes, where its mesh takes what there is."""
+    if "-1" not in config.mesh.shape or not (wanted := larger(topology)):
+        return None
+    try:
+        one = compile_step(config, tpu_devices(wanted), quick=True)
+    except NeojaxError:  # they do not divide what is split
+        return None
+    if one.memory is None or one.memory.needed >= before:
+        return None
+    return Remedy(f"--topology {wanted}", one.memory.needed, one.fits)
 
 
 def changes(config: Config, layout: Layout) -> Iterator[str]:

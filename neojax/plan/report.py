@@ -101,7 +101,7 @@ def print_report(report: Mapping[str, Any]) -> None:
     print(f"\nmodel FLOPs of a device and step: {report['model_flops_per_device']:.3e}")
     if report["fits"]:
         print_collectives(report, "a step")
-    _print_hosts(report["hosts"])
+    _print_hosts(report)
 
 
 def print_machine(report: Mapping[str, Any]) -> None:
@@ -185,16 +185,21 @@ def print_collectives(report: Mapping[str, Any], of: str) -> None:
     show(table)
 
 
-def _print_hosts(rows: Sequence[Mapping[str, Any]]) -> None:
+def _print_hosts(report: Mapping[str, Any]) -> None:
+    rows = report["hosts"]
+    rate = ""
+    if "estimate" in report:  # else no time is known
+        most = max(row["tokens_per_step"] for row in rows)
+        rate = f"; its loader must give {most / report['estimate']['seconds']:,.0f} tokens a second"
     each = {(row["devices"], row["rows_per_step"], row["tokens_per_step"]) for row in rows}
     if len(each) == 1:
         devices, read, tokens = each.pop()
         print(
-            f"\n{len(rows)} host(s) of {devices} device(s): each reads {read} rows a step, {tokens:,} tokens "
-            "(neojax inspect --topology shows which)"
+            f"\n{len(rows)} host(s) of {devices} device(s): each reads {read} rows a step, {tokens:,} tokens"
+            f"{rate} (neojax inspect --topology shows which rows)"
         )
         return
-    print("\nhosts:")
+    print(f"\nhosts, by the rows that each reads{rate.replace('its loader', '; a loader')}:")
     for row in rows:
         print(
             f"  {row['host']}: {row['devices']} devices, rows {row['rows']}: {row['rows_per_step']} a step, "

@@ -1,6 +1,7 @@
 """`neojax inspect` gives the published parameter counts and the true layout."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -63,6 +64,9 @@ IN_FOLDERS = {
     "pythia/12B": 11_846_072_320,
     "neox/20B": 20_554_567_680,
     "gpt_j/6B": 6_050_882_784,
+    "gpt3/6.7B": 6_658_011_136,
+    "gpt3/13B": 12_852_771_840,
+    "gpt3/175B": 174_600_720_384,
     "llama/TinyLlama-1.1B": 1_100_048_384,
     "llama/2-7B": 6_738_415_616,
     "llama/3-8B": 8_030_261_248,
@@ -76,8 +80,8 @@ def test_models_in_folders_have_the_published_number_of_parameters_and_fit_the_s
     assert {str(path.with_suffix("")) for path in found} == IN_FOLDERS.keys()
     for name, count in IN_FOLDERS.items():
         path = CONFIGS / f"{name}.yml"
-        rows, columns = re.search(r"^# slice: v5e:(\d+)x(\d+)$", path.read_text(), re.MULTILINE).groups()
-        chips = int(rows) * int(columns)
+        size = re.search(r"^# slice: v5[ep]:([\dx]+)$", path.read_text(), re.MULTILINE)[1]
+        chips = math.prod(map(int, size.split("x")))
         config = configuration.load(path, [f"mesh.shape=data:{chips}"])
         print_model(config, abstract_layout(config.mesh))  # raises where the layout does not divide
         assert f"{count:,} parameters" in capsys.readouterr().out

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from neojax.errors import NeojaxError
-from neojax.layout.topology import tpu_devices
+from neojax.layout.topology import larger, tpu_devices
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,8 @@ def test_what_is_missing_is_a_line_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(NeojaxError, match=r"pip install '\.\[tpu\]'"):
         tpu_devices("v5e:4x4")
+
+
+def test_the_next_larger_topology():
+    assert larger("v5e:2x4") == "v5e:4x4" and larger("2xv5e:8x8") == "2xv5e:8x16"
+    assert larger("v5p:2x2x1") == "v5p:2x2x2" and larger("v5e:16x16") is None

@@ -1,0 +1,149 @@
+"""The smallest machine of every kind on which each shipped configuration fits as it is, and how long its run
+would take there.
+
+    python benchmarks/machines.py [--only NAME ...] [--model] [--again] [--table]
+
+Sizes of slices are tried from the smallest on: the analytic model says which may fit, and the step is then
+compiled for TPUs (as `neojax plan --quick`, whose temporaries are up to a third more than those of a whole
+compilation), until one fits. GPUs are by the model alone. Rows are kept in results/machines.json as they are
+done. Needs libtpu (`pip install .[tpu]`).
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from side_by_side import RESULTS, circumstances
+
+CONFIGS = Path(__file__).resolve().parents[1] / "meshconfigs"
+NAMES = (
+    "125M", "350M", "1.3B", "2.7B", "gpt3/6.7B", "gpt3/13B", "gpt3/175B", "gpt_j/6B", "neox/20B", "moe",
+    "pythia/160M", "pythia/1.4B", "pythia/6.9B", "pythia/12B", "llama/3-8B", "bert/base", "bert/large",
+    "albert/xxlarge",
+)  # fmt: skip
+FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
+NODES = ("8", "16", "32", "64", "128", "256", "512", "1024")
+MACHINES = {"v5e": FLAT, "v4": CUBE, "v5p": CUBE, "v6e": FLAT, "h100": NODES, "h200": NODES}
+GPUS = ("h100", "h200")
+SLACK = 1.15  # what the model says may be so much too high
+
+
+def smallest(name: str, chip: str, modelled: bool) -> dict[str, Any]:
+    """The smallest machine of `chip` on which a configuration fits; `none` where none does. modelled: by the
+    model alone."""
+    from neojax import config as configuration
+    from neojax.errors import NeojaxError
+    from neojax.plan.estimate import analyse
+
+    path, refused = CONFIGS / f"{name}.yml", ""
+    config = configuration.load(path)
+    for size in MACHINES[chip]:
+        topology = f"{chip}:{size}"
+        try:
+            found = analyse(config, topology)
+        except NeojaxError as e:  # the layout does not divide
+            refused = str(e)
+            continue
+        need, room = found.work.memory.total, found.room
+        is_modelled = modelled or not found.on.chip.axes
+        if need > room * (1 if is_modelled else SLACK):
+            continue
+        row = {
+            "topology": topology,
+            "needed": need,
+            "available": room,
+            "compiled": False,
+            "days": config.train.steps * found.estimate.seconds / 86400,
+            "tokens_per_second": found.estimate.tokens_per_second,
+            "mfu": found.estimate.mfu,
+        }
+        if is_modelled:
+            return row
+        with multiprocessing.get_context("spawn").Pool(1) as pool:  # libtpu does not give its memory back
+            needed, available, fits = pool.apply(compiled, (str(path), topology))
+        if fits:
+            own = {"needed": needed, "available": available, "by_the_model": need, "compiled": True}
+            return {**row, **own}
+    return {"none": refused or "too little memory on every size", "compiled": not modelled}
+
+
+def compiled(path: str, topology: str) -> tuple[int, int, bool]:
+    """(bytes that a device needs, that it has, whether the step fits), compiled with little effort."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    from neojax import config as configuration
+    from neojax.layout.topology import tpu_devices
+    from neojax.plan.compiled import compile_step
+
+    one = compile_step(configuration.load(path), tpu_devices(topology), quick=True)
+    assert one.memory is not None and one.available is not None
+    return one.memory.needed, one.available, one.fits
+
+
+def table(results: Mapping[str, Any]) -> Iterator[str]:
+    """The rows that are there, as the table of meshconfigs/README.md."""
+    yield "| file | " + " | ".join(MACHINES) + " |"
+    yield "|-|" + "-|" * len(MACHINES)
+    for name in NAMES:
+        cells = []
+        for chip in MACHINES:
+            row = results.get(f"{name} {chip}", {})
+            if "topology" not in row:
+                cells.append("" if not row else "-")
+                continue
+            size = row["topology"].partition(":")[2]
+            sure = "" if row["compiled"] or chip in GPUS else " ?"
+            cells.append(f"{size}{sure}: {share(row)}, {days(row['days'])}")
+        if any(cells):
+            yield f"| `{name}.yml` | " + " | ".join(cells) + " |"
+
+
+def share(row: Mapping[str, Any]) -> str:
+    """The memory that is needed, of what there is."""
+    return f"{100 * row['needed'] / row['available']:.0f} %"
+
+
+def days(count: float) -> str:
+    """A time in words."""
+    return (
+        f"{count:.0f} days" if count >= 9.5 else f"{count:.1f} days" if count >= 1 else f"{24 * count:.0f} h"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="*", default=NAMES, help="names of configurations")
+    parser.add_argument(
+        "--model", action="store_true", help="by the analytic model alone, in a minute or two"
+    )
+    parser.add_argument("--again", action="store_true", help="what is there already, too")
+    parser.add_argument("--table", action="store_true", help="what is there already, as a table")
+    args = parser.parse_args()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    path = RESULTS / "machines.json"
+    kept = json.loads(path.read_text()) if path.exists() else {"results": {}}
+    if args.table:
+        print(*table(kept["results"]), sep="\n")
+        return
+    for name in args.only:
+        for chip in MACHINES:
+            key = f"{name} {chip}"
+            own = kept["results"].get(key)
+            is_done = own is not None and (args.model or chip in GPUS or own["compiled"])
+            if is_done and not args.again:
+                continue
+            row = smallest(name, chip, args.model)
+            kept = json.loads(path.read_text()) if path.exists() else {"results": {}}
+            kept = {**circumstances(), "results": {**kept["results"], key: row}}
+            path.write_text(json.dumps(kept, indent=1) + "\n")
+            print(key, json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    main()
