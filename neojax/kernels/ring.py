@@ -23,7 +23,6 @@ from neojax.kernels.masks import NEVER, apart, visible
 from neojax.kernels.parts import Parts
 from neojax.layout import named
 from neojax.layout.product import product
-from neojax.layout.row_lookup import vary
 
 
 def attention(
@@ -45,19 +44,17 @@ def attention(
         steps = min(parts, 1 - (1 - window) // length)
     elif causal and length % 2 == 0:
         halves = 2
-    every = tuple(axis for dim in ("batch", "heads") for axis in layout.axes(dim)) + axes
-    ring = Ring(Parts(axes, parts, halves), every, steps, window, causal, layout.platform)
+    ring = Ring(Parts(axes, parts, halves), steps, window, causal, layout.platform)
     return on_each_device(partial(_attend, ring), q, k, v, start, segments)
 
 
 class Ring(NamedTuple):
     """How rows lie on the devices and what is asked of them.
 
-    every: the mesh axes that split anything. steps: the parts whose keys a device sees, its own among them.
+    steps: the parts whose keys a device sees, its own among them.
     """
 
     rows: Parts
-    every: tuple[str, ...]
     steps: int
     window: int | None
     causal: bool
@@ -132,8 +129,7 @@ def _backward(ring: Ring, kept, slope):
     pull = heads(ring.rows.taken_apart(slope))
     shift = jnp.sum(pull.astype(jnp.float32) * heads(ring.rows.taken_apart(y)).astype(jnp.float32), axis=-1)
     shift = shift.transpose(0, 1, 3, 4, 2)  # as `total`: [halves, batch, heads, group, tokens]
-    zeros = partial(jnp.zeros, dtype=jnp.float32)
-    d_q, d_k, d_v = (vary(zeros(x.shape), ring.every) for x in (queries.q, keys.k, keys.v))
+    d_q, d_k, d_v = (jnp.zeros_like(x, dtype=jnp.float32) for x in (queries.q, keys.k, keys.v))
 
     def work(number, source, keys, d_q, d_k, d_v):
         for a, b in ring.pairs(number, source):

@@ -15,7 +15,7 @@ from neojax.config import ModelConfig
 from neojax.errors import NeojaxError
 from neojax.kernels import experts as kernel
 from neojax.kernels.experts import Choice, Held
-from neojax.layout import named
+from neojax.layout import each_device, named
 from neojax.layout.named import Normal, Param, einsum
 from neojax.layout.product import standing_for
 from neojax.layout.row_lookup import vary
@@ -91,7 +91,7 @@ class Experts(nnx.Module):
             return y.reshape(rows["x"].shape), jax.lax.psum(sums, split) if split else sums
 
         specs = {name: named.sharding(dims[name], "expert_mlp").spec for name in rows}
-        y, sums = jax.shard_map(
+        y, sums = each_device.shard_map(
             own_tokens,
             mesh=layout.mesh,
             in_specs=(specs, tuple(named.sharding(own).spec for own in (up_dims, down_dims))),

@@ -11,6 +11,7 @@ https://arxiv.org/abs/2104.04473, section 2.2.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +26,7 @@ from neojax.layout import named
 from neojax.layout.each_device import over_stages
 from neojax.layout.mesh import Layout
 from neojax.models.compute import Compute
+from neojax.models.losses import Sums
 
 
 class Place(NamedTuple):
@@ -83,8 +85,6 @@ def check(model: ModelConfig, layout: Layout, compute: Compute, turn: tuple[str,
         raise NeojaxError(
             f"{given}, but with model.share_parameters=true layers have the same weights; leave layers out"
         )
-    if model.experts.number:
-        raise NeojaxError(f"{given}, but models with experts have no pipeline; leave layers out")
     if rounds > 1 and compute.remat == "none":
         raise NeojaxError(
             f"train.pipeline_rounds={rounds} with train.remat=none would keep weights for every tick; set "
@@ -134,17 +134,18 @@ def _one_of(numbers: list[int]) -> str:
 
 
 def run(
-    stage: Callable[..., jax.Array],
+    stage: Callable[..., tuple[jax.Array, Sums]],
     schedule: Schedule,
     weights: Any,
     x: jax.Array,
     rows: Any,
     policy: Any = None,
-) -> jax.Array:
-    """x [microbatches, batch, sequence, embd] after all stages.
+) -> tuple[jax.Array, Sums]:
+    """x [microbatches, batch, sequence, embd] after all stages, and what their blocks reported.
 
-    stage: (weights, its number, the round, x, rows) -> x, of one stage and one microbatch. weights: arrays
-    [layers, ...], layers split over the mesh as stages are; a stage gets [layers / (stages * rounds), ...].
+    stage: (weights, its number, the round, x, rows) -> (x, sums), of one stage and one microbatch. weights:
+    arrays [layers, ...], layers split over the mesh as stages are; a stage gets [layers / (stages * rounds),
+    ...].
     rows: arrays [microbatches, ...], of which a stage gets those of its microbatch. policy: what a tick of
     several rounds keeps for the backward pass, see `compute.STAGE_POLICIES`.
     """
@@ -199,7 +200,7 @@ def run(
     # layers takes them before it; those of several are picked once more in the backward pass.
     only = by_layer(jax.tree.map(lambda w: w[:, 0], weights)) if rounds == 1 else None
 
-    def work(y: jax.Array, at: Place) -> jax.Array:
+    def work(y: jax.Array, at: Place) -> tuple[jax.Array, Sums]:
         own = by_layer(picked(weights, at.round, 1)) if only is None else only
         with over_stages(axes):
             over = jax.vmap(stage, in_axes=(1, 0, 0, 0, 0))
@@ -208,22 +209,53 @@ def run(
     if rounds > 1:
         work = jax.checkpoint(work, policy=policy, prevent_cse=False)
 
+    def counted(at: Place, total: jax.Array, found: jax.Array) -> jax.Array:
+        """Sums of each stage, [stages], or rows of each layer, [stages, rounds, layers, ...], with those of a
+        tick."""
+        is_real = _before(at.is_real, found)
+        found = jnp.where(is_real, found, 0)
+        if found.ndim == 1:
+            return total + found
+        is_round = at.round[:, None] == jnp.arange(rounds)
+        return total + jnp.where(_before(is_round, total), found[:, None], 0)
+
     def tick(carry, time):
-        y, done = carry
+        y, done, totals = carry
         at = schedule.place(time - number)
         y = enter(fresh, y, at.microbatch, (number == 0) & (at.round == 0))
-        y = work(y, at)
+        y, sums = work(y, at)
+        totals = jax.tree.map(partial(counted, at), totals, sums)
         leaves = (number == last) & (at.round == rounds - 1) & at.is_real
-        return (y, leave(done, y, at.microbatch, leaves)), None
+        return (y, leave(done, y, at.microbatch, leaves), totals), None
 
-    start = jax.reshard(jnp.zeros((stages, *x.shape[1:]), x.dtype), NamedSharding(mesh, one))
-    done = jax.reshard(jnp.zeros(fresh.shape, x.dtype), NamedSharding(mesh, several))
-    (_, done), _ = jax.lax.scan(tick, (start, done), jnp.arange(schedule.ticks))
+    start = _zeros((stages, *x.shape[1:]), x.dtype, mesh, one)
+    done = _zeros(fresh.shape, x.dtype, mesh, several)
+    at = schedule.place(0 * number)
+    totals = jax.tree.map(
+        lambda x: _zeros((stages, *(rounds,) * (len(x.shape) > 1), *x.shape[1:]), x.dtype, mesh, each),
+        jax.eval_shape(work, start, at)[1],
+    )
+    (_, done, totals), _ = jax.lax.scan(tick, (start, done, totals), jnp.arange(schedule.ticks))
 
     def from_last(done: jax.Array, number: jax.Array) -> jax.Array:
         return jax.lax.psum(jnp.where(number[0] == last, done[0], 0), axes)
 
-    return own(from_last, (several, each), held)(done, number)
+    def of_all(total: jax.Array) -> jax.Array:
+        if total.ndim == 1:
+            return jnp.sum(total)
+        by_stage = jax.reshard(total, NamedSharding(mesh, P()))
+        return jnp.swapaxes(by_stage, 0, 1).reshape(-1, *total.shape[3:])
+
+    return own(from_last, (several, each), held)(done, number), jax.tree.map(of_all, totals)
+
+
+def _before(x: jax.Array, like: jax.Array) -> jax.Array:
+    """`x` with dimensions behind its own, to broadcast to `like`."""
+    return x.reshape(*x.shape, *(1,) * (like.ndim - x.ndim))
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any, mesh: Any, spec: P) -> jax.Array:
+    return jax.reshard(jnp.zeros(shape, dtype), NamedSharding(mesh, spec))
 
 
 def _by_round(array: jax.Array, stages: int, rounds: int, mesh: Any, axes: tuple[str, ...]) -> jax.Array:

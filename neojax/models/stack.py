@@ -63,16 +63,23 @@ class Stack(nnx.Module):
             self.blocks = nnx.List([make_block({kind}, own) for kind in run.turn])
 
     def __call__(
-        self, x: jax.Array, context: Context, caches: Caches | None, dropout_key: jax.Array | None
+        self,
+        x: jax.Array,
+        context: Context,
+        caches: Caches | None,
+        dropout_key: jax.Array | None,
+        scored: jax.Array | None = None,
     ) -> tuple[jax.Array, Caches | None, Sums]:
         """x [batch, sequence, embd] -> the same shape, the cache of every layer where `context` asks for
         them, and what the blocks reported, see `losses.added`.
 
         Where the layers are split over the mesh, they are a pipeline. x may then be [microbatches, batch,
-        sequence, embd], as are the rows of `context`, with a key for each.
+        sequence, embd], as are the rows of `context`, with a key for each, and how much each scores, which
+        makes "objective" of what is reported as "mean_objective".
         """
         if self.compute.stacked and named.current_layout().axes("layers"):
-            return self._pipeline(x, context, dropout_key), None, {}
+            x, sums = self._pipeline(x, context, dropout_key, scored)
+            return x, None, sums
         kept, totals = [], []
         for number, run in enumerate(self.runs):
             blocks = self.blocks
@@ -104,7 +111,9 @@ class Stack(nnx.Module):
         total = added(sums)
         return named.lay(x, "batch sequence embd"), (None if kept[0] is None else tuple(kept), total)
 
-    def _pipeline(self, x: jax.Array, context: Context, key: jax.Array | None) -> jax.Array:
+    def _pipeline(
+        self, x: jax.Array, context: Context, key: jax.Array | None, scored: jax.Array | None
+    ) -> tuple[jax.Array, Sums]:
         layout, (run,) = named.current_layout(), self.runs
         graphdef, state = nnx.split(self.blocks)
         rows = {name: getattr(context, name) for name in ("start", "segments", "positions", "branches")}
@@ -118,24 +127,38 @@ class Stack(nnx.Module):
         size = len(run.turn)
         if key is not None:
             rows["key"] = jax.random.key_data(key)
+        if scored is not None:
+            rows["scored"] = scored
 
         def stage(weights, number, at_round, x, rows):
             repeats = jax.tree.leaves(weights)[0].shape[0]
             first = (at_round * schedule.stages + number) * repeats * size
             own = None if key is None else jax.random.wrap_key_data(rows["key"])
-            place = Context(**{name: row for name, row in rows.items() if name != "key"})
+            place = Context(**{name: rows[name] for name in rows.keys() - {"key", "scored"}})
 
             def body(x, inputs):
                 first, layer = inputs
                 x = checkpoint_name(x, LAYER)
-                return self._turn(run, nnx.merge(graphdef, layer), first, x, place, None, own)[0], None
+                x, (_, sums) = self._turn(run, nnx.merge(graphdef, layer), first, x, place, None, own)
+                return x, sums
 
             turns = min(self.compute.unroll or repeats, repeats)
             looped = self._checkpointed(body, repeats)
-            return jax.lax.scan(looped, x, (first + jnp.arange(repeats) * size, weights), unroll=turns)[0]
+            layers = first + jnp.arange(repeats) * size, weights
+            x, sums = jax.lax.scan(looped, x, layers, unroll=turns)
+            sums = jax.tree.map(_over_repetitions, sums)
+            if scored is not None and "mean_objective" in sums:
+                mean, times = sums.pop("mean_objective")
+                sums["objective"] = mean * rows["scored"], times
+            return x, sums
 
-        x = run_pipeline(stage, schedule, state, x, rows, STAGE_POLICIES.get(self.compute.remat))
-        return x if is_split else whole(x)
+        x, sums = run_pipeline(stage, schedule, state, x, rows, STAGE_POLICIES.get(self.compute.remat))
+        if is_split:
+            return x, sums
+        if "mean_objective" in sums:  # added up over microbatches
+            mean, times = sums["mean_objective"]
+            sums["mean_objective"] = mean / x.shape[0], times
+        return whole(x), sums
 
     def _scan(self, run, blocks, x, context, caches, key):
         graphdef, state = nnx.split(blocks)

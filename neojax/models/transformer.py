@@ -349,7 +349,10 @@ class Transformer(nnx.Module):
                 x = pipeline.rows_of(x, len(batch.tokens))
             else:
                 x = jax.lax.map(lambda each: embedded(*each), (rows, embed))
-            x, _, sums = self.stack(x, Context.of(flat), None, stack)
+            counts = (
+                jax.vmap(lambda each: self.scored(each)["loss"])(flat) if self.config.experts.number else None
+            )
+            x, _, sums = self.stack(x, Context.of(flat), None, stack, counts)
             if not chooses and (head is None or not self.head.draws):
                 return scored(pipeline.whole(x), jax.tree.map(pipeline.whole, flat), None).plus(sums)
             # One after another, as each has bits of its own; computed again instead of keeping them all

@@ -43,7 +43,7 @@ def test_every_microbatch_passes_all_stages_in_their_order_without_waiting(stage
 
 
 def loss_and_gradients(config, layout, compute, batch, microbatches=4):
-    """The summed loss of microbatches and its gradients, with dropout."""
+    """The summed loss of microbatches, what they report, and the gradients, with dropout."""
     model = Transformer(config, layout, compute).init(0)
     names = {n: np.asarray(p) for n, p in perturbed(Transformer(config).init(0).params()).items()}
     params = {
@@ -57,13 +57,28 @@ def loss_and_gradients(config, layout, compute, batch, microbatches=4):
     def loss(params):
         bound, counts = model.bind(params), model.scored(batch)
         if model.is_pipeline:
-            return bound.loss_of_microbatches(batch, dropout_keys=keys).total(counts)
-        one = lambda each: bound.loss(each[0], dropout_key=each[1]).total(counts)  # noqa: E731
-        return jnp.sum(jax.lax.map(one, (batch, keys)))
+            losses = bound.loss_of_microbatches(batch, dropout_keys=keys)
+            return losses.total(counts), losses.sums
+
+        def one(each):
+            losses = bound.loss(each[0], dropout_key=each[1])
+            return losses.total(counts), losses.sums
+
+        return jax.tree.map(lambda x: jnp.sum(x, 0), jax.lax.map(one, (batch, keys)))
 
     with jax.set_mesh(model.layout.mesh):
-        value, grads = jax.jit(jax.value_and_grad(loss))(params)
-    return float(value), {n: np.asarray(g)[: names[n].shape[0]] for n, g in grads.items()}
+        (value, sums), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    grads = {n: np.asarray(g)[: names[n].shape[0]] for n, g in grads.items()}
+    return float(value), jax.tree.map(np.asarray, sums), grads
+
+
+def assert_same(found, expected):
+    """Loss, reports and gradients agree to 1e-5."""
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    assert found[1].keys() == expected[1].keys() and found[2].keys() == expected[2].keys()
+    for own, other in zip(jax.tree.leaves(found[1:]), jax.tree.leaves(expected[1:]), strict=True):
+        assert own.shape == other.shape
+        assert np.abs(own - other).max() <= 1e-5 * max(np.abs(other).max(), 1)
 
 
 def batch_of(config):
@@ -78,13 +93,20 @@ def batch_of(config):
 def test_families_with_dropout_and_segments_agree_with_one_device(family):
     config = of_family(family)
     batch = batch_of(config)
-    one, expected = loss_and_gradients(config, layout_of("data:1"), Compute(), batch)
+    expected = loss_and_gradients(config, layout_of("data:1"), Compute(), batch)
     compute = Compute(remat="full", rounds=2 if family == "gpt_neo" else 1)
-    loss, grads = loss_and_gradients(config, layout_of(*MESH, "embd:data"), compute, batch)
-    assert loss == pytest.approx(one, rel=1e-5)
-    for name, grad in grads.items():
-        scale = np.abs(expected[name]).max()
-        assert np.abs(grad - expected[name]).max() <= 1e-5 * max(scale, 1), name
+    assert_same(loss_and_gradients(config, layout_of(*MESH, "embd:data"), compute, batch), expected)
+
+
+def test_experts_on_stages_agree_with_one_device():
+    experts = {"number": 4, "layers": [1, 3, 5, 7], "width": 8, "second": "random", "z_loss": 0.1}
+    config = tiny(n_layer=8, **{f"experts.{key}": value for key, value in experts.items()})
+    batch = batch_of(config)
+    layout = "batch:data, layers:stage, experts:data, vocab:stage"
+    expected = loss_and_gradients(config, layout_of("data:1"), Compute(), batch)
+    assert expected[1]["expert_load"][0].shape == (4, 4)
+    compute = Compute(remat="full", rounds=2)
+    assert_same(loss_and_gradients(config, layout_of("stage:2, data:2", layout), compute, batch), expected)
 
 
 def of_family(name):
