@@ -1,9 +1,9 @@
 """Splash on rows that are split over TPUs: each works on its own queries, with the kernel of whole rows.
 
 A local layer has the keys of its window that stand before a device's own sent by the devices before it. A
-global layer gathers keys and values of a row, of as many heads at a time as make them no more than the
-device's own of all heads, and forgets them: the backward pass gathers them again, and its gradients of them
-go back as sums.
+global layer gathers keys and values of a row, of as many heads at a time as make them no more than half of
+the device's own of all heads, at least one, and forgets them: the backward pass gathers them again, and its
+gradients of them go back as sums.
 """
 
 import math
@@ -47,7 +47,7 @@ def attention(
         own = partial(_local, axes, window, interpret)
     else:
         heads = k.shape[2] // layout.split("heads")
-        turns = next(n for n in range(min(parts, heads), heads + 1) if heads % n == 0)
+        turns = next(n for n in range(min(2 * parts, heads), heads + 1) if heads % n == 0)
         of_turn = q.shape[2] // layout.split("heads") // turns
         halves = 2 if length % (2 * LANES) == 0 else 1
         kernel = _kernel(
