@@ -113,10 +113,12 @@ def _entities(
 
 
 def _answers(spans: Spans, data: DataConfig, logits: Mapping[int, np.ndarray]) -> dict[str, float]:
-    """Of the questions of which all windows are there."""
+    """Of the questions of which all windows are there; nothing where there is none."""
     may_lack = TASKS[data.task].may_lack
     found = replies(spans, logits, data.squad, may_lack)
     which = sorted(found)
+    if not which:
+        return {}
     return squad_scores([spans.questions[i] for i in which], [found[i] for i in which], may_lack)
 
 

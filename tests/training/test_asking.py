@@ -119,7 +119,7 @@ def test_one_question_is_answered_like_many(data, run):
         neojax.predict(model, ["who was it ?"])
 
 
-def test_an_exported_model_says_the_same_in_transformers(data, run, tmp_path):
+def test_an_exported_model_says_the_same_in_transformers(data, run, tmp_path, capsys):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     from neojax.convert import hf
     from neojax.loading import load_trained
@@ -138,6 +138,8 @@ def test_an_exported_model_says_the_same_in_transformers(data, run, tmp_path):
         given.char_to_token(0, reply.answer.stop - 1, 1),
     )
     assert reply.answer.start_logit == pytest.approx(float(out.start_logits[0, first]), abs=1e-5)
+    assert main(["predict", str(tmp_path / "hf"), str(data / "all.json")]) == 0
+    assert "all.json: exact_match " in capsys.readouterr().err
     assert reply.answer.end_logit == pytest.approx(float(out.end_logits[0, last]), abs=1e-5)
 
 

@@ -94,7 +94,7 @@ def test_a_bert_learns_to_choose_and_predicts_as_it_was_evaluated(data, run, cap
     assert "good" in capsys.readouterr().out
 
 
-def test_transformers_chooses_the_same(data, run, tmp_path):
+def test_transformers_chooses_the_same(data, run, tmp_path, capsys):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     from neojax.convert import hf
     from neojax.loading import load_trained
@@ -108,6 +108,8 @@ def test_transformers_chooses_the_same(data, run, tmp_path):
         expected = theirs(**{name: value[None] for name, value in given.items()}).logits.softmax(-1)[0]
     said = neojax.predict(neojax.load(tmp_path / "hf"), (context, choices))
     np.testing.assert_allclose(said.scores, expected.numpy(), atol=1e-6)
+    assert main(["predict", str(tmp_path / "hf"), str(data / "dev.jsonl")]) == 0
+    assert f"accuracy {read_metrics(run)[-1]['validation_accuracy']:.4f}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("family", ["bert", pytest.param("gpt_neo", marks=pytest.mark.slow)])
@@ -163,7 +165,7 @@ def test_a_bert_learns_which_classes_hold(data, several, capsys):
     assert all(row["label"] == [name for name in NAMES if name in row["text"].split()] for row in shown)
 
 
-def test_transformers_knows_that_several_classes_may_hold(data, several, tmp_path):
+def test_transformers_knows_that_several_classes_may_hold(data, several, tmp_path, capsys):
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     from neojax.convert import hf
     from neojax.loading import load_trained
@@ -180,6 +182,8 @@ def test_transformers_knows_that_several_classes_may_hold(data, several, tmp_pat
     assert model.config.head.multilabel
     said = neojax.predict(model, "the cats sat")
     np.testing.assert_allclose(list(said.scores.values()), torch.sigmoid(out.logits)[0].numpy(), atol=1e-6)
+    assert main(["predict", str(tmp_path / "hf"), str(data / "many_dev.jsonl")]) == 0
+    assert f"micro_f1 {read_metrics(several)[-1]['validation_micro_f1']:.4f}" in capsys.readouterr().err
     shares = np.array(list(said.scores.values()))
     assert -np.mean(np.log([shares[0], 1 - shares[1], shares[2]])) == pytest.approx(out.loss.item(), rel=1e-4)
 
