@@ -77,7 +77,7 @@ def attention(
             y = fused(partial(cudnn.attention, window=window, causal=causal), q, k, v, **rows)
         case "local":
             assert window is not None
-            y = local(q, k, v, window=window, **rows)
+            y = local(q, k, v, window=window, causal=causal, **rows)
         case "ring":
             return ring.attention(q, k, v, window=window, causal=causal, **rows)
         case "blocked":

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from neojax.kernels.choice import BLOCK
-from neojax.kernels.masks import NEVER, Branches, together, visible
+from neojax.kernels.masks import NEVER, Branches, apart, together, visible
 from neojax.layout import each_device, named
 from neojax.layout.product import product
 
@@ -108,13 +108,15 @@ def local(
     window: int,
     start: jax.Array | None = None,
     segments: jax.Array | None = None,
+    causal: bool = True,
 ) -> jax.Array:
-    """As `attention` with a window, in blocks of `window` queries that look at their own and the previous
-    block of keys, so that time and memory are O(sequence * window) instead of O(sequence^2).
+    """As `attention` with a window, in blocks of `window` queries that look at their own block of keys, the
+    one before and, if not causal, the one after, so that time and memory are O(sequence * window) instead of
+    O(sequence^2).
 
-    Where rows are split, a device has the `window` keys before its own from those that have them.
+    Where rows are split, a device has the keys on either side of its own from those that have them.
     """
-    return on_each_device(partial(_local_part, window, row_axes()), q, k, v, start, segments)
+    return on_each_device(partial(_local_part, window, row_axes(), causal), q, k, v, start, segments)
 
 
 def row_axes() -> tuple[str, ...]:
@@ -126,21 +128,32 @@ def row_axes() -> tuple[str, ...]:
 def before(x: jax.Array, count: int, axes: tuple[str, ...]) -> jax.Array:
     """The `count` tokens before those of a device's part x [batch, tokens, ...] of rows that `axes` split;
     zeros where the row begins."""
-    parts, size = jax.lax.axis_size(axes) if axes else 1, x.shape[1]
-    pieces = []
-    for hop in range(-(-count // size), 0, -1):
-        own = x[:, max(0, hop * size - count) :]
-        if hop < parts:
-            pieces.append(jax.lax.ppermute(own, axes, [(i, i + hop) for i in range(parts - hop)]))
-        else:
-            pieces.append(jnp.zeros_like(own))
-    return jnp.concatenate(pieces, axis=1)
+    size = x.shape[1]
+    hops = range(-(-count // size), 0, -1)
+    pieces = [_moved(x[:, max(0, hop * size - count) :], axes, hop) for hop in hops]
+    return jnp.concatenate([x[:, :0], *pieces], axis=1)
 
 
-@partial(jax.checkpoint, static_argnums=(0, 1))
+def after(x: jax.Array, count: int, axes: tuple[str, ...]) -> jax.Array:
+    """The `count` tokens after those of a device's part; zeros where the row ends."""
+    size = x.shape[1]
+    hops = range(1, 1 - -count // size)
+    pieces = [_moved(x[:, : count - (hop - 1) * size], axes, -hop) for hop in hops]
+    return jnp.concatenate([x[:, :0], *pieces], axis=1)
+
+
+def _moved(x: jax.Array, axes: tuple[str, ...], hops: int) -> jax.Array:
+    """Arrays of every device on the one that comes so many `hops` after it; zeros where none sends."""
+    parts = jax.lax.axis_size(axes) if axes else 1
+    way = [(i, i + hops) for i in range(parts) if 0 <= i + hops < parts]
+    return jax.lax.ppermute(x, axes, way) if way else jnp.zeros_like(x)
+
+
+@partial(jax.checkpoint, static_argnums=(0, 1, 2))
 def _local_part(
     window: int,
     axes: tuple[str, ...],
+    causal: bool,
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
@@ -149,27 +162,34 @@ def _local_part(
 ) -> jax.Array:
     batch, length, heads, head_dim = q.shape
     blocks = -(-length // window)
+    pad, sides = blocks * window - length, 2 if causal else 3
 
-    def split(x: jax.Array) -> jax.Array:  # [batch, length, ...] -> [batch, blocks, window, ...]
-        x = jnp.pad(x, ((0, 0), (0, blocks * window - length), *((0, 0),) * (x.ndim - 2)))
-        return x.reshape(batch, blocks, window, *x.shape[2:])
+    def split(x: jax.Array, sides: int = 1) -> jax.Array:
+        """[batch, tokens, ...] -> [batch, blocks, sides * window, ...]."""
+        x = x.reshape(batch, -1, window, *x.shape[2:])
+        return jnp.concatenate([x[:, i : i + blocks] for i in range(sides)], axis=2)
 
-    def with_previous(x: jax.Array) -> jax.Array:  # -> [batch, blocks, 2 * window, ...]
-        first = before(x, window, axes)[:, None]
-        own = split(x)
-        return jnp.concatenate([jnp.concatenate([first, own[:, :-1]], axis=1), own], axis=2)
+    def padded(x: jax.Array) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)))
+
+    def around(x: jax.Array) -> jax.Array:
+        own = padded(x) if causal else jnp.concatenate([x, after(x, pad + window, axes)], axis=1)
+        return split(jnp.concatenate([before(x, window, axes), own], axis=1), sides)
 
     def by_head(x: jax.Array) -> jax.Array:
         return x.transpose(0, 3, 1, 2, 4)
 
     first = jnp.arange(blocks)[:, None] * window + (jax.lax.axis_index(axes) * length if axes else 0)
-    seen = visible(first + jnp.arange(window), first - window + jnp.arange(2 * window), window, start)
+    times = first - window + jnp.arange(sides * window)
+    seen = visible(first + jnp.arange(window), times, window, start, causal)
+    if not causal:
+        seen &= times[:, None] < length * (jax.lax.axis_size(axes) if axes else 1)
     if segments is not None:
-        seen &= together(split(segments), with_previous(segments))
-    own, g = _by_key_head(by_head(split(q)), k.shape[2], 1)
+        seen &= apart(split(padded(segments)), around(segments), causal)
+    own, g = _by_key_head(by_head(split(padded(q))), k.shape[2], 1)
     seen = seen[:, None, None] if g else seen[:, None]
     multiply = partial(product, platform=named.current_layout().platform)
-    keys, values = by_head(with_previous(k)), by_head(with_previous(v))
+    keys, values = by_head(around(k)), by_head(around(v))
     scores = multiply(f"bh{g}nqd,bhnkd->bh{g}nqk", own, keys, dtype=jnp.float32)
     weights = jax.nn.softmax(jnp.where(seen, scores, NEVER), axis=-1).astype(v.dtype)
     out = multiply(f"bh{g}nqk,bhnkd->bh{g}nqd", weights, values, dtype=v.dtype)

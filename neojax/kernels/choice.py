@@ -19,12 +19,12 @@ splits `sequence`. Within XLA, without dropout and learned keys, and with both o
 
 | way | when |
 |-|-|
-| `local` | causal, and twice the window is shorter than the sequence |
+| `local` | twice the window, three times if not causal, is shorter than the sequence |
 | `ring` | else, where `sequence` is split, causal or not: keys and values go round the devices |
 | `blocked` | causal with a longer window or none, and the sequence is longer than 256 |
 | `reference` | all else: the whole matrix of scores |
 
-Where `sequence` is split, those before a device send it the keys of a window that stand before its own.
+Where `sequence` is split, a device's neighbours send it the keys of a window that stand beside its own.
 Splash gathers the keys and values of global layers, a few heads of one row at a time (`split_splash`). It
 takes parts of a multiple of 128 tokens and no rows padded at the left, and leaves rows to the ring whose
 keys, values and gradients of these would take more than 1 GiB for one head: beyond 1 million tokens with a
@@ -146,7 +146,7 @@ def _xla(call: Call) -> str:
         return "reference"
     if call.branches:
         return "blocked" if call.length > BLOCK and "sequence" not in call.split else "reference"
-    if call.causal and call.window is not None and 2 * call.window < call.length:
+    if call.window is not None and (2 if call.causal else 3) * call.window < call.length:
         return "local"
     if "sequence" in call.split:
         return "ring"

@@ -56,7 +56,8 @@ def measured(*how, **more):
     [
         *(("eight parts", window, True, False) for window in (None, 7, 30)),
         *(("three parts and rows", window, True, True) for window in (None, 20)),
-        *(("two axes and heads", window, False, True) for window in (None, 7)),
+        *(("two axes and heads", window, False, True) for window in (None, 7, 20)),
+        ("eight parts", 7, False, False),
         ("two axes and heads", None, True, False),
     ],
 )
@@ -147,18 +148,22 @@ def test_all_devices_do_the_same_work_and_half_of_all_pairs(monkeypatch):
     assert len(counted) == 3 + 2  # the own part, and one turn of the loop of all others
 
 
-def test_tokens_before_come_from_as_many_parts_as_they_lie_in():
+def test_tokens_beside_come_from_as_many_parts_as_they_lie_in():
     x = jax.device_put(
         np.arange(1, 25).reshape(1, 24), layout_of("x:8", "sequence:x").sharding(["", "sequence"])
     )
     mesh = x.sharding.mesh
     for count in (1, 3, 5, 24):
-        taken = jax.shard_map(
-            lambda x, count=count: blocks.before(x, count, ("x",)),
-            mesh=mesh,
-            in_specs=jax.P(None, "x"),
-            out_specs=jax.P(None, "x"),
-        )(x)
-        padded = np.concatenate([np.zeros(count, int), np.arange(1, 25)])
-        expected = [padded[3 * i : 3 * i + count] for i in range(8)]
-        np.testing.assert_array_equal(np.asarray(taken).reshape(8, count), expected)
+        earlier, later = (
+            jax.shard_map(
+                lambda x, count=count, side=side: side(x, count, ("x",)),
+                mesh=mesh,
+                in_specs=jax.P(None, "x"),
+                out_specs=jax.P(None, "x"),
+            )(x)
+            for side in (blocks.before, blocks.after)
+        )
+        padded = np.concatenate([np.zeros(count, int), np.arange(1, 25), np.zeros(count, int)])
+        for found, first in ((earlier, 0), (later, count + 3)):
+            expected = [padded[3 * i + first : 3 * i + first + count] for i in range(8)]
+            np.testing.assert_array_equal(np.asarray(found).reshape(8, count), expected)
