@@ -7,8 +7,10 @@ surroundings that Slurm, Open MPI and TPU pods give.
 
 import dataclasses
 import glob
+import io
 import os
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -40,6 +42,7 @@ def join(mesh: MeshConfig) -> None:
     found = find(mesh, os.environ)
     if found is None:
         return
+    keep_stdout()
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from whoever handles it
     try:
         with told_of_peers():
@@ -62,6 +65,22 @@ def join(mesh: MeshConfig) -> None:
             f"mesh.distributed: cannot find the other processes{cause(e)}; outside TPU pods, Slurm and Open "
             "MPI give every process mesh.coordinator=HOST:PORT mesh.num_processes=N mesh.process_id=I"
         ) from None
+
+
+def keep_stdout() -> None:
+    """From now on standard output has what this program prints alone: what libraries beneath Python write to
+    it, as Gloo does of every connection, goes to standard error."""
+    ours = sys.stdout
+    if ours is None or ours is not sys.__stdout__ or not isinstance(ours, io.TextIOWrapper):
+        return  # somebody else keeps it
+    try:
+        ours.flush()
+        own = os.dup(ours.fileno())
+        os.dup2(2, ours.fileno())
+    except (OSError, ValueError):
+        return  # closed
+    buffering = 1 if ours.line_buffering else -1
+    sys.stdout = open(own, "w", buffering, ours.encoding, ours.errors)  # noqa: SIM115
 
 
 def find(mesh: MeshConfig, environ: Mapping[str, str]) -> dict[str, Any] | None:

@@ -1,5 +1,8 @@
 """How a process learns that it is one of several, and which part of its host is its own."""
 
+import subprocess
+import sys
+
 import pytest
 
 from neojax.config import MeshConfig
@@ -91,3 +94,12 @@ def test_gpus_that_a_process_may_use(monkeypatch):
     )
     monkeypatch.setattr(processes.glob, "glob", lambda pattern: ["/dev/nvidia0", "/dev/nvidia1"])
     assert visible_gpus({}) == 2
+
+
+def test_what_libraries_write_to_standard_output_goes_to_standard_error():
+    program = (
+        "import os; from neojax.layout.processes import keep_stdout; print('before'); keep_stdout();"
+        "os.write(1, b'of a library\\n'); print('ours \u00fc')"
+    )
+    found = subprocess.run([sys.executable, "-X", "utf8", "-c", program], capture_output=True, check=True)
+    assert found.stdout.decode() == "before\nours \u00fc\n" and found.stderr.endswith(b"of a library\n")
