@@ -29,9 +29,9 @@ def _serve(make: Contender, options: Mapping[str, Any], pipe: Connection) -> Non
     while pipe.recv() == "go":
         # not timed: what a process that was idle left in caches, and in memory that a host reclaims, is cold
         once()
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         tokens = once()
-        pipe.send(tokens / (time.perf_counter() - start))
+        pipe.send((tokens / (time.perf_counter() - start), tokens / (time.process_time() - busy)))
 
 
 def measure(
@@ -42,6 +42,18 @@ def measure(
 ) -> dict[str, list[float]]:
     """Tokens per second of every contender in every round; `environments` are variables that some start
     with."""
+    rates = measure_both(contenders, options, rounds, environments)
+    return {name: [elapsed for elapsed, _ in found] for name, found in rates.items()}
+
+
+def measure_both(
+    contenders: Mapping[str, Contender],
+    options: Mapping[str, Any],
+    rounds: int,
+    environments: Mapping[str, Mapping[str, str]] | None = None,
+) -> dict[str, list[tuple[float, float]]]:
+    """As `measure`: tokens per second that passed, and per second of a processor that the contender took,
+    which other programs on the machine change less."""
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     processes = []
@@ -55,7 +67,7 @@ def measure(
         assert ours.recv() == "ready"
         pipes[name] = ours
         processes.append(process)
-    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    rates: dict[str, list[tuple[float, float]]] = {name: [] for name in contenders}
     for turn in range(rounds):
         names = list(contenders)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
