@@ -47,9 +47,10 @@ FLAT = (
 
 # A loop over layers, told by its products, holds so much of all that it makes: the compiler moves the
 # products that give gradients of weights, and their sums over devices, to its end. A sum that is not cut is
-# held beside what it is the sum of. From compiled steps, see benchmarks/results/README.md.
+# held beside what it is the sum of. Of whole blocks that are computed again less is held. From compiled
+# steps, see benchmarks/results/README.md.
 LAYER = 5
-HELD = 0.88
+HELD, AGAIN = 0.88, 0.6
 LANES, SUBLANES = 128, 8  # of the registers of a TPU: arrays are padded to them
 
 
@@ -77,9 +78,11 @@ class _Frame:
 
 
 class _Walker:
-    def __init__(self, sizes: dict[str, int], tiled: bool):
+    def __init__(self, sizes: dict[str, int], tiled: bool, again: bool):
         self.sizes = sizes
         self.tiled = tiled
+        self.again = again
+        self.forward = 0  # bytes that the body of the first loop over layers makes
         self.products: list[Product] = []
         self.transfers: list[Transfer] = []
         self.traffic = 0.0
@@ -130,10 +133,18 @@ class _Walker:
         self.readers = outer
         needed = self._fullest(frame)[0]
         if looped and len(self.products) - products >= LAYER:
-            stored = [value for value in frame.values.values() if not value.virtual]
-            sums = sum(v.bytes for v in stored if v.summed is not None and not self.transfers[v.summed].cut)
-            needed = max(needed, round(HELD * sum(v.bytes for v in stored) + sums))
+            needed = max(needed, self._at_once(frame))
         return needed, frame
+
+    def _at_once(self, frame: _Frame) -> int:
+        """Bytes of a loop over layers that its compiled body holds at once."""
+        stored = [value for value in frame.values.values() if not value.virtual]
+        made = sum(value.bytes for value in stored)
+        if self.again and self.forward:
+            return round(HELD * (made - self.forward) + AGAIN * self.forward)
+        self.forward = self.forward or made
+        sums = sum(v.bytes for v in stored if v.summed is not None and not self.transfers[v.summed].cut)
+        return round(HELD * made + sums)
 
     def _fullest(self, frame: _Frame) -> tuple[int, int]:
         change = [0] * (len(frame.inner) + 1)
@@ -385,7 +396,7 @@ def count(traced: Traced, tiled: bool = True) -> Work:
     """What one device does and holds in the step of `traced`; tiled: it is a TPU."""
     sizes = dict(traced.layout.mesh.shape)
     jaxpr, _ = dce_jaxpr(traced.program.jaxpr, [True] * len(traced.program.jaxpr.outvars))
-    walker = _Walker(sizes, tiled)
+    walker = _Walker(sizes, tiled, traced.config.train.remat == "full")
     fullest, frame = walker.frame(jaxpr, 1, False, aliased=True)
     at = walker._fullest(frame)[1]
     live = [
