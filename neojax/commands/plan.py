@@ -17,15 +17,19 @@ from neojax.errors import NeojaxError
 from neojax.layout.chips import CHIPS
 from neojax.layout.topology import tpu_devices
 from neojax.models.inference import check_weights
+from neojax.output import complain
+from neojax.plan.auto import is_auto, resolved
 from neojax.plan.bars import draw_plan
 from neojax.plan.compiled import Compiled, compile_step
 from neojax.plan.cost import EVERY, of_analysis, print_estimate, print_sweep, sweep
 from neojax.plan.cost_picture import draw_costs
 from neojax.plan.decoding import compile_decoding, of_decoding, print_decoding
 from neojax.plan.estimate import analyse
+from neojax.plan.machine import machine
 from neojax.plan.picture import check_picture, title_of
 from neojax.plan.remedies import more_chips, remedies
 from neojax.plan.report import gb, of_step, print_report, with_remedies
+from neojax.plan.search import MINUTES, listed, print_search, search, winner_text
 from neojax.storage.remote import place
 
 HERE = "here"
@@ -71,6 +75,27 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="draw memory, time and collectives of the step as bars, too; of costs, days against chips",
     )
     parser.add_argument(
+        "--search",
+        action="store_true",
+        help=(
+            "find the layout, recomputation and microbatch with which the machine trains soonest: candidates "
+            "by the analytic model, the best of them compiled"
+        ),
+    )
+    parser.add_argument(
+        "--finalists", type=int, default=3, metavar="N", help="with --search: so many are compiled"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=positive,
+        default=MINUTES,
+        metavar="N",
+        help="with --search: after so many nothing more is begun (default: %(default)g)",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE.yml", help="with --search: where the best goes (default: NAME.MACHINE.yml)"
+    )
+    parser.add_argument(
         "--tokens",
         type=positive,
         metavar="N",
@@ -95,9 +120,14 @@ def run(args: Namespace) -> None:
         config = configs.of_folder(path, args.overrides)
     else:
         config = configs.load(*configs.words(args.config, args.overrides), asks=False)
+    if args.search:
+        look(config, args)
+        return
     if args.tokens or is_modelled(args.topology):
         cost(config, args)
         return
+    if is_auto(config.mesh):
+        config = resolved(config, None if args.topology == HERE else machine(args.topology))
     devices = None
     if args.topology != HERE:
         jax.config.update("jax_platforms", "cpu")  # nothing runs
@@ -157,14 +187,36 @@ def cost(config: Config, args: Namespace) -> None:
     elif "hinders" in rows[0]:
         raise NeojaxError(str(rows[0]["hinders"]))
     else:
-        print_alone(rows[0], config)
+        print_alone(rows[0])
 
 
-def print_alone(row: Mapping[str, Any], config: Config) -> None:
+def look(config: Config, args: Namespace) -> None:
+    """Searches, prints what was found, and writes the best as a configuration."""
+    if args.decode or args.picture or args.tokens:
+        raise NeojaxError("--search ranks training steps; leave --decode, --picture and --tokens out")
+    if args.topology == HERE:
+        raise NeojaxError("--search needs a machine: --topology, such as v5e:8x8 or h100:64")
+    on = machine(args.topology)
+    jax.config.update("jax_platforms", "cpu")  # nothing runs
+    config = replace(config, mesh=replace(config.mesh, cpu_devices=0))
+    devices = tpu_devices(args.topology) if on.chip.axes and args.finalists > 0 else None
+    say = print if not args.json else complain
+    ranked, found = search(config, on, devices, finalists=args.finalists, minutes=args.minutes, say=say)
+    name = str(on).replace(":", "-")
+    out = Path(args.out or f"{Path(args.config).stem}.{name}.yml")
+    out.write_text(winner_text(ranked, config, on), encoding="utf-8")
+    if args.json:
+        print(json.dumps({"topology": str(on), "best": str(out), "candidates": listed(ranked)}))
+        return
+    print_search(ranked, found, on)
+    print(f"\nthe best is written to {out}")
+
+
+def print_alone(row: Mapping[str, Any]) -> None:
     """One machine by the analytic model."""
     print(
-        f'{row["topology"]}: {row["chips"]} chips, mesh {row["mesh"]}, layout "{config.mesh.layout}", '
-        f'param_layout "{config.mesh.param_layout}"; by the analytic model alone, nothing is compiled'
+        f'{row["topology"]}: {row["chips"]} chips, mesh {row["mesh"]}, layout "{row["layout"]}", '
+        f'param_layout "{row["param_layout"]}"; by the analytic model alone, nothing is compiled'
     )
     verdict = "fits" if row["fits"] else "does NOT fit"
     print(f"\nmemory {verdict}: {gb(row['needed'])} of {gb(row['room'])} a device")

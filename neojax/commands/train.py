@@ -27,8 +27,9 @@ def run(args: Namespace) -> None:
         from neojax.evaluate.in_training import train
         from neojax.layout.hosts import told_before_joining
         from neojax.layout.peers import ends_without_peers
+        from neojax.plan.auto import resolved
 
         files, overrides = configs.words(args.config, args.overrides)
         with ends_without_peers(), told_before_joining(overrides):
-            train(configs.load(files, overrides), stop)
+            train(resolved(configs.load(files, overrides)), stop)
     drop_untaken()  # the run is whole without it

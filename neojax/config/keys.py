@@ -17,7 +17,8 @@ class MeshConfig:
     shape: str = key("data:-1", 'axes and their sizes, "data:4, model:2"; -1 takes the devices that are left')
     layout: str = key(
         "batch:data",
-        'where computation lives: "batch:data, heads:model, mlp:model"; a+b splits over two axes',
+        'where computation lives: "batch:data, heads:model, mlp:model"; a+b splits over two axes; auto: the '
+        "layout, shape and param_layout that are best by the analytic model, see docs/plan.md",
     )
     param_layout: str = key(
         "", 'where parameters and optimizer state are stored, on top of layout: "embd:data" is FSDP'

@@ -10,7 +10,8 @@ from rich.table import Table
 from neojax.config import Config
 from neojax.errors import NeojaxError
 from neojax.layout.devices import shape_text
-from neojax.plan.estimate import CONSTANTS, LIKE, Analysis, analyse
+from neojax.plan.auto import resolved
+from neojax.plan.estimate import CONSTANTS, LIKE, Analysis, analyse, duration
 from neojax.plan.machine import machine
 from neojax.plan.report import gb
 from neojax.plan.trace import layout_of
@@ -44,6 +45,8 @@ def of_analysis(one: Analysis, tokens: float | None = None, price: float | None 
         "topology": str(one.on),
         "chips": one.on.chips,
         "mesh": shape_text(layout_of(config, one.on).mesh.shape),
+        "layout": config.mesh.layout,
+        "param_layout": config.mesh.param_layout,
         "seconds": estimate.seconds,
         "low": estimate.low,
         "high": estimate.high,
@@ -122,7 +125,8 @@ def sweep(
     for topology in topologies:
         machine(topology)  # a name that is none is an error, not a row
         try:
-            yield of_analysis(analyse(config, topology), tokens, price)
+            own = resolved(config, machine(topology), say=lambda text: None)
+            yield of_analysis(analyse(own, topology), tokens, price)
         except NeojaxError as e:
             yield {"topology": topology, "hinders": str(e)}
 
@@ -159,8 +163,3 @@ def print_sweep(rows: Sequence[Mapping[str, Any]], config: Config) -> None:
             print(f"{row['topology']}: {row['hinders']}")
         elif not row["fits"]:
             print(f"{row['topology']}: does not fit, {gb(row['needed'])} a device, of {gb(row['room'])}")
-
-
-def duration(seconds: float) -> str:
-    """Seconds with a unit in which they are readable."""
-    return f"{seconds:.3g} s" if seconds >= 1 or seconds == 0 else f"{1e3 * seconds:.3g} ms"

@@ -151,7 +151,8 @@ def estimate(work: Work, config: Config, on: Machine, *, hidden: bool | None = N
     for one in work.transfers:
         near, far = seconds(one, on, taken)
         links += near
-        alone += near if one.kind == "sum" and not hidden else 0.0
+        is_alone = one.kind == "sum" and not hidden if one.alone is None else one.alone
+        alone += near if is_alone else 0.0
         network += far
     network *= CONSTANTS[f"network {kind}"].value
     made = Estimate(
@@ -198,3 +199,8 @@ def seconds(
         if one.kind == "sum" and not is_cut:
             far *= 2
     return near * one.times, far * one.times
+
+
+def duration(seconds: float) -> str:
+    """Seconds with a unit in which they are readable."""
+    return f"{seconds:.3g} s" if seconds >= 1 or seconds == 0 else f"{1e3 * seconds:.3g} ms"

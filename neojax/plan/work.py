@@ -23,7 +23,8 @@ class Product:
 class Transfer:
     """A collective, `times` a step: a gather, sum, all-to-all or permute over `axes` of the mesh. bytes: of
     the whole array, as a group has it after a gather or before a sum. cut: axes along which each device then
-    keeps a part of a sum. looped: it is in a loop."""
+    keeps a part of a sum. looped: it is in a loop. alone: nothing runs beside it, None where that is not
+    known."""
 
     kind: str
     axes: tuple[str, ...]
@@ -32,6 +33,7 @@ class Transfer:
     dtype: str
     looped: bool = False
     cut: tuple[str, ...] = ()
+    alone: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,251 @@
+"""`neojax plan --search`: the layout, recomputation and microbatch with which a machine trains a model
+soonest.
+
+The analytic model tells of every candidate whether it fits and how long a step takes; the best few are then
+compiled, which says what they really hold and which collectives nothing hides, and ranked by that.
+"""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from neojax import config as configuration
+from neojax.config import Config
+from neojax.errors import NeojaxError
+from neojax.plan.auto import is_auto
+from neojax.plan.candidates import Candidate, Found, emptied, explore, layouts
+from neojax.plan.compiled import Compiled, Moved, compile_step
+from neojax.plan.estimate import Analysis, Estimate, duration, estimate
+from neojax.plan.machine import Machine
+from neojax.plan.report import gb
+from neojax.plan.work import Transfer
+
+AS_IT_IS = "as configured"
+GPT_NEO = "gpt-neo's layout"
+MINUTES = 15.0
+
+
+@dataclass
+class Ranked:
+    """A candidate with what is known of it: seconds and bytes of its compiled step where it is compiled."""
+
+    one: Candidate
+    analysis: Analysis
+    estimate: Estimate
+    needed: float
+    compiled: bool = False
+    refused: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return float("inf") if self.refused else self.estimate.seconds
+
+
+def own_candidates(config: Config, on: Machine) -> list[Candidate]:
+    """What every search looks at too: the configuration as it is, and the layout that gpt-neo's own
+    configurations have."""
+    train = config.train
+    theirs = replace(config.mesh, shape="x:-1, y:2", layout="batch:x, embd:y", param_layout="")
+    found = [Candidate(config.mesh, train.remat, train.microbatch, AS_IT_IS)]
+    if is_auto(config.mesh):
+        found.clear()
+    if on.slices == 1 and on.devices % 2 == 0:
+        found.append(Candidate(theirs, train.remat, train.microbatch, GPT_NEO))
+    return found
+
+
+def search(
+    config: Config,
+    on: Machine,
+    devices: Sequence[jax.Device] | None,
+    *,
+    finalists: int = 3,
+    minutes: float = MINUTES,
+    say: Callable[[str], None] = print,
+) -> tuple[list[Ranked], Found]:
+    """The candidates that fit, the soonest first, and what came of all others. `devices` are those to compile
+    for, None where that cannot be. After `minutes` nothing more is begun, and Ctrl-C ends the search: what is
+    known by then is given. Raises `NeojaxError` where nothing fits, with the constraint that left nothing."""
+    begun, found, ranked = time.monotonic(), Found(), []
+    stopped = ""
+
+    def is_time(one: Candidate, said: str) -> bool:
+        nonlocal stopped
+        if time.monotonic() - begun > 60 * minutes:
+            stopped = f"{minutes:g} minutes are over"
+        return not stopped
+
+    try:
+        for one in own_candidates(config, on):
+            explore(
+                one.of(config), on, iter([one.mesh]), free=False, named=one.named, found=found, watch=is_time
+            )
+            say(f"as configured, and gpt-neo's own layout: {len(found.fitting)} fit {on} by the model")
+        explore(config, on, layouts(config, on), found=found, watch=is_time)
+    except KeyboardInterrupt:
+        stopped = "interrupted"
+    if not found.fitting:
+        if stopped:
+            raise NeojaxError(
+                f"{stopped} before a candidate was found that fits; give the search more minutes"
+            )
+        raise emptied(found, config, on)
+    known: set[tuple[object, ...]] = set()
+    for one, analysis in found.fitting:
+        key = one.mesh, one.remat, one.microbatch
+        if key not in known:
+            known.add(key)
+            ranked.append(Ranked(one, analysis, analysis.estimate, analysis.work.memory.total))
+    say(f"{len(ranked)} candidates fit by the model, {len(found.hindered)} do not")
+    try:
+        for entry in ranked[:finalists] if devices is not None and not stopped else ():
+            spent = time.monotonic() - begun
+            if spent > 60 * minutes:
+                stopped = f"{minutes:g} minutes are over"
+                break
+            say(f"compiling with little effort: {entry.one.told}")
+            _compile(entry, config, on, devices)
+    except KeyboardInterrupt:
+        stopped = "interrupted"
+    if stopped:
+        say(f"{stopped}; what was found until then:")
+    ranked.sort(key=lambda entry: entry.seconds)
+    return ranked, found
+
+
+def _compile(entry: Ranked, config: Config, on: Machine, devices: Sequence[jax.Device] | None) -> None:
+    """Puts what the compiler says of a candidate in place of the model's counts."""
+    try:
+        done: Compiled = compile_step(entry.one.of(config), devices, quick=True)
+    except NeojaxError as e:
+        entry.refused = str(e)
+        return
+    entry.compiled = True
+    if done.memory is not None:
+        entry.needed = done.memory.needed
+    if not done.fits:
+        entry.refused = f"compiled, it does not fit: {gb(entry.needed)}"
+        return
+    sizes = entry.analysis.work.sizes
+    moved = tuple(one for row in done.moved if (one := _transfer(row, sizes)))
+    work = replace(entry.analysis.work, transfers=moved)
+    entry.estimate = estimate(work, entry.one.of(config), on)
+
+
+def _transfer(row: Moved, sizes: object) -> Transfer | None:
+    """A row of a compiled step's collectives as the model takes it; None for what it has no time for."""
+    axes = tuple(re.findall(r"[\w]+", re.sub(r"\(.*?\)| across slices", "", row.axes)))
+    if not axes or any(axis not in sizes for axis in axes):  # type: ignore[operator]
+        return None
+    kinds = {
+        "all-gather": ("gather", False),
+        "all-gather as a sum": ("sum", False),
+        "all-reduce": ("sum", False),
+        "reduce-scatter": ("sum", True),
+        "all-to-all": ("all-to-all", False),
+        "collective-permute": ("permute", False),
+    }
+    if row.kind not in kinds and not row.crosses:
+        return None
+    kind, is_cut = kinds.get(row.kind, ("gather", False))
+    each = row.bytes // max(1, row.runs)
+    return Transfer(kind, axes, each, row.runs, row.types, cut=axes if is_cut else (), alone=not row.beside)
+
+
+def print_search(ranked: Sequence[Ranked], found: Found, on: Machine, show: int = 12) -> None:
+    """The table: the winner, and why each other lost."""
+    best = ranked[0]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    right = ("step", "MFU", "a device")
+    for title in ("", *right, "mesh", "layout; param_layout", "recomputes", "microbatch", "why not"):
+        table.add_column(title, no_wrap=True, justify="right" if title in right else "left")
+    for i, entry in enumerate(ranked):
+        if i >= show and not entry.one.named:
+            continue
+        mesh, e = entry.one.mesh, entry.estimate
+        table.add_row(
+            " ".join(filter(None, (str(i + 1), "compiled" * entry.compiled, entry.one.named))),
+            duration(e.seconds),
+            f"{e.mfu:.0%}",
+            gb(entry.needed),
+            mesh.shape,
+            mesh.layout + (f"; {mesh.param_layout}" if mesh.param_layout else ""),
+            entry.one.remat,
+            str(entry.one.microbatch or "the batch"),
+            "" if entry is best else why(entry, best),
+        )
+    Console(width=None if Console().is_terminal else 260, soft_wrap=True).print(table)
+    counted: dict[str, list[Candidate]] = {}
+    for one, said in found.hindered:
+        counted.setdefault("does not fit in memory" if "does not fit:" in said else said, []).append(one)
+    for said, ones in sorted(counted.items(), key=lambda pair: -len(pair[1]))[:8]:
+        print(f"{len(ones)} candidates: {said[:160]}; such as {ones[0].told}")
+
+
+def listed(ranked: Sequence[Ranked]) -> list[dict[str, object]]:
+    """The ranking as dictionaries: seconds, bytes, and the keys that make it."""
+    best = ranked[0]
+    return [
+        {
+            "shape": entry.one.mesh.shape,
+            "layout": entry.one.mesh.layout,
+            "param_layout": entry.one.mesh.param_layout,
+            "dcn_shape": entry.one.mesh.dcn_shape,
+            "remat": entry.one.remat,
+            "microbatch": entry.one.microbatch,
+            "named": entry.one.named,
+            "seconds": entry.estimate.seconds,
+            "mfu": entry.estimate.mfu,
+            "needed": entry.needed,
+            "compiled": entry.compiled,
+            "why_not": "" if entry is best else why(entry, best),
+        }
+        for entry in ranked
+    ]
+
+
+def why(entry: Ranked, best: Ranked) -> str:
+    """Why a candidate lost: what it spends most on beyond the winner."""
+    if entry.refused:
+        return entry.refused
+    mine, theirs = entry.estimate, best.estimate
+    parts = {
+        "products": mine.products - theirs.products,
+        "attention": mine.kernels - theirs.kernels,
+        "traffic of memory": mine.traffic - theirs.traffic,
+        "collectives beside nothing": mine.alone - theirs.alone,
+        "links that are slower than the chips": _waits(mine) - _waits(theirs),
+        "the network": mine.network - theirs.network,
+    }
+    name, extra = max(parts.items(), key=lambda pair: pair[1])
+    slower = f"{mine.seconds / theirs.seconds - 1:.0%} slower"
+    return f"{slower}: {duration(extra)} more for {name}" if extra > 0 else slower
+
+
+def _waits(one: Estimate) -> float:
+    return max(0.0, one.links - one.alone - one.compute)
+
+
+def winner_text(ranked: Sequence[Ranked], config: Config, on: Machine) -> str:
+    """The configuration of the winner as YAML, with the reason in its comments."""
+    best = ranked[0]
+    e = best.estimate
+    lines = [
+        f"# The best layout found for {on} by `neojax plan --search`.",
+        f"# A step is estimated at {duration(e.seconds)} ({duration(e.low)} to {duration(e.high)}), "
+        f"{e.tokens_per_second:,.0f} tokens/s, {e.mfu:.0%} MFU, bound by {e.bound};",
+        f"# it needs {gb(best.needed)} of {gb(best.analysis.room)} a device"
+        f"{', as compiled with little effort' if best.compiled else ', by the analytic model'}.",
+        "# Others, and why they lost:",
+    ]
+    others = [entry for entry in ranked[1:] if entry.one.named] + list(ranked[1:4])
+    for entry in dict.fromkeys(map(id, others)):
+        other = next(x for x in others if id(x) == entry)
+        name = f"{other.one.named}: " if other.one.named else ""
+        lines.append(f"#   {name}{other.one.told}: {why(other, best)}")
+    return "\n".join(lines) + "\n" + configuration.dump(best.one.of(config))

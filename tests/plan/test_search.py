@@ -1,0 +1,103 @@
+"""Layouts by the analytic model: `neojax plan --search` and `mesh.layout: auto`."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from neojax import config as configuration
+from neojax.cli import main
+from neojax.config import from_dict
+from neojax.errors import NeojaxError
+from neojax.plan import candidates
+from neojax.plan import search as searching
+from neojax.plan.auto import resolved
+from neojax.plan.candidates import layouts
+from neojax.plan.machine import machine
+
+TREE = {
+    "model": {"n_layer": 2, "n_embd": 64, "n_ctx": 128, "n_vocab": 256, "attention": {"heads": 2}},
+    "mesh": {"shape": "data:-1", "layout": "batch:data", "param_layout": "embd:data"},
+    "train": {"batch_size": 16, "steps": 1000},
+}
+AUTO = TREE | {"mesh": {"layout": "auto"}}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("search") / "tiny.yml"
+    path.write_text(configuration.dump(from_dict(TREE)))
+    return path
+
+
+def test_candidates_are_layouts_of_all_devices_and_differ():
+    tree = TREE | {"model": TREE["model"] | {"n_layer": 8, "attention": {"heads": 8}}}
+    for text, needed in (("v5e:8x8", "copies:"), ("2xv5e:4x4", "slices:2"), ("h100:64", "stage:")):
+        on = machine(text)
+        found = list(layouts(from_dict(tree), on))
+        assert len(found) == len(set(found)) > 10
+        assert any(needed in mesh.shape for mesh in found)
+        assert all(bool(mesh.dcn_shape) == (on.slices > 1) for mesh in found)
+
+
+def test_a_search_ranks_and_writes_the_best_with_its_reason(config, capsys, tmp_path):
+    out = tmp_path / "best.yml"
+    words = ["--search", "--topology", "h100:2", "--out", str(out), "--json"]
+    assert main(["plan", str(config), *words]) == 0
+    found = json.loads(capsys.readouterr().out)["candidates"]
+    times = [one["seconds"] for one in found]
+    assert times == sorted(times)
+    assert {"as configured", "gpt-neo's layout"} <= {one["named"] for one in found}
+    assert all(one["why_not"] for one in found[1:])
+    text = out.read_text()
+    assert text.startswith("# The best layout found for h100:2")
+    assert "as configured:" in text
+    best = configuration.load(out)
+    assert (best.mesh.layout, best.mesh.shape) == (found[0]["layout"], found[0]["shape"])
+
+
+def test_ctrl_c_gives_what_was_found(monkeypatch):
+    whole, said = searching.explore, []
+
+    def interrupted(*args, **keys):
+        if keys.get("free", True):
+            raise KeyboardInterrupt
+        return whole(*args, **keys)
+
+    monkeypatch.setattr(searching, "explore", interrupted)
+    ranked, _ = searching.search(from_dict(TREE), machine("h100:2"), None, say=said.append)
+    assert [one.one.named for one in ranked]
+    assert any(text.startswith("interrupted") for text in said)
+
+
+@pytest.mark.parametrize(
+    "batch, model, said",
+    [
+        (7, {}, "fail by train.batch_size"),
+        (4, {"n_embd": 65536, "n_vocab": 500000}, "memory is what lacks"),
+    ],
+)
+def test_an_empty_search_names_the_constraint(batch, model, said, monkeypatch):
+    monkeypatch.setattr(candidates, "REMATS", ("full",))
+    monkeypatch.setattr(candidates, "PARTS", (1,))
+    tree = TREE | {"train": TREE["train"] | {"batch_size": batch}, "model": TREE["model"] | model}
+    with pytest.raises(NeojaxError, match=said):
+        searching.search(from_dict(tree), machine("h100:4"), None, say=lambda text: None)
+
+
+def test_auto_is_resolved_with_its_reason_and_stays_as_a_run_began(tmp_path):
+    said = []
+    config = from_dict(AUTO | {"train": TREE["train"] | {"run_dir": str(tmp_path)}})
+    first = resolved(config, machine("h100:2"), said.append)
+    assert first.mesh.layout.startswith("batch:") and "soonest by the model" in said[-1]
+    began = replace(first, mesh=replace(first.mesh, shape="copies:2, data:1", layout="batch:copies+data"))
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.yml").write_text(configuration.dump(began))
+    again = resolved(config, machine("h100:2"), said.append)
+    assert again.mesh == began.mesh and "as the run began" in said[-1]
+
+
+def test_auto_takes_no_other_keys_of_the_mesh():
+    mixed = from_dict(TREE | {"mesh": {"layout": "auto", "param_layout": "embd:data"}})
+    with pytest.raises(NeojaxError, match=r"leave mesh\.param_layout='embd:data' out"):
+        resolved(mixed, machine("h100:2"))
