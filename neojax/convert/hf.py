@@ -73,7 +73,7 @@ def load(
         )
     model.stored()  # a layout that does not fit, before files are opened
     files = open_tensors(path)
-    family_names = names_of(config.family)
+    family_names = names_of(config.family).of_heads(config.head.kinds)
     where = {p.piece: p for p in hf_tensors.places(family_names, config, pieces(model))}
     matched = hf_tensors.match(family_names, where.values(), files, path)
     if matched.missing or matched.unused:
@@ -133,7 +133,8 @@ def save(
         pad = None if tokenizer is None else SpecialTokens.of(tokenizer).pad
         ends["pad_token_id"] = eos_token_id if pad is None else pad
     settings = {**to_json(model.config), **(ends if model.config.causal else {})}
-    tensors = hf_tensors.to_write(names_of(model.config.family), model.config, pieces(model))
+    names = names_of(model.config.family).of_heads(model.config.head.kinds)
+    tensors = hf_tensors.to_write(names, model.config, pieces(model))
     for name, value in model.params().items():
         if isinstance(value, Quantized) or value.dtype != jnp.float32:
             kept = "int8" if isinstance(value, Quantized) else value.dtype.name

@@ -67,7 +67,7 @@ def load(adapter: Adapter, base: Transformer, base_path: str | Path) -> Transfor
     becomes the common one without changing what is added. Raises `NeojaxError`, which names the tensor, where
     the adapter is of another base.
     """
-    (folder, files), names = adapter, names_of(base.config.family)
+    (folder, files), names = adapter, names_of(base.config.family).of_heads(base.config.head.kinds)
     settings = read_settings(folder)
     places = hf_tensors.places(names, base.config, pieces(base))
     found = _found(folder, names, files, places, base_path)
@@ -131,7 +131,7 @@ def head_for(adapter: Adapter, config: ModelConfig) -> HeadConfig | None:
 
 def heads_are_known(adapter: Adapter, base: Transformer, base_path: str | Path) -> bool:
     """Whether each tensor of the heads of `base` is in its files or in those of the adapter."""
-    names = names_of(base.config.family)
+    names = names_of(base.config.family).of_heads(base.config.head.kinds)
     needed = {names.heads[param][0] for param in base.params() if param in names.heads}
     files = (*adapter.files.shapes, *open_tensors(Path(base_path)).shapes)
     return needed <= {canonical(names, key) for key in files}
@@ -211,7 +211,8 @@ def save(model: Transformer, path: str | Path, base: str = "", *, replace: bool 
     Raises `NeojaxError` for what PEFT cannot express, and where `path` is in use, unless it is to `replace`
     what is there."""
     assert model.adapters is not None
-    lora, names, config = model.adapters.lora, names_of(model.config.family), model.config
+    lora, config = model.adapters.lora, model.config
+    names = names_of(config.family).of_heads(config.head.kinds)
     places = hf_tensors.places(names, config, pieces(model))
     params, dims, readers = model.params(), model.dims(), dict(model.adapters.matrices)
     tensors: dict[str, np.ndarray] = {}

@@ -38,6 +38,7 @@ TRIED = [
     ("GPTNeoXForTokenClassification", ("data:1",)),
     ("GPT2ForQuestionAnswering", ("data:1",)),
     ("LlamaForSequenceClassification", ("data:1",)),
+    ("LlamaForQuestionAnswering", ("data:1",)),
 ]
 SAVED = (
     *(name for name, _ in TRIED),
@@ -49,6 +50,7 @@ SAVED = (
     "GPTJForSequenceClassification",
     "GPTJForQuestionAnswering",
     "LlamaForTokenClassification",
+    "LlamaForQuestionAnswering",
 )
 
 
@@ -156,6 +158,24 @@ def test_a_model_of_the_next_token_lends_its_weights_to_a_classifier(tmp_path):
     assert params.keys() == model.stored().keys() and "score.weight" in params
     table = load_file(tmp_path / "lm" / "model.safetensors")["gpt_neox.embed_in.weight"]
     np.testing.assert_array_equal(np.asarray(params["wte"])[:N_VOCAB], table)
+
+
+def test_a_llama_lends_its_weights_to_a_class_with_another_prefix(tmp_path):
+    """transformers keeps a LlamaForQuestionAnswering below transformer, other classes below model."""
+    llama().save_pretrained(tmp_path / "lm")
+    there = to_dict(hf.read_config(tmp_path / "lm"))
+    there["head"] = {"kinds": ["question_answering"]}
+    model = Transformer(from_dict({"model": there}).model)
+    with pytest.warns(UserWarning, match="has no qa_outputs.bias, qa_outputs.weight, which begin at random"):
+        params = load_params(tmp_path / "lm", model)
+    hf.save(model.bind(params), tmp_path / "qa")
+    tables = (
+        load_file(tmp_path / "lm" / "model.safetensors"),
+        load_file(tmp_path / "qa" / "model.safetensors"),
+    )
+    (name,) = (name for name in tables[1] if name.endswith("layers.1.mlp.up_proj.weight"))
+    assert name.startswith("transformer.")
+    np.testing.assert_array_equal(tables[1][name], tables[0]["model.layers.1.mlp.up_proj.weight"])
 
 
 def test_a_classifier_does_not_continue_texts(tmp_path):

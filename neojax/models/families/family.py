@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from neojax.config import ModelConfig
@@ -48,7 +48,8 @@ class HuggingFace:
     may be called one of `other_outputs` too, and for `heads`: role -> (tensor, axes) as in `tensors`, of what
     a file may have or lack by what it was trained for. `architectures`: class of transformers -> kinds of
     heads, where they are not one. `output_biases`: the two names of the bias of the output table, that which
-    counts where the table is the embedding, and where it is not. `renamed`: (pattern, replacement) for names
+    counts where the table is the embedding, and where it is not. `prefixes`: kind of a head -> `prefix` of
+    the class with it, where that is another (see `of_heads`). `renamed`: (pattern, replacement) for names
     in older files. `written`: the keys of ours that `write` covers. `attention`: the attention types that it
     has. `telltale`: a key of config.json that it alone of all families has, or the first of these, by which a
     file that does not name its family is recognised. `buffers`: names, without prefix, of what transformers
@@ -65,6 +66,7 @@ class HuggingFace:
     attention: tuple[str, ...] = ("global",)
     telltale: str = ""
     prefix: str = "transformer."
+    prefixes: Mapping[str, str] = field(default_factory=dict)
     block: str = "h.{}."
     output: str = "lm_head.weight"
     other_outputs: tuple[str, ...] = ()
@@ -74,6 +76,16 @@ class HuggingFace:
     renamed: tuple[tuple[str, str], ...] = ()
     written: tuple[str, ...] = ()
     buffers: re.Pattern[str] = re.compile(r"h\.\d+\.attn\.(attention\.)?(bias|masked_bias)")
+
+    def of_heads(self, kinds: tuple[str, ...]) -> "HuggingFace":
+        """The same for a model with heads of these kinds, whose class may have a prefix of its own. Tensors
+        with the prefix of another class are read as they are with that."""
+        if not self.prefixes:
+            return self
+        own = next((self.prefixes[kind] for kind in kinds if kind in self.prefixes), self.prefix)
+        others = {self.prefix, *self.prefixes.values()} - {own}
+        renamed = (*self.renamed, *((f"^{re.escape(other)}", own) for other in sorted(others)))
+        return replace(self, prefix=own, renamed=renamed)
 
     def architecture_of(self, kinds: tuple[str, ...]) -> str:
         """The class of transformers for a model with heads of these kinds. Raises `NeojaxError` where there

@@ -53,7 +53,6 @@ FAMILY = Family(
         **classes(
             "Llama",
             "LlamaForCausalLM",
-            ("ForSequenceClassification", "ForTokenClassification"),
             of_tokens="score",
             read=read,
             write=write,
@@ -77,6 +76,7 @@ FAMILY = Family(
         },
         telltale="rms_norm_eps",
         prefix="model.",
+        prefixes={"question_answering": "transformer."},  # as the class was before others
         block="layers.{}.",
         buffers=re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),
         tensors={
