@@ -33,7 +33,7 @@ def here(devices: Sequence[jax.Device]) -> Machine:
     if chip is None:
         own = (first.memory_stats() or {}).get("bytes_limit") if first.platform != "cpu" else None
         memory = own or (host_memory() or 16e9) / len(jax.local_devices())
-        chip = Chip("cpu", (first.device_kind,), 1e11, memory, 1e10, 5e9, 0, count, 1e9, count)
+        chip = Chip(first.device_kind, (first.device_kind,), 1e11, memory, 1e10, 5e9, 0, count, 1e9, count)
     if not chip.axes:
         return Machine(chip, (count,))
     slices = len({getattr(d, "slice_index", 0) or 0 for d in devices})

@@ -128,11 +128,14 @@ def explore(
     is told of each, and may say that it is enough."""
     found = found or Found()
     for mesh in meshes:
-        whole = False
+        whole = False  # nothing that computes more is worth a look
         for remat in REMATS if free else (config.train.remat,):
             if whole:
                 break
+            least = 1.0  # parts of a batch below which nothing fits
             for parts in PARTS if free else (0,):
+                if 1 < parts < least:
+                    continue
                 rows = config.train.microbatch if not free else _rows(config.train.batch_size, parts)
                 if rows is None:
                     break
@@ -153,8 +156,12 @@ def explore(
                 if fits:
                     whole = parts == 1
                     break
-                if analysis.work.memory.arguments > analysis.room:
-                    break  # microbatches do not help
+                memory = analysis.work.memory
+                if memory.arguments + memory.gradients > analysis.room:
+                    whole = True  # neither microbatches nor recomputation help
+                    break
+                # What a microbatch holds falls at most as its rows do.
+                least = parts * memory.kept / max(1.0, analysis.room - memory.arguments)
     return found
 
 

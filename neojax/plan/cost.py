@@ -11,7 +11,7 @@ from neojax.config import Config
 from neojax.errors import NeojaxError
 from neojax.layout.devices import shape_text
 from neojax.plan.auto import resolved
-from neojax.plan.estimate import CONSTANTS, LIKE, Analysis, analyse, duration
+from neojax.plan.estimate import CONSTANTS, Analysis, analyse, duration, likened
 from neojax.plan.machine import machine
 from neojax.plan.report import gb
 from neojax.plan.trace import layout_of
@@ -39,7 +39,7 @@ def of_analysis(one: Analysis, tokens: float | None = None, price: float | None 
     days = steps * estimate.seconds / DAY
     hours = 24 * days * one.on.chips
     rate = chip.price if price is None else price
-    like = LIKE.get(chip.name, chip.name)
+    like = likened(chip.name)
     used = [f"products {like}", f"kernels {chip.platform}", "traffic", f"network {chip.platform}"]
     return {
         "topology": str(one.on),

@@ -54,6 +54,11 @@ SPREAD = (0.95, 1.14)
 """A step over its estimate: eight in ten of the tested steps lie between."""
 
 
+def likened(chip: str) -> str:
+    """The chip whose share of the peak is taken for a chip of this name."""
+    return LIKE.get(chip, chip if f"products {chip}" in CONSTANTS else "h100")
+
+
 @dataclass(frozen=True)
 class Estimate:
     """Seconds of a step on a machine, and what follows. products, kernels, traffic, links, alone, network: of
@@ -134,7 +139,7 @@ def estimate(work: Work, config: Config, on: Machine, *, hidden: bool | None = N
     of TPUs runs those of our steps alone).
     """
     chip = on.chip
-    like = LIKE.get(chip.name, chip.name)
+    like = likened(chip.name)
     kind = chip.platform
     if hidden is None:
         hidden = kind == "gpu"

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import jax
 import pytest
 
 from neojax import config as configuration
@@ -11,7 +12,7 @@ from neojax.config import from_dict
 from neojax.errors import NeojaxError
 from neojax.plan import candidates
 from neojax.plan import search as searching
-from neojax.plan.auto import resolved
+from neojax.plan.auto import here, resolved
 from neojax.plan.candidates import layouts
 from neojax.plan.machine import machine
 
@@ -95,6 +96,13 @@ def test_auto_is_resolved_with_its_reason_and_stays_as_a_run_began(tmp_path):
     (tmp_path / "config.yml").write_text(configuration.dump(began))
     again = resolved(config, machine("h100:2"), said.append)
     assert again.mesh == began.mesh and "as the run began" in said[-1]
+
+
+def test_devices_of_no_known_chip_are_a_machine_too():
+    on = here(jax.devices()[:2])
+    assert on.devices == 2
+    found = resolved(from_dict(AUTO | {"train": {"batch_size": 16}}), on, lambda text: None)
+    assert found.mesh.layout.startswith("batch:")
 
 
 def test_auto_takes_no_other_keys_of_the_mesh():
