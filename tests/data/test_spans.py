@@ -217,6 +217,11 @@ def test_measures_are_those_of_the_official_program():
         "best_f1": 61.728395061728406, "best_f1_threshold": 200.0,
     })  # fmt: skip
     assert squad_scores(asked[:1], said[:1], False) == {"exact_match": 1.0, "f1": 1.0}
+    wrong = [
+        number for number, own in enumerate(OFFICIAL) if not own[3]
+    ]  # no threshold is above that of none
+    few = squad_scores([asked[i] for i in wrong], [said[i] for i in wrong], True)
+    assert few["best_exact_match"] == pytest.approx(2 / 5) and few["best_exact_match_threshold"] == 0.0
 
 
 def test_squad_itself_is_read(shared_data):
