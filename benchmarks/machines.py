@@ -87,7 +87,7 @@ def compiled(path: str, topology: str) -> tuple[int, int, bool]:
 
 
 def table(results: Mapping[str, Any]) -> Iterator[str]:
-    """The rows that are there, as the table of meshconfigs/README.md."""
+    """The rows that are there, as the table of meshconfigs/README.md; bold: compiled."""
     yield "| file | " + " | ".join(MACHINES) + " |"
     yield "|-|" + "-|" * len(MACHINES)
     for name in NAMES:
@@ -98,15 +98,16 @@ def table(results: Mapping[str, Any]) -> Iterator[str]:
                 cells.append("" if not row else "-")
                 continue
             size = row["topology"].partition(":")[2]
-            sure = "" if row["compiled"] or chip in GPUS else " ?"
-            cells.append(f"{size}{sure}: {share(row)}, {days(row['days'])}")
+            size = f"**{size}**" if row["compiled"] else size
+            cells.append(f"{size}: {share(row)}, {days(row['days'])}")
         if any(cells):
             yield f"| `{name}.yml` | " + " | ".join(cells) + " |"
 
 
 def share(row: Mapping[str, Any]) -> str:
-    """The memory that is needed, of what there is."""
-    return f"{100 * row['needed'] / row['available']:.0f} %"
+    """The memory that is needed, of what there is; whether that is more than the model can tell."""
+    used = row["needed"] / row["available"]
+    return f"{100 * used:.0f} %" + (" (tight)" if used > 0.9 and not row["compiled"] else "")
 
 
 def days(count: float) -> str:
