@@ -69,5 +69,6 @@ def test_what_a_run_is_good_for_is_said_by_its_model():
 
     assert said() == "sample with: python sample.py runs/a"
     assert "neojax fill-mask runs/a" in said(family="bert")
-    assert "neojax predict runs/a" in said(family="bert", head={"kinds": ["sequence_classification"]})
-    assert "neojax.load('runs/a')" in said(family="bert", head={"kinds": ["multiple_choice"]})
+    for kind in configuration.HEADS[3:]:
+        assert "neojax predict runs/a" in said(family="bert", head={"kinds": [kind]})
+    assert "neojax.load('runs/a')" in said(family="bert", head={"kinds": ["pair"]})
