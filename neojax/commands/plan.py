@@ -204,7 +204,7 @@ def look(config: Config, args: Namespace) -> None:
     ranked, found = search(config, on, devices, finalists=args.finalists, minutes=args.minutes, say=say)
     name = str(on).replace(":", "-")
     out = Path(args.out or f"{Path(args.config).stem}.{name}.yml")
-    out.write_text(winner_text(ranked, config, on), encoding="utf-8")
+    out.write_text(winner_text(ranked, found, config, on), encoding="utf-8")
     if args.json:
         print(json.dumps({"topology": str(on), "best": str(out), "candidates": listed(ranked)}))
         return

@@ -20,6 +20,7 @@ from neojax.plan.machine import Machine, machine, path, paths
 from neojax.plan.trace import dcn_of, trace
 from neojax.plan.work import Transfer, Work
 
+KEPT_BACK = 0.25 * 2.0**30
 HOP = 1e-6  # seconds that a message takes to the next chip, at least
 
 
@@ -111,8 +112,8 @@ class Analysis:
 
     @property
     def room(self) -> float:
-        """Bytes that one device has."""
-        return self.on.chip.memory / self.on.chip.cores
+        """Bytes that a step may take on one device: the compiler of TPUs keeps a quarter of a GiB."""
+        return self.on.chip.memory / self.on.chip.cores - (KEPT_BACK if self.on.chip.axes else 0)
 
     @property
     def fits(self) -> bool:

@@ -180,6 +180,9 @@ def print_search(ranked: Sequence[Ranked], found: Found, on: Machine, show: int 
             "" if entry is best else why(entry, best),
         )
     Console(width=None if Console().is_terminal else 260, soft_wrap=True).print(table)
+    for one, said in found.hindered:
+        if one.named:
+            print(f"{one.named} ({one.told}): {said}")
     counted: dict[str, list[Candidate]] = {}
     for one, said in found.hindered:
         counted.setdefault("does not fit in memory" if "does not fit:" in said else said, []).append(one)
@@ -231,7 +234,7 @@ def _waits(one: Estimate) -> float:
     return max(0.0, one.links - one.alone - one.compute)
 
 
-def winner_text(ranked: Sequence[Ranked], config: Config, on: Machine) -> str:
+def winner_text(ranked: Sequence[Ranked], found: Found, config: Config, on: Machine) -> str:
     """The configuration of the winner as YAML, with the reason in its comments."""
     best = ranked[0]
     e = best.estimate
@@ -248,4 +251,5 @@ def winner_text(ranked: Sequence[Ranked], config: Config, on: Machine) -> str:
         other = next(x for x in others if id(x) == entry)
         name = f"{other.one.named}: " if other.one.named else ""
         lines.append(f"#   {name}{other.one.told}: {why(other, best)}")
+    lines += [f"#   {one.named}: {one.told}: {said}" for one, said in found.hindered if one.named]
     return "\n".join(lines) + "\n" + configuration.dump(best.one.of(config))
