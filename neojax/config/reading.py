@@ -199,12 +199,12 @@ def _convert(value: Any, hint: Any, meta: Mapping, name: str, source: str) -> An
         if value is None:
             return None
         hint = next(t for t in typing.get_args(hint) if t is not type(None))
+    if value == "" and (hint is tuple or typing.get_origin(hint) is tuple):
+        value = []  # `data.validation=` on the command line: none
     if dataclasses.is_dataclass(hint):
         return _build(typing.cast(type, hint), value, f"{name}.", source)
     if hint == tuple[SourceConfig, ...]:
         entries = [value] if isinstance(value, str | Mapping) else value
-        if value == "":  # `data.validation=` on the command line: none
-            entries = []
         if not isinstance(entries, list | tuple):
             raise wrong("a path or a list of {path, weight}")
         entries = [{"path": e} if isinstance(e, str) else e for e in entries]

@@ -230,6 +230,14 @@ def test_what_is_written_is_read_back(overrides, tmp_path):
     assert hash(load(tmp_path / "c.yml")) == hash(config)
 
 
+@pytest.mark.parametrize("name", ["data.validation", "train.rate_factors", "train.mlm_mask_ignore_ids"])
+def test_a_list_of_nothing_on_the_command_line_is_empty(name):
+    """A file's entries are taken back so."""
+    section, key = name.split(".")
+    file = {section: {key: ["a:1"] if key == "rate_factors" else [1] if "ids" in key else "a"}}
+    assert getattr(getattr(from_dict(file, [f"{name}="]), section), key) == ()
+
+
 def test_overrides_win_and_leave_the_rest(tmp_path):
     path = tmp_path / "c.yml"
     path.write_text("train: {steps: 5, batch_size: 2, warmup_steps: 0}\nmodel:\n")
