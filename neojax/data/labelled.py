@@ -1,6 +1,7 @@
 """Rows of labelled text: a text, or two, and the class or the number that is to be said of them."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ TEXTS = (
 """The usual names of the columns of text; the first that a file has count."""
 LABELS = ("label", "labels", "gold_label", "is_duplicate", "Quality", "score", "similarity")
 MOST = 1000  # classes
+_NUMBER = re.compile(r"-?\d{1,18}")  # as int takes it; not "--5", nor "²"
 
 
 class Row(NamedTuple):
@@ -129,7 +131,7 @@ def label_names(rows: Sequence[Row], task: Task, where: str) -> tuple[str, ...]:
             f"column? "
             "Numbers are for data.task=regression"
         )
-    is_number = all(name.lstrip("-").isdigit() for name in found)
+    is_number = all(_NUMBER.fullmatch(name) for name in found)
     return tuple(sorted(found, key=int if is_number else str))
 
 
@@ -151,7 +153,7 @@ def class_of(where: str, label: str, names: Sequence[str]) -> int:
     `NeojaxError` for a label that is not among them."""
     if label in names:
         return names.index(label)
-    if not any(name.isdigit() for name in names) and label.isdigit() and int(label) < len(names):
+    if not any(name.isdecimal() for name in names) and label.isdecimal() and int(label) < len(names):
         return int(label)
     shown = ", ".join(names[:20]) + (" ..." if len(names) > 20 else "")
     raise NeojaxError(

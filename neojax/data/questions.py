@@ -44,10 +44,11 @@ def read_questions(path: str | Path, data: DataConfig, *, labelled: bool = True)
     found = [_question(str(n), record, data, task, labelled) for n, record in enumerate(_records(path), 1)]
     if not found:
         raise NeojaxError(f"{path} holds no question")
-    places: dict[str, str] = {}
+    places: dict[str, Question] = {}
     for own in found:
-        if (other := places.setdefault(own.id, own.where)) != own.where:
-            raise NeojaxError(f"{own.where} and {other} have the same id, {own.id!r}; give each its own")
+        if (other := places.setdefault(own.id, own)) is not own:
+            both = f"{own.where} and {other.where} have" if other.where != own.where else f"{path}: two have"
+            raise NeojaxError(f"{both} the same id, {own.id!r}; give each its own")
     return found
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from neojax.config import DataConfig
 from neojax.data.batch import NOT_SCORED
 from neojax.data.examples import Example, Examples, Frame
+from neojax.data.labelled import MOST
 from neojax.data.records import Record, read_records
 from neojax.errors import NeojaxError
 
@@ -61,10 +62,18 @@ def _row(record: Record, data: DataConfig, labelled: bool) -> Tagged:
 
 
 def tag_names(rows: Sequence[Tagged]) -> tuple[str, ...]:
-    """The tags that rows have: O first, the others sorted."""
+    """The tags that rows have: O first, the others sorted; of numbers, all up to the greatest. Raises
+    `NeojaxError` where this is too great."""
     found = {tag for row in rows for tag in row.tags or ()}
-    if all(tag.isdigit() for tag in found):
-        return tuple(str(number) for number in range(max(map(int, found)) + 1))
+    if all(tag.isdecimal() for tag in found):
+        greatest = max(found, key=int)
+        if int(greatest) >= MOST:
+            where = next(row.where for row in rows if greatest in (row.tags or ()))
+            raise NeojaxError(
+                f"{where}: the tag {greatest} is the number of no class: there are at most {MOST:,}; "
+                "mend the row, or name the column of tags with data.label"
+            )
+        return tuple(str(number) for number in range(int(greatest) + 1))
     return tuple(sorted(found, key=lambda tag: (tag != OUTSIDE, tag)))
 
 

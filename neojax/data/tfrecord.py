@@ -52,7 +52,7 @@ def find(path: str | Path) -> list[Path]:
         found = [Path(p) for p in glob.glob(str(path), recursive=True)]
 
     def natural(path: Path) -> list:
-        return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]
+        return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", str(path))]
 
     # That each is an object, and no folder, would be a request for each.
     return sorted((p for p in found if is_tfrecord(p) and (is_remote(p) or p.is_file())), key=natural)

@@ -194,6 +194,11 @@ def prompts(
             chosen = [each for each in drawn if each.record.values != own.record.values][:num_fewshot]
             if len(chosen) < num_fewshot:  # rows that are there twice
                 others = [each for each in pool if each.record.values != own.record.values]
+                if len(others) < num_fewshot:
+                    raise NeojaxError(
+                        f"{own.record.where}: {num_fewshot} examples are asked for, and {len(others)} rows "
+                        "that differ from this one are there to draw from"
+                    )
                 chosen = draw.sample(others, num_fewshot)
         elif num_fewshot:
             chosen = draw.sample(pool, num_fewshot)

@@ -208,7 +208,7 @@ def question(task: Task, values: Mapping[str, Any]) -> Asked:
             if not (isinstance(row[name], list) and len(row[name]) > 1 and all(map(_is_text, row[name]))):
                 raise NeojaxError(f"{own!r} is {row[name]!r}; expected a list of texts")
         elif name in ("start1", "end1", "span2_index"):
-            if not str(row[name]).isdigit():
+            if not str(row[name]).isdecimal():
                 raise NeojaxError(f"{own!r} is {row[name]!r}; expected a whole number")
         elif not _is_text(row[name]):
             raise NeojaxError(f"{own!r} is {row[name]!r}; expected a text")
@@ -229,7 +229,7 @@ def _label(task: Task, name: str, value: Any) -> int:
         if word.lower() in words:
             return number
     numbers = not any(words[0].isdigit() for words in task.labels)  # else the words are numbers themselves
-    if numbers and word.isdigit() and (not task.labels or int(word) < len(task.labels)):
+    if numbers and word.isdecimal() and (not task.labels or int(word) < len(task.labels)):
         return int(word)
     known = [words[0] for words in task.labels]
     raise NeojaxError(

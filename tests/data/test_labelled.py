@@ -8,7 +8,7 @@ import pytest
 from neojax.config import DataConfig
 from neojax.config.tasks import TASKS
 from neojax.data.examples import Example, Examples, Frame, cut
-from neojax.data.labelled import class_of, label_names, read_rows
+from neojax.data.labelled import Row, class_of, label_names, read_rows
 from neojax.errors import NeojaxError
 
 GLUE = {
@@ -107,6 +107,14 @@ def test_labels_that_cannot_be_are_told(tmp_path):
         class_of(rows[1].where, rows[1].label, ("0", "1"))
     with pytest.raises(NeojaxError, match="every row has the label '1'; expected two classes"):
         label_names(rows[:1], TASKS["classification"], "a")
+
+
+@pytest.mark.parametrize("name", ["²", "--5", "-", "½"])
+def test_what_only_looks_like_a_number_is_the_name_of_a_class(name):
+    rows = [Row("a:1", ("b",), name), Row("a:2", ("b",), "1")]
+    assert label_names(rows, TASKS["classification"], "a") == tuple(sorted((name, "1")))
+    with pytest.raises(NeojaxError, match=f"a:1: the label '{name}' is none of the model's, x, y"):
+        class_of("a:1", name, ("x", "y"))
 
 
 def test_the_longer_text_is_cut_token_by_token():

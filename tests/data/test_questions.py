@@ -96,6 +96,7 @@ FILES = [
     ({"rows": []}, r'expected {"data": \[...\]}, as SQuAD has it, or a list of questions'),
     ({"data": []}, "holds no question"),
     ([ROW, ROW], "row 2 and .*row 1 have the same id, 'a'"),
+    (squad(*[{"id": "a", "question": "Who?", "answers": ROLLO}] * 2), "a.json: two have the same id, 'a'"),
     ([{"question": "Who?"}], r"row 1: 'context' is not there; it has question"),
 ]
 

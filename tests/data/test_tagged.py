@@ -9,7 +9,15 @@ from neojax.config import DataConfig
 from neojax.data import tokenizer as tokenizers
 from neojax.data.batch import NOT_SCORED
 from neojax.data.examples import Frame
-from neojax.data.tagged import encode_tagged, entities, entity_scores, read_tagged, tag_names, tokens_of
+from neojax.data.tagged import (
+    Tagged,
+    encode_tagged,
+    entities,
+    entity_scores,
+    read_tagged,
+    tag_names,
+    tokens_of,
+)
 from neojax.errors import NeojaxError
 
 DATA = DataConfig(task="tagging")
@@ -27,6 +35,8 @@ def test_rows_are_read_from_conll_and_json(tmp_path):
     again = read_tagged(tmp_path / "b.jsonl", DATA, labelled=False)
     assert again[0].tags == ["1", "1", "1"] and again[2] == (again[2].where, ["so", "it", "is"], None)
     assert tag_names(again) == ("0", "1")
+    with pytest.raises(NeojaxError, match="x:1: the tag 9999999999 is the number of no class"):
+        tag_names([Tagged("x:1", ["a", "b"], ["0", "9999999999"])])  # would be as many names
 
 
 BAD = [

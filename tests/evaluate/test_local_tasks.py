@@ -259,6 +259,7 @@ def test_bias_is_the_difference_of_log_likelihoods_with_intervals(model, tmp_pat
             "'label' is 'maybe'; expected entailment",
         ),
         ("sst2", {"sentence": "a", "label": 2}, "'label' is 2; expected negative, positive"),
+        ("sst2", {"sentence": "a", "label": "²"}, "'label' is '²'; expected negative, positive"),
         ("boolq", {"passage": "a", "question": 3, "label": True}, "'question' is 3; expected a text"),
         (
             "copa",
@@ -300,8 +301,11 @@ def test_a_blank_behind_a_passage_is_not_the_word_that_is_asked(tmp_path):
 
 def test_what_cannot_be_asked_is_one_line(model, tmp_path):
     file = str(jsonl(tmp_path / "sst2.jsonl", ROWS["sst2"][:2]))
+    good, bad = ({"sentence": word, "label": n} for n, word in enumerate(("bad", "good")))
+    same = str(jsonl(tmp_path / "same.jsonl", [good] * 3 + [bad]))
     for given, shots, words in (
         (Local("sst2", file), 2, "2 examples are asked for, and 2 rows are there"),
+        (Local("sst2", same), 2, "same.jsonl:1: 2 examples are asked for, and 1 rows that differ from this"),
         (Local("blimp", file), 1, "blimp takes no examples"),
         (Local("crows_pairs", file), 1, "crows_pairs takes no examples"),
         (Local("sst2", file, "more.jsonl"), 0, "no examples are asked for, and more.jsonl holds some"),
