@@ -10,7 +10,7 @@ import numpy as np
 from neojax.config import DataConfig
 from neojax.data.batch import NOT_SCORED, Batch
 from neojax.data.examples import Frame, Rows, rounded
-from neojax.data.records import Record, read_records
+from neojax.data.records import Record, read_records, with_labels
 from neojax.errors import NeojaxError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def read_choices(path: str | Path, data: DataConfig, *, labelled: bool = True) -
     """The rows of a file: by the columns that `data` names (data.text, data.text2, a list of choices, and
     data.label), or else of one of `FORMS`. `labelled`: whether each has to have its right choice. Raises
     `NeojaxError`, which names the row."""
-    records = read_records(path)
+    records = [_flat(record) for record in with_labels(path, read_records(path))]
     form = _form(records[0], data)
     return [_row(record, form, labelled) for record in records]
 
@@ -76,6 +76,15 @@ def _form(first: Record, data: DataConfig) -> Form:
         f"{first.where}: the columns {', '.join(have)} are none of the usual ones for a choice; name what "
         "stands before with data.text, the list of choices with data.text2, and the right one with data.label"
     )
+
+
+def _flat(record: Record) -> Record:
+    """A record whose `question` is an object with the `stem` and the `choices`, as in the files of ARC and
+    CommonsenseQA, with both beside it, as in their copies at Hugging Face."""
+    own = record.values.get("question")
+    if not isinstance(own, dict) or "stem" not in own:
+        return record
+    return Record(record.where, {**record.values, **own, "question": own["stem"]})
 
 
 def _row(record: Record, form: Form, labelled: bool) -> Chosen:
@@ -100,6 +109,9 @@ def _row(record: Record, form: Form, labelled: bool) -> Chosen:
         (given,) = given
         if isinstance(given, dict):  # {"text": [...], "label": [...]}
             names, given = [str(name) for name in given.get("label") or ()], given.get("text")
+        elif isinstance(given, list) and given and all(isinstance(each, dict) for each in given):
+            names = [str(each.get("label")) for each in given]  # [{"text": ..., "label": ...}, ...]
+            given = [each.get("text") for each in given]
     if not isinstance(given, list) or len(given) < 2:
         raise NeojaxError(
             f"{where}: {form.choices[0]!r} is {str(given)[:60]}; expected a list of choices, 2 or more"

@@ -57,6 +57,19 @@ def _text(path: Path) -> str:
         raise NeojaxError(f"{path}: byte {e.start} is not UTF-8; save the file as UTF-8") from None
 
 
+def with_labels(path: str | Path, records: list[Record]) -> list[Record]:
+    """`records` of the file `path`; where they have no `label`, and a file STEM-labels.lst lies beside it, as
+    of PIQA, with that of each, a line. Raises `NeojaxError` where there are not as many."""
+    path = place(path)
+    labels = path.with_name(f"{path.stem}-labels.lst")
+    if "label" in records[0].values or not labels.is_file():
+        return records
+    own = [line.strip() for line in _text(labels).split("\n") if line.strip()]
+    if len(own) != len(records):
+        raise NeojaxError(f"{labels} has {len(own)} labels, and {path} {len(records)} rows")
+    return [Record(r.where, {**r.values, "label": label}) for r, label in zip(records, own)]
+
+
 def read_json(path: str | Path) -> Any:
     """What a file of JSON holds. Raises `NeojaxError`."""
     path = place(path)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from neojax.data.records import Record, read_records
+from neojax.data.records import Record, read_records, with_labels
 from neojax.errors import NeojaxError, suggest
 from neojax.evaluate import bias
 from neojax.evaluate.intervals import bootstrap_error, mean_error
@@ -149,13 +149,7 @@ def read(name: str, path: Path) -> list[Record]:
     records = read_records(path)
     if name == "cola" and path.suffix == ".tsv" and "sentence" not in records[0].values:
         return read_records(path, header=False)  # GLUE's own
-    labels = path.with_name(f"{path.stem}-labels.lst")  # PIQA's own
-    if "label" not in records[0].values and labels.is_file():
-        numbers = [line for line in _lines(labels) if line.strip()]
-        if len(numbers) != len(records):
-            raise NeojaxError(f"{labels} has {len(numbers)} labels, and {path} {len(records)} rows")
-        return [Record(r.where, {**r.values, "label": n}) for r, n in zip(records, numbers)]
-    return records
+    return with_labels(path, records)
 
 
 def _lines(path: Path) -> list[str]:

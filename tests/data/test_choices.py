@@ -52,6 +52,11 @@ FORMS = {
          "answerKey": "1"},
         ("What is wet?", ("Rain", "Sand"), 0),
     ),
+    "arc's own file": (
+        {"id": "a", "question": {"stem": "What is wet?", "choices": [
+            {"text": "Sand", "label": "3"}, {"text": "Rain", "label": "4"}]}, "answerKey": "4"},
+        ("What is wet?", ("Sand", "Rain"), 1),
+    ),
 }  # fmt: skip
 
 
@@ -77,6 +82,18 @@ def test_swag_is_read_from_its_table_and_columns_may_be_named(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"stem": "a", "ends": ["b", "c"], "gold": "c"}')
     data = DataConfig(task="multiple_choice", text="stem", text2="ends", label="gold")
     assert read_choices(tmp_path / "b.jsonl", data)[0][1:] == ("a", ("b", "c"), 1)
+
+
+def test_labels_of_piqa_stand_in_a_file_of_their_own(tmp_path):
+    row, expected = FORMS["piqa"]
+    unlabelled = json.dumps({key: value for key, value in row.items() if key != "label"})
+    (tmp_path / "dev.jsonl").write_text(f"{unlabelled}\n{unlabelled}\n")
+    (tmp_path / "dev-labels.lst").write_text("0\n1\n")
+    found = read_choices(tmp_path / "dev.jsonl", DATA)
+    assert [row.label for row in found] == [0, 1] and found[0][1:3] == expected[:2]
+    (tmp_path / "dev-labels.lst").write_text("0\n")
+    with pytest.raises(NeojaxError, match=r"dev-labels.lst has 1 labels, and .*dev.jsonl 2 rows"):
+        read_choices(tmp_path / "dev.jsonl", DATA)
 
 
 BAD = [
