@@ -141,12 +141,12 @@ def run(args: Namespace) -> None:
 def named_tasks(text: str) -> list[str]:
     """The tasks of --tasks, which commas part; one that is part of the name of a file that is there does
     not."""
-    words = [word for word in text.split(",") if word]
+    words = [word for word in text.split(",") if word.strip()]
     tasks: list[str] = []
     while words:
         ends = range(len(words), 1, -1) if "=" in words[0] else ()
         end = next((n for n in ends if _is_there(",".join(words[:n]))), 1)
-        tasks.append(",".join(words[:end]))
+        tasks.append(",".join(words[:end]).lstrip())
         words = words[end:]
     return tasks
 

@@ -28,6 +28,7 @@ from neojax.sampling.answered import answers
 from neojax.sampling.predict import (
     Prediction,
     answered,
+    check_kinds,
     check_predicts,
     choices_of,
     examples_of,
@@ -208,6 +209,7 @@ BY_HEAD: dict[str, tuple[Any, Any]] = {
 def _data(args: Namespace, overrides: list[str]) -> DataConfig:
     """The keys of `data` of a run, or those that a model of Hugging Face's is read with."""
     config = config_at(args.source, args.adapter)
+    check_kinds(config.model.head.kinds)  # before its files are read as what they may not be
     labels = config.model.head.labels
     usual = "regression" if len(labels) == 1 else "classification"
     if config.model.head.multilabel:

@@ -155,13 +155,17 @@ def check_predicts(model: Any) -> None:
     if not isinstance(model, Transformer):
         raise wrong("model", model, "a model, as neojax.load gives it")
     model.check_bound()
-    kinds = model.config.head.kinds
+    check_kinds(model.config.head.kinds)
+    tokenizer_of(model, "text")
+
+
+def check_kinds(kinds: Sequence[str]) -> None:
+    """Raises `NeojaxError` where a model with these heads says nothing of texts."""
     if len(kinds) != 1 or kinds[0] not in KINDS:
         raise NeojaxError(
             f"model.head.kinds={list(kinds)}: this model does not say what texts are; fine-tune it with "
             f"data.task (docs/finetuning.md), or load one with the head {' or '.join(KINDS)}"
         )
-    tokenizer_of(model, "text")
 
 
 def examples_of(model: Transformer, rows: Sequence[Sequence[str]], most: int = 0) -> Examples:

@@ -94,6 +94,10 @@ def test_classes_are_told_with_a_head_that_only_it_has(base, tmp_path, capsys):
     row = json.loads(said(capsys, "predict", name, str(tmp_path / "rows.jsonl"), "--json", "--adapter", own))
     (found,) = neojax.predict(neojax.load(name, adapter=own), ["the cat"])
     assert row["scores"] == pytest.approx(found.scores) and len(row["scores"]) == 3
+    (tmp_path / "other.jsonl").write_text('{"question": "the cat"}')  # of no matter without the head
+    assert "this model does not say what texts are" in failure(
+        capsys, "predict", name, str(tmp_path / "other.jsonl")
+    )
     assert "none does not exist; expected a folder of PEFT's" in failure(
         capsys, "predict", name, str(tmp_path / "rows.jsonl"), "--adapter", str(tmp_path / "none")
     )

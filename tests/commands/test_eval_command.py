@@ -95,7 +95,8 @@ def test_a_comma_in_the_name_of_a_file_that_is_there_parts_no_tasks(run, tmp_pat
     rows = map(json.loads, evaluated(capsys, run, "--tasks", tasks, "--json").splitlines())
     assert [row["questions"] for row in rows] == [1, 2]
     both = f"sst2={tmp_path / 'c.txt'}+{tmp_path / 'a, b.txt'},hellaswag,copa={tmp_path / 'none, there.txt'}"
-    assert named_tasks(both) == [both.split(",h")[0], "hellaswag", f"copa={tmp_path / 'none'}", " there.txt"]
+    assert named_tasks(both) == [both.split(",h")[0], "hellaswag", f"copa={tmp_path / 'none'}", "there.txt"]
+    assert named_tasks("sst2=a.txt, rte=b.jsonl,") == ["sst2=a.txt", "rte=b.jsonl"]
 
 
 def test_the_key_of_the_text_is_for_files_that_have_keys(run, tmp_path, capsys):
