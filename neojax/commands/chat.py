@@ -8,7 +8,7 @@ from pathlib import Path
 from neojax.commands.opening import add_adapter, ending_at_once, mesh_of, opened
 from neojax.data.chat_template import DEFAULT, of_model
 from neojax.errors import NeojaxError
-from neojax.loading import with_adapter
+from neojax.loading import config_at, with_adapter
 from neojax.output import complain
 from neojax.sampling.chat import Chat
 from neojax.sampling.requests import Sampling, usable
@@ -88,6 +88,7 @@ def template_for(args: Namespace) -> str:
     folders = [adapter] if adapter is not None else []
     found = next((own for own in map(of_model, [*folders, path]) if own is not None), None)
     if found is None:
+        config_at(args.source, args.adapter)  # raises for what is no model
         raise NeojaxError(
             f"{args.source} has no chat template: it was not trained for conversations; name one with "
             "--chat-template FILE, or plain"

@@ -111,6 +111,7 @@ def packed(path: str, use: str, most: int) -> Packed:
     rows = Packed(str(prefix), tokens, scored, most)
     if not len(rows):
         raise NeojaxError(
-            f"data.{use}: in {path}, nothing is left to learn within {most} tokens; raise model.n_ctx"
+            f"data.{use}: in {path}, nothing is left to learn within {most} tokens; raise model.n_ctx "
+            "(or data.max_tokens, where it is set)"
         )
     return rows

@@ -6,6 +6,7 @@ Without lm-evaluation-harness, and with its arithmetic: on the same file and wei
 import random
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -123,7 +124,7 @@ def sets(local: Local) -> Iterator[dict[str, Path]]:
             try:
                 with zipfile.ZipFile(path) as archive:
                     archive.extractall(folder)
-            except (OSError, zipfile.BadZipFile) as e:
+            except (OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as e:  # a password, broken data
                 raise NeojaxError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from None
             path = Path(folder)
         if not path.is_dir():

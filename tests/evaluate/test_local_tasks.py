@@ -303,6 +303,13 @@ def test_what_cannot_be_asked_is_one_line(model, tmp_path):
     file = str(jsonl(tmp_path / "sst2.jsonl", ROWS["sst2"][:2]))
     good, bad = ({"sentence": word, "label": n} for n, word in enumerate(("bad", "good")))
     same = str(jsonl(tmp_path / "same.jsonl", [good] * 3 + [bad]))
+    locked = tmp_path / "locked.zip"
+    with zipfile.ZipFile(locked, "w") as archive:
+        archive.writestr("a.jsonl", "{}")
+    content = bytearray(locked.read_bytes())
+    content[6] |= 1  # as one with a password has it, before the file and in the list of files
+    content[content.find(b"PK\1\2") + 8] |= 1
+    locked.write_bytes(content)
     for given, shots, words in (
         (Local("sst2", file), 2, "2 examples are asked for, and 2 rows are there"),
         (Local("sst2", same), 2, "same.jsonl:1: 2 examples are asked for, and 1 rows that differ from this"),
@@ -313,6 +320,7 @@ def test_what_cannot_be_asked_is_one_line(model, tmp_path):
         (Local("sst2", str(tmp_path / "no.zip")), 0, "cannot read .*no.zip: No such file"),
         (Local("sst2", str(tmp_path / "no.jsonl")), 0, "cannot read .*no.jsonl: No such file"),
         (Local("blimp", str(tmp_path)), 0, "there is no 'sentence_good'"),
+        (Local("blimp", str(locked)), 0, "cannot read .*locked.zip: .* encrypted"),
     ):
         with pytest.raises(NeojaxError, match=words):
             evaluate(model, given, num_fewshot=shots)

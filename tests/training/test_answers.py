@@ -81,7 +81,7 @@ def test_the_model_answers_and_ends_its_answers(run):
         chat.say("caf\udce9")
 
 
-def test_the_command_talks_and_says_what_it_lacks(run, capsys, monkeypatch):
+def test_the_command_talks_and_says_what_it_lacks(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("duck\n\ndog\n"))
     assert main(["chat", str(run / "run"), "--temperature", "0", "--max-new-tokens", "6"]) == 0
     out = capsys.readouterr().out
@@ -100,6 +100,8 @@ def test_the_command_talks_and_says_what_it_lacks(run, capsys, monkeypatch):
     (run / "run" / "chat_template.jinja").rename(run / "kept.jinja")
     assert main(["chat", str(run / "run")]) == 2
     assert "has no chat template: it was not trained for conversations" in capsys.readouterr().err
+    assert main(["chat", str(tmp_path / "none")]) == 2
+    assert "error: " in (error := capsys.readouterr().err) and "has no chat template" not in error
     (run / "kept.jinja").rename(run / "run" / "chat_template.jinja")
 
 
