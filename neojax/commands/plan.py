@@ -20,6 +20,7 @@ from neojax.models.inference import check_weights
 from neojax.output import complain
 from neojax.plan.auto import is_auto, resolved
 from neojax.plan.bars import draw_plan
+from neojax.plan.candidates import Found
 from neojax.plan.compiled import Compiled, compile_step
 from neojax.plan.cost import EVERY, of_analysis, print_estimate, print_sweep, sweep
 from neojax.plan.cost_picture import draw_costs
@@ -29,7 +30,7 @@ from neojax.plan.machine import machine
 from neojax.plan.picture import check_picture, title_of
 from neojax.plan.remedies import more_chips, remedies
 from neojax.plan.report import gb, of_step, print_report, with_remedies
-from neojax.plan.search import MINUTES, listed, print_search, search, winner_text
+from neojax.plan.search import MINUTES, Ranked, listed, print_search, search, winner_text
 from neojax.storage.remote import place
 
 HERE = "here"
@@ -199,16 +200,26 @@ def look(config: Config, args: Namespace) -> None:
     on = machine(args.topology)
     jax.config.update("jax_platforms", "cpu")  # nothing runs
     config = replace(config, mesh=replace(config.mesh, cpu_devices=0))
-    devices = tpu_devices(args.topology) if on.chip.axes and args.finalists > 0 else None
     say = print if not args.json else complain
-    ranked, found = search(config, on, devices, finalists=args.finalists, minutes=args.minutes, say=say)
+    finalists = args.finalists if on.chip.axes else 0
+    if finalists > 0:
+        tpu_devices(args.topology)  # says so where there is no such slice, or nothing to compile with
+
+    def before(ranked: Sequence[Ranked], found: Found) -> None:
+        if not args.json:
+            print("\nby the model alone:")
+            print_search(ranked, found, short=True)
+            print(flush=True)
+
+    ranked, found = search(config, on, finalists=finalists, minutes=args.minutes, say=say, show=before)
     name = str(on).replace(":", "-")
     out = Path(args.out or f"{Path(args.config).stem}.{name}.yml")
     out.write_text(winner_text(ranked, found, config, on), encoding="utf-8")
     if args.json:
         print(json.dumps({"topology": str(on), "best": str(out), "candidates": listed(ranked)}))
         return
-    print_search(ranked, found, on)
+    print()
+    print_search(ranked, found)
     print(f"\nthe best is written to {out}")
 
 

@@ -1,6 +1,7 @@
 """The layouts that the names of a model's dimensions allow on a machine, and which of them are best by the
 analytic model."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ WAYS = (2, 4, 8, 16)  # over which dimensions of a layer are split
 STORED = 16  # devices that share parameters, where all that a batch is split over would be too many
 PARTS = (1, 2, 4, 8, 16, 32)  # microbatches of a step
 REMATS = ("none", "names", "full")
+FAR = 1.25  # a layout so much slower than the best, before anything is computed again, is left alone
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,8 @@ def explore(
     watch: Callable[[Candidate, str], bool] = lambda one, said: True,
 ) -> Found:
     """Analyses candidates: for every mesh, with `free`, each way of recomputing in the fewest microbatches
-    with which it fits; a way that computes more is left out where one that computes less fits whole. `watch`
-    is told of each, and may say that it is enough."""
+    with which it fits; a way that computes more is left out where one that computes less fits whole, or is
+    already far slower than the best. `watch` is told of each, and may say that it is enough."""
     found = found or Found()
     for mesh in meshes:
         whole = False  # nothing that computes more is worth a look
@@ -157,8 +159,11 @@ def explore(
                     whole = parts == 1
                     break
                 memory = analysis.work.memory
-                if memory.arguments + memory.gradients > analysis.room:
-                    whole = True  # neither microbatches nor recomputation help
+                best = found.fitting[0][1].estimate.seconds if found.fitting else math.inf
+                if memory.arguments + memory.gradients > analysis.room or (
+                    not named and analysis.estimate.seconds > FAR * best
+                ):
+                    whole = True  # microbatches and recomputation do not help, or make a slow one slower
                     break
                 # What a microbatch holds falls at most as its rows do.
                 least = parts * memory.kept / max(1.0, analysis.room - memory.arguments)

@@ -45,19 +45,18 @@ FLAT = (
 )  # fmt: skip
 
 
-# A loop over layers, told by its products, holds so much of all that it makes: the compiler moves the
-# products that give gradients of weights, and their sums over devices, to its end. A sum that is not cut is
-# held beside what it is the sum of. Of whole blocks that are computed again less is held. From compiled
-# steps, see benchmarks/results/README.md.
-LAYER = 5
-HELD, AGAIN = 0.88, 0.6
+# From compiled steps, see benchmarks/results/README.md: what a loop over layers holds, over what the lives of
+# its values tell, where whole blocks are computed again; and which part of the arrays of heads is padded.
+AGAIN = 1.12
+PADDED = 0.5
 LANES, SUBLANES = 128, 8  # of the registers of a TPU: arrays are padded to them
 
 
 @dataclass
 class _Value:
     """An array of a frame: `virtual` while nothing needs it stored; `roots` are then the stored ones that it
-    is computed from. summed: the number of the transfer that it is the sum of, while it may yet be cut."""
+    is computed from. summed: the number of the transfer that it is the sum of, while it may yet be cut. pad:
+    bytes that it takes beside its own, less than none where it lies in another's place."""
 
     bytes: int
     made: int = 0
@@ -66,6 +65,7 @@ class _Value:
     roots: frozenset[int] = frozenset()
     what: str = ""
     summed: int | None = None
+    pad: int = 0
 
 
 @dataclass
@@ -82,7 +82,6 @@ class _Walker:
         self.sizes = sizes
         self.tiled = tiled
         self.again = again
-        self.forward = 0  # bytes that the body of the first loop over layers makes
         self.products: list[Product] = []
         self.transfers: list[Transfer] = []
         self.traffic = 0.0
@@ -108,10 +107,18 @@ class _Walker:
             return 0
         return math.prod(self.local(aval)) * aval.dtype.itemsize
 
+    def pad(self, aval: Any) -> int:
+        """What an array of heads takes on a TPU beside its own bytes. Kernels of attention ask for lanes in
+        full; for others the length may lie there."""
+        shape = self.local(aval) if self.tiled and len(getattr(aval, "shape", ())) > 3 else [LANES]
+        if not LANES // 4 <= shape[-1] < LANES:
+            return 0
+        return round(PADDED * self.bytes(aval) * (LANES / shape[-1] - 1))
+
     def frame(self, jaxpr: Any, times: int, looped: bool, aliased: bool = False) -> tuple[int, _Frame]:
         """(the most bytes held beside the inputs, the frame) of a program that a step runs `times` times.
         aliased: the outputs take the inputs' memory."""
-        graph, frame, products = Graph(jaxpr), _Frame(), len(self.products)
+        graph, frame = Graph(jaxpr), _Frame()
         outer, self.readers = self.readers, graph.readers
         for number in graph.inputs:
             frame.values[number] = _Value(0, roots=frozenset((number,)))
@@ -125,33 +132,22 @@ class _Walker:
                     value.roots = frozenset((number,))
                 value.made = at
                 frame.values[number] = value
+            for number, var in zip(one.outs, one.eqn.outvars if one.eqn is not None else ()):
+                frame.values[number].pad = self.pad(var.aval)
         end = len(frame.inner)
         frame.inner.append(0)
         for number in graph.outputs:
             if number in frame.values:
                 (self._touch if aliased else self._store)(frame, number, end, times)
         self.readers = outer
-        needed = self._fullest(frame)[0]
-        if looped and len(self.products) - products >= LAYER:
-            needed = max(needed, self._at_once(frame))
-        return needed, frame
-
-    def _at_once(self, frame: _Frame) -> int:
-        """Bytes of a loop over layers that its compiled body holds at once."""
-        stored = [value for value in frame.values.values() if not value.virtual]
-        made = sum(value.bytes for value in stored)
-        if self.again and self.forward:
-            return round(HELD * (made - self.forward) + AGAIN * self.forward)
-        self.forward = self.forward or made
-        sums = sum(v.bytes for v in stored if v.summed is not None and not self.transfers[v.summed].cut)
-        return round(HELD * made + sums)
+        return self._fullest(frame)[0], frame
 
     def _fullest(self, frame: _Frame) -> tuple[int, int]:
         change = [0] * (len(frame.inner) + 1)
         for value in frame.values.values():
             if not value.virtual and value.bytes:
-                change[value.made] += value.bytes
-                change[max(value.used, value.made) + 1] -= value.bytes
+                change[value.made] += value.bytes + value.pad
+                change[max(value.used, value.made) + 1] -= value.bytes + value.pad
         held, best = 0, (0, 0)
         for at, inner in enumerate(frame.inner):
             held += change[at]
@@ -171,6 +167,8 @@ class _Walker:
         """Says that a value is read as a whole, so that it is stored."""
         value = frame.values[number]
         if value.virtual and value.bytes:
+            if not value.roots:  # zeros, written where what begins with them will be
+                value.pad = -value.bytes
             for root in value.roots:
                 frame.values[root].used = max(frame.values[root].used, value.made)
                 self.traffic += times * frame.values[root].bytes
@@ -347,25 +345,24 @@ class _Walker:
                 list(eqn.params["branches"] if name == "cond" else [eqn.params["body_jaxpr"]]),
                 1,
             )
+        if name == "scan":
+            for number in ins[eqn.params["num_consts"] :][:carried]:
+                value = frame.values[number]
+                if self.readers[number] == 1:  # what is carried takes its place
+                    value.used = at - 1
         in_place = name == "cond"  # of two results, one is what it was
         for body in inside:
             held = self.frame(body.jaxpr, times * repeats, True, in_place)[0]
+            if name == "scan" and self.again:
+                held = round(AGAIN * held)
             frame.inner[at] = max(frame.inner[at], held)
         if in_place:
             roots = frozenset().union(*(frame.values[n].roots for n in ins))
             return [_Value(self.bytes(v.aval), virtual=True, roots=roots, what=name) for v in eqn.outvars]
         return [
-            _Value(self.bytes(v.aval), what="carried") if i < carried else self._kept(v.aval, body.jaxpr, i)
+            _Value(self.bytes(v.aval), what="carried" if i < carried else "kept")
             for i, v in enumerate(eqn.outvars)
         ]
-
-    def _kept(self, aval: Any, body: Any, at: int) -> _Value:
-        """What every turn of a loop adds to, for a later one."""
-        size = self.bytes(aval)
-        shape = self.local(aval)
-        if self.tiled and len(shape) > 4 and shape[-1] < LANES:  # of heads, as kernels of attention have them
-            size = size // shape[-1] * LANES
-        return _Value(size, what="kept")
 
 
 def _seen(one: Product, model: ModelConfig) -> Product:
@@ -400,9 +397,11 @@ def count(traced: Traced, tiled: bool = True) -> Work:
     fullest, frame = walker.frame(jaxpr, 1, False, aliased=True)
     at = walker._fullest(frame)[1]
     live = [
-        v for v in frame.values.values() if not v.virtual and v.made <= at <= max(v.used, v.made) and v.bytes
+        (v.what, v.bytes + v.pad)
+        for v in frame.values.values()
+        if not v.virtual and v.made <= at <= max(v.used, v.made)
     ]
-    kept = sum(v.bytes for v in live if v.what == "kept")
+    kept = sum(size for what, size in live if what == "kept")
 
     def held(tree: Any) -> int:
         leaves = jax.tree.leaves(tree)
@@ -420,7 +419,7 @@ def count(traced: Traced, tiled: bool = True) -> Work:
         temporaries=fullest,
         checkpoint=sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)),
     )
-    largest = sorted(((v.what, v.bytes) for v in live), key=lambda pair: -pair[1])[:8]
+    largest = sorted(live, key=lambda pair: -pair[1])[:8]
     if frame.inner[at]:
         largest.append(("within a loop", frame.inner[at]))
     return Work(

@@ -1,5 +1,6 @@
 """The analytic model: what it counts against arithmetic and the compiler, and how its estimates behave."""
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,9 @@ from neojax.models.flops import flops_per_token
 from neojax.plan.estimate import analyse
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
+import compiled_memory
 from model_against_compiler import FAMILIES, LAYOUTS, SMALL, flops
+from side_by_side import RESULTS
 
 MODEL = {"n_layer": 4, "n_embd": 256, "n_ctx": 256, "n_vocab": 1024, "attention": {"heads": 2, "window": 64}}
 
@@ -131,3 +134,13 @@ def test_experts_send_tokens_to_each_other():
     found = analyse(from_dict(tree), "v5e:2x4")
     assert transfers(found, "all-to-all")
     assert replace(found.estimate, links=0).compute > 0
+
+
+@pytest.mark.parametrize(
+    "name", ["125M, stored, nothing again", "1.3B, 32 rows", "v5e-256 1.3B one axis", "2.7B, as it is"]
+)
+def test_memory_is_what_the_compiler_assigned(name):
+    kept = json.loads((RESULTS / "compiled_memory.json").read_text())["results"][name]
+    memory = analyse(*compiled_memory.case(name)).work.memory
+    assert memory.arguments == pytest.approx(kept["arguments"], rel=0.02)
+    assert memory.total == pytest.approx(kept["needed"], rel=0.1)
