@@ -10,16 +10,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import jax
 from rich.console import Console
 from rich.table import Table
 
 from neojax import config as configuration
 from neojax.config import Config
 from neojax.errors import NeojaxError
+from neojax.layout.mesh import fill_shape
+from neojax.layout.names import parse_shape
+from neojax.plan.apart import compile_apart
 from neojax.plan.auto import is_auto
 from neojax.plan.candidates import Candidate, Found, emptied, explore, layouts
-from neojax.plan.compiled import Compiled, Moved, compile_step
+from neojax.plan.compiled import Moved
 from neojax.plan.estimate import Analysis, Estimate, duration, estimate
 from neojax.plan.machine import Machine
 from neojax.plan.report import gb
@@ -28,6 +30,7 @@ from neojax.plan.work import Transfer
 AS_IT_IS = "as configured"
 GPT_NEO = "gpt-neo's layout"
 MINUTES = 15.0
+LOOKING = 0.6  # of the time, in which candidates are looked at; the rest is the compiler's
 
 
 @dataclass
@@ -40,6 +43,11 @@ class Ranked:
     needed: float
     compiled: bool = False
     refused: str = ""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the compiler has answered."""
+        return self.compiled or bool(self.refused)
 
     @property
     def seconds(self) -> float:
@@ -62,30 +70,46 @@ def own_candidates(config: Config, on: Machine) -> list[Candidate]:
 def search(
     config: Config,
     on: Machine,
-    devices: Sequence[jax.Device] | None,
     *,
     finalists: int = 3,
     minutes: float = MINUTES,
     say: Callable[[str], None] = print,
+    show: Callable[[Sequence[Ranked], Found], None] = lambda ranked, found: None,
 ) -> tuple[list[Ranked], Found]:
-    """The candidates that fit, the soonest first, and what came of all others. `devices` are those to compile
-    for, None where that cannot be. After `minutes` nothing more is begun, and Ctrl-C ends the search: what is
-    known by then is given. Raises `NeojaxError` where nothing fits, with the constraint that left nothing."""
-    begun, found, ranked = time.monotonic(), Found(), []
+    """The candidates that fit, the best first, and what came of all others. `finalists` of them are compiled:
+    the soonest, by what is known of them by then. The best is one that is compiled, where any that fits is.
+
+    `show` is given the ranking by the model, before anything is compiled. The search ends after `minutes`,
+    and by Ctrl-C: what is known by then is given. Raises `NeojaxError` where nothing fits, with the
+    constraint that left nothing.
+    """
+    begun, found = time.monotonic(), Found()
     stopped = ""
+    looking = LOOKING if finalists else 1.0
+
+    def left(share: float = 1.0) -> float:
+        return share * 60 * minutes - (time.monotonic() - begun)
 
     def is_time(one: Candidate, said: str) -> bool:
         nonlocal stopped
-        if time.monotonic() - begun > 60 * minutes:
-            stopped = f"{minutes:g} minutes are over"
+        if left(looking) < 0:
+            stopped = f"{looking * minutes:.3g} of {minutes:g} minutes are over"
         return not stopped
 
     try:
         for one in own_candidates(config, on):
-            explore(
-                one.of(config), on, iter([one.mesh]), free=False, named=one.named, found=found, watch=is_time
-            )
-            say(f"as configured, and gpt-neo's own layout: {len(found.fitting)} fit {on} by the model")
+            # gpt-neo's layout is looked at with any recomputation and microbatch: as given it may not fit.
+            for free in (False, True) if one.named == GPT_NEO else (False,):
+                explore(
+                    one.of(config),
+                    on,
+                    iter([one.mesh]),
+                    free=free,
+                    named=one.named,
+                    found=found,
+                    watch=is_time,
+                )
+        say(f"as configured, and gpt-neo's own layout: {len(found.fitting)} fit {on} by the model")
         explore(config, on, layouts(config, on), found=found, watch=is_time)
     except KeyboardInterrupt:
         stopped = "interrupted"
@@ -95,46 +119,79 @@ def search(
                 f"{stopped} before a candidate was found that fits; give the search more minutes"
             )
         raise emptied(found, config, on)
-    known: set[tuple[object, ...]] = set()
-    for one, analysis in found.fitting:
-        key = one.mesh, one.remat, one.microbatch
-        if key not in known:
-            known.add(key)
-            ranked.append(Ranked(one, analysis, analysis.estimate, analysis.work.memory.total))
-    say(f"{len(ranked)} candidates fit by the model, {len(found.hindered)} do not")
-    try:
-        for entry in ranked[:finalists] if devices is not None and not stopped else ():
-            spent = time.monotonic() - begun
-            if spent > 60 * minutes:
-                stopped = f"{minutes:g} minutes are over"
-                break
-            say(f"compiling with little effort: {entry.one.told}")
-            _compile(entry, config, on, devices)
-    except KeyboardInterrupt:
-        stopped = "interrupted"
+    ranked = _ranked(found, on)
+    say(f"{len(ranked)} candidates fit by the model, {len(found.hindered)} do not; {_since(begun)}")
+    if finalists and stopped != "interrupted":
+        if stopped:
+            say(f"{stopped}: no more candidates")
+        show(ranked, found)
+        stopped = ""
+        try:
+            for _ in range(finalists):
+                entry = min((e for e in ranked if not e.is_known), key=lambda e: e.seconds, default=None)
+                if entry is None:
+                    break
+                say(f"compiling with little effort: {entry.one.told}")
+                if not _compile(entry, config, on, left()):
+                    stopped = f"{minutes:g} minutes are over"
+                    break
+                outcome = entry.refused or f"{duration(entry.seconds)} a step"
+                say(f"{outcome}, {gb(entry.needed)} a device; {_since(begun)}")
+        except KeyboardInterrupt:
+            stopped = "interrupted"
     if stopped:
         say(f"{stopped}; what was found until then:")
-    ranked.sort(key=lambda entry: entry.seconds)
-    return ranked, found
+    if all(entry.refused for entry in ranked):
+        raise NeojaxError(
+            f"{len(ranked)} candidates fit {on} by the model, and none as compiled: {ranked[0].refused}; "
+            "take more chips, or a smaller train.batch_size"
+        )
+    return ordered(ranked), found
 
 
-def _compile(entry: Ranked, config: Config, on: Machine, devices: Sequence[jax.Device] | None) -> None:
-    """Puts what the compiler says of a candidate in place of the model's counts."""
+def _since(begun: float) -> str:
+    return f"{(time.monotonic() - begun) / 60:.1f} minutes"
+
+
+def _ranked(found: Found, on: Machine) -> list[Ranked]:
+    """What fits, once each: a layout that has a name by its name."""
+    known: dict[tuple[object, ...], Ranked] = {}
+    for one, analysis in sorted(found.fitting, key=lambda pair: not pair[0].named):
+        sizes = fill_shape(parse_shape(one.mesh.shape), on.devices, "mesh.shape")
+        key = tuple(sizes.items()), one.mesh.layout, one.mesh.param_layout, one.remat, one.microbatch
+        known.setdefault(key, Ranked(one, analysis, analysis.estimate, analysis.work.memory.total))
+    return ordered(list(known.values()))
+
+
+def ordered(ranked: Sequence[Ranked]) -> list[Ranked]:
+    """The soonest first, and before all others the soonest that is compiled."""
+    found = sorted(ranked, key=lambda entry: entry.seconds)
+    first = next((entry for entry in found if entry.compiled and not entry.refused), None)
+    return found if first is None else [first, *(entry for entry in found if entry is not first)]
+
+
+def _compile(entry: Ranked, config: Config, on: Machine, timeout: float) -> bool:
+    """Puts what the compiler says of a candidate in place of the model's counts; whether there was time."""
+    if timeout <= 0:
+        return False
     try:
-        done: Compiled = compile_step(entry.one.of(config), devices, quick=True)
+        done = compile_apart(entry.one.of(config), str(on), timeout)
     except NeojaxError as e:
         entry.refused = str(e)
-        return
+        return True
+    if done is None:
+        return False
     entry.compiled = True
     if done.memory is not None:
         entry.needed = done.memory.needed
     if not done.fits:
-        entry.refused = f"compiled, it does not fit: {gb(entry.needed)}"
-        return
+        entry.refused = "compiled, it does not fit"
+        return True
     sizes = entry.analysis.work.sizes
     moved = tuple(one for row in done.moved if (one := _transfer(row, sizes)))
     work = replace(entry.analysis.work, transfers=moved)
     entry.estimate = estimate(work, entry.one.of(config), on)
+    return True
 
 
 def _transfer(row: Moved, sizes: object) -> Transfer | None:
@@ -157,8 +214,9 @@ def _transfer(row: Moved, sizes: object) -> Transfer | None:
     return Transfer(kind, axes, each, row.runs, row.types, cut=axes if is_cut else (), alone=not row.beside)
 
 
-def print_search(ranked: Sequence[Ranked], found: Found, on: Machine, show: int = 12) -> None:
-    """The table: the winner, and why each other lost."""
+def print_search(ranked: Sequence[Ranked], found: Found, *, show: int = 12, short: bool = False) -> None:
+    """The table: the winner, and why each other lost; unless short, what hindered those that are not in
+    it."""
     best = ranked[0]
     table = Table(box=None, pad_edge=False, header_style="bold")
     right = ("step", "MFU", "a device")
@@ -180,14 +238,24 @@ def print_search(ranked: Sequence[Ranked], found: Found, on: Machine, show: int 
             "" if entry is best else why(entry, best),
         )
     Console(width=None if Console().is_terminal else 260, soft_wrap=True).print(table)
-    for one, said in found.hindered:
-        if one.named:
-            print(f"{one.named} ({one.told}): {said}")
+    if short:
+        return
+    for one, said in refused(found):
+        print(f"{one.named} ({one.told}): {said}")
     counted: dict[str, list[Candidate]] = {}
     for one, said in found.hindered:
         counted.setdefault("does not fit in memory" if "does not fit:" in said else said, []).append(one)
     for said, ones in sorted(counted.items(), key=lambda pair: -len(pair[1]))[:8]:
         print(f"{len(ones)} candidates: {said[:160]}; such as {ones[0].told}")
+
+
+def refused(found: Found) -> list[tuple[Candidate, str]]:
+    """What hindered the candidates that have a name, as they were first looked at."""
+    first: dict[str, tuple[Candidate, str]] = {}
+    for one, said in found.hindered:
+        if one.named:
+            first.setdefault(one.named, (one, said))
+    return list(first.values())
 
 
 def listed(ranked: Sequence[Ranked]) -> list[dict[str, object]]:
@@ -226,6 +294,8 @@ def why(entry: Ranked, best: Ranked) -> str:
         "the network": mine.network - theirs.network,
     }
     name, extra = max(parts.items(), key=lambda pair: pair[1])
+    if mine.seconds < theirs.seconds:
+        return f"by the model {1 - mine.seconds / theirs.seconds:.0%} sooner; not compiled"
     slower = f"{mine.seconds / theirs.seconds - 1:.0%} slower"
     return f"{slower}: {duration(extra)} more for {name}" if extra > 0 else slower
 
@@ -251,5 +321,5 @@ def winner_text(ranked: Sequence[Ranked], found: Found, config: Config, on: Mach
         other = next(x for x in others if id(x) == entry)
         name = f"{other.one.named}: " if other.one.named else ""
         lines.append(f"#   {name}{other.one.told}: {why(other, best)}")
-    lines += [f"#   {one.named}: {one.told}: {said}" for one, said in found.hindered if one.named]
+    lines += [f"#   {one.named}: {one.told}: {said}" for one, said in refused(found)]
     return "\n".join(lines) + "\n" + configuration.dump(best.one.of(config))

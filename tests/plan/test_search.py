@@ -12,6 +12,7 @@ from neojax.config import from_dict
 from neojax.errors import NeojaxError
 from neojax.plan import candidates
 from neojax.plan import search as searching
+from neojax.plan.apart import Answer
 from neojax.plan.auto import here, resolved
 from neojax.plan.candidates import layouts
 from neojax.plan.machine import machine
@@ -66,9 +67,33 @@ def test_ctrl_c_gives_what_was_found(monkeypatch):
         return whole(*args, **keys)
 
     monkeypatch.setattr(searching, "explore", interrupted)
-    ranked, _ = searching.search(from_dict(TREE), machine("h100:2"), None, say=said.append)
+    ranked, _ = searching.search(from_dict(TREE), machine("h100:2"), finalists=0, say=said.append)
     assert [one.one.named for one in ranked]
     assert any(text.startswith("interrupted") for text in said)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_what_is_compiled_ranks_first_and_ctrl_c_keeps_it(monkeypatch, ends):
+    asked, shown = [], []
+
+    def answers(config, topology, timeout):
+        if ends and asked:
+            raise KeyboardInterrupt
+        asked.append((config, topology))
+        return Answer(None, len(asked) != 1, ())
+
+    monkeypatch.setattr(searching, "compile_apart", answers)
+    ranked, _ = searching.search(
+        from_dict(TREE),
+        machine("v5e:1x2"),
+        finalists=2,
+        say=lambda text: None,
+        show=lambda ranked, found: shown.append([entry.compiled for entry in ranked]),
+    )
+    assert not any(shown[0])  # the table by the model comes before anything is compiled
+    assert [topology for _, topology in asked] == ["v5e:1x2"] * (1 if ends else 2)
+    assert ranked[-1].refused == "compiled, it does not fit"  # the first, which was the soonest by the model
+    assert ranked[0].compiled is not ends
 
 
 @pytest.mark.parametrize(
@@ -83,7 +108,7 @@ def test_an_empty_search_names_the_constraint(batch, model, said, monkeypatch):
     monkeypatch.setattr(candidates, "PARTS", (1,))
     tree = TREE | {"train": TREE["train"] | {"batch_size": batch}, "model": TREE["model"] | model}
     with pytest.raises(NeojaxError, match=said):
-        searching.search(from_dict(tree), machine("h100:4"), None, say=lambda text: None)
+        searching.search(from_dict(tree), machine("h100:4"), finalists=0, say=lambda text: None)
 
 
 def test_auto_is_resolved_with_its_reason_and_stays_as_a_run_began(tmp_path):
