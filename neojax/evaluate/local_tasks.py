@@ -133,7 +133,10 @@ def sets(local: Local) -> Iterator[dict[str, Path]]:
         files = sorted(file for file in path.rglob("*.jsonl") if not _is_hidden(file.relative_to(path)))
         if not files:
             raise NeojaxError(f"{local.file} holds no .jsonl files")
-        yield {f"{local.name}_{file.stem}": file for file in files}
+        try:
+            yield {f"{local.name}_{file.stem}": file for file in files}
+        except NeojaxError as e:  # of a .zip's, which are elsewhere now
+            raise NeojaxError(str(e).replace(str(path), local.file)) from None
 
 
 def _is_hidden(path: Path) -> bool:

@@ -223,6 +223,10 @@ def test_sets_of_a_zip_are_told_apart_and_together(model, tmp_path):
         ("blimp", 7),
     ]
     assert rows[2]["acc"] == pytest.approx((rows[0]["acc"] * 4 + rows[1]["acc"] * 3) / 7)
+    with zipfile.ZipFile(tmp_path / "blimp.zip", "a") as archive:
+        archive.writestr("data/c.jsonl", "{}\n")
+    with pytest.raises(NeojaxError, match=r"/blimp.zip/data/c.jsonl:1: there is no 'sentence_good'"):
+        evaluate(model, Local("blimp", str(tmp_path / "blimp.zip")))
 
 
 def test_bias_is_the_difference_of_log_likelihoods_with_intervals(model, tmp_path):
