@@ -89,7 +89,14 @@ def run(args: Namespace) -> None:
     for file, own in rows.items():
         found = say(model, own, data, args, file)
         if found:
-            complain(f"{file}: " + ", ".join(f"{name} {value:.4f}" for name, value in found.items()))
+            complain(
+                f"{file}: " + ", ".join(f"{name} {_digits(name, value)}" for name, value in found.items())
+            )
+
+
+def _digits(name: str, value: float) -> str:
+    """A metric with four; a threshold, which is one question's own difference, with all, to be given back."""
+    return repr(value) if name.endswith("_threshold") else f"{value:.4f}"
 
 
 def _classify(

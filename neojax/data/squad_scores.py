@@ -73,11 +73,12 @@ def _best(
     scores: np.ndarray, differences: np.ndarray, has: np.ndarray, texts: Sequence[str]
 ) -> tuple[float, float]:
     """(the best mean score that a threshold gives, it): questions whose difference is not above it are
-    answered with their best text, which has `scores`, the others with none. From the lowest on, the first."""
+    answered with their best text, which has `scores`, the others with none. From the lowest on, the first;
+    where it is best to answer none, 0 as SQuAD's program says, or, of differences below it, below them all."""
     answered = np.where(has, scores, [-1.0 if text else 0.0 for text in texts])
     order = np.argsort(differences, kind="stable")
     reached = float((~has).sum()) + np.cumsum(answered[order])
     last = int(reached.argmax())
     if reached[last] <= (~has).sum():
-        return float((~has).mean()), 0.0
+        return float((~has).mean()), min(0.0, float(np.nextafter(differences.min(), -np.inf)))
     return float(reached[last] / len(scores)), float(differences[order[last]])

@@ -84,6 +84,9 @@ def test_the_command_gives_the_answers_of_the_evaluation(data, run, tmp_path, ca
     assert [each["id"] for each in said] == [each["id"] for each in asked]
     for name in ("exact_match", "f1", "no_answer_f1", "best_f1"):
         assert f"{name} {last[f'validation_{name}']:.4f}" in err
+    threshold = err.partition("best_f1_threshold ")[2].strip()
+    assert main(["predict", str(run), dev, f"data.squad.null_score_diff_threshold={threshold}"]) == 0
+    assert f", f1 {last['validation_best_f1']:.4f}, " in capsys.readouterr().err
     right = [each["text"] == (own["answers"] or [{"text": ""}])[0]["text"] for each, own in zip(said, asked)]
     assert np.mean(right) == pytest.approx(last["validation_exact_match"], abs=1e-6)
     for each in said:
