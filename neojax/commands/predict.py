@@ -5,6 +5,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import asdict
 from typing import Any
 
+import jax
 import numpy as np
 
 from neojax import config as configuration
@@ -88,10 +89,16 @@ def run(args: Namespace) -> None:
     check_predicts(model)
     for file, own in rows.items():
         found = say(model, own, data, args, file)
-        if found:
+        if found and not jax.process_index():
             complain(
                 f"{file}: " + ", ".join(f"{name} {_digits(name, value)}" for name, value in found.items())
             )
+
+
+def _print(line: str) -> None:
+    """Prints a line, of several processes the first alone."""
+    if not jax.process_index():
+        print(line, flush=True)
 
 
 def _digits(name: str, value: float) -> str:
@@ -112,7 +119,7 @@ def _classify(
     with ending_at_once():
         logits = answers(model, examples)
     for said in (prediction(model, each) for each in logits):
-        print(json_line(asdict(said)) if args.json else _plain(said), flush=True)
+        _print(json_line(asdict(said)) if args.json else _plain(said))
     return {} if labels is None else measured(TASKS[data.task].metrics, np.stack(logits), labels)
 
 
@@ -132,7 +139,7 @@ def _tag(
     _tell_cut(file, examples)
     for said in found:
         lines = [f"{word}\t{tag}" for word, tag in zip(said.words, said.tags)]
-        print(json_line(asdict(said)) if args.json else "\n".join([*lines, ""]), flush=True)
+        _print(json_line(asdict(said)) if args.json else "\n".join([*lines, ""]))
     if any(row.tags is None for row in rows):
         return {}
     return entity_scores([said.tags for said in found], [row.tags or [] for row in rows])
@@ -148,7 +155,7 @@ def _choose(
     _tell_cut(file, encoded)
     for said in found:
         plain = f"{said.choice}\t{said.scores[said.choice]:.4f}\t{' '.join(said.text.split())}"
-        print(json_line(asdict(said)) if args.json else plain, flush=True)
+        _print(json_line(asdict(said)) if args.json else plain)
     if any(row.label is None for row in rows):
         return {}
     return {"accuracy": float(np.mean([said.choice == row.label for said, row in zip(found, rows)]))}
@@ -159,16 +166,16 @@ def _answer(
 ) -> dict[str, float]:
     """Prints, or writes, the answer of each question; the metrics where all have right ones."""
     spans = spans_for(model, questions, data.squad, data.max_tokens)
-    for line in windows_told(file, spans, data)[1:]:
+    for line in [] if jax.process_index() else windows_told(file, spans, data)[1:]:
         complain(line)
     may_lack = TASKS[data.task].may_lack
     with ending_at_once():
         found = answered(model, spans, data.squad, may_lack)
-    if args.out:
+    if args.out and not jax.process_index():
         _write(args.out, found)
     for said in () if args.out else found:
         plain = f"{said.id}\t{said.answer.probability:.4f}\t{' '.join(said.answer.text.split())}"
-        print(json_line(_of_reply(said)) if args.json else plain, flush=True)
+        _print(json_line(_of_reply(said)) if args.json else plain)
     if any(each.answers is None for each in questions):
         return {}
     return squad_scores(questions, found, may_lack)
@@ -200,7 +207,7 @@ def _write(folder: str, found: list[Reply]) -> None:
 
 
 def _tell_cut(file: str, rows: Rows) -> None:
-    if rows.n_cut:
+    if rows.n_cut and not jax.process_index():
         complain(f"{file}: {cut_rows(rows)}")
 
 

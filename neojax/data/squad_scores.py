@@ -74,7 +74,7 @@ def _best(
 ) -> tuple[float, float]:
     """(the best mean score that a threshold gives, it): questions whose difference is not above it are
     answered with their best text, which has `scores`, the others with none. From the lowest on, the first;
-    where it is best to answer none, 0 as SQuAD's program says, or, of differences below it, below them all."""
+    where it is best to answer none, 0 as SQuAD's program says, or what is below all differences."""
     answered = np.where(has, scores, [-1.0 if text else 0.0 for text in texts])
     order = np.argsort(differences, kind="stable")
     reached = float((~has).sum()) + np.cumsum(answered[order])
