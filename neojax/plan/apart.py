@@ -3,6 +3,7 @@ back the memory that the compiler took."""
 
 import multiprocessing
 import signal
+import warnings
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
@@ -50,6 +51,7 @@ def compile_apart(config: Config, topology: str, timeout: float | None = None) -
 
 def _answer(pipe: Connection, config: Config, topology: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal's Ctrl-C the caller decides
+    warnings.simplefilter("ignore")  # of a mesh that splits the torus: the estimate knows
     jax.config.update("jax_platforms", "cpu")  # nothing runs
     answer: Answer | str
     try:

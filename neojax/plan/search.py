@@ -5,9 +5,11 @@ The analytic model tells of every candidate whether it fits and how long a step 
 compiled, which says what they really hold and which collectives nothing hides, and ranked by that.
 """
 
+import contextlib
 import re
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rich.console import Console
@@ -77,12 +79,46 @@ def search(
     show: Callable[[Sequence[Ranked], Found], None] = lambda ranked, found: None,
 ) -> tuple[list[Ranked], Found]:
     """The candidates that fit, the best first, and what came of all others. `finalists` of them are compiled:
-    the soonest, by what is known of them by then. The best is one that is compiled, where any that fits is.
+    the soonest, and the next where one does not fit. The best is one that is compiled, where any is that
+    fits.
 
     `show` is given the ranking by the model, before anything is compiled. The search ends after `minutes`,
     and by Ctrl-C: what is known by then is given. Raises `NeojaxError` where nothing fits, with the
     constraint that left nothing.
     """
+    with _noted() as pressed:
+        return _search(config, on, finalists, minutes, say, show, pressed)
+
+
+@contextlib.contextmanager
+def _noted() -> Iterator[list[int]]:
+    """Inside, Ctrl-C is noted besides: JAX swallows a KeyboardInterrupt that is raised within its callbacks.
+    Where somebody else handles or ignores the signal, it is left to them."""
+    pressed: list[int] = []
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield pressed
+        return
+
+    def note(number: int, _: object) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _search(
+    config: Config,
+    on: Machine,
+    finalists: int,
+    minutes: float,
+    say: Callable[[str], None],
+    show: Callable[[Sequence[Ranked], Found], None],
+    pressed: Sequence[int],
+) -> tuple[list[Ranked], Found]:
     begun, found = time.monotonic(), Found()
     stopped = ""
     looking = LOOKING if finalists else 1.0
@@ -92,6 +128,8 @@ def search(
 
     def is_time(one: Candidate, said: str) -> bool:
         nonlocal stopped
+        if pressed:
+            raise KeyboardInterrupt
         if left(looking) < 0:
             stopped = f"{looking * minutes:.3g} of {minutes:g} minutes are over"
         return not stopped
@@ -127,7 +165,7 @@ def search(
         show(ranked, found)
         stopped = ""
         try:
-            for _ in range(finalists):
+            while sum(e.compiled and not e.refused for e in ranked) < finalists:
                 entry = min((e for e in ranked if not e.is_known), key=lambda e: e.seconds, default=None)
                 if entry is None:
                     break

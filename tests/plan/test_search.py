@@ -1,6 +1,8 @@
 """Layouts by the analytic model: `neojax plan --search` and `mesh.layout: auto`."""
 
+import contextlib
 import json
+import signal
 from dataclasses import replace
 
 import jax
@@ -72,6 +74,20 @@ def test_ctrl_c_gives_what_was_found(monkeypatch):
     assert any(text.startswith("interrupted") for text in said)
 
 
+def test_ctrl_c_that_a_callback_swallows_ends_the_search_too(monkeypatch):
+    whole, said = searching.explore, []
+
+    def swallowed(*args, **keys):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return whole(*args, **keys)
+
+    monkeypatch.setattr(searching, "explore", swallowed)
+    ranked, _ = searching.search(from_dict(TREE), machine("h100:2"), finalists=0, say=said.append)
+    assert len(ranked) == 1 and any(text.startswith("interrupted") for text in said)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 @pytest.mark.parametrize("ends", [False, True])
 def test_what_is_compiled_ranks_first_and_ctrl_c_keeps_it(monkeypatch, ends):
     asked, shown = [], []
@@ -91,9 +107,9 @@ def test_what_is_compiled_ranks_first_and_ctrl_c_keeps_it(monkeypatch, ends):
         show=lambda ranked, found: shown.append([entry.compiled for entry in ranked]),
     )
     assert not any(shown[0])  # the table by the model comes before anything is compiled
-    assert [topology for _, topology in asked] == ["v5e:1x2"] * (1 if ends else 2)
-    assert ranked[-1].refused == "compiled, it does not fit"  # the first, which was the soonest by the model
-    assert ranked[0].compiled is not ends
+    assert [topology for _, topology in asked] == ["v5e:1x2"] * (1 if ends else 3)
+    assert ranked[-1].refused == "compiled, it does not fit"  # the soonest by the model
+    assert [entry.compiled for entry in ranked[:2]] == [not ends] * 2
 
 
 @pytest.mark.parametrize(
