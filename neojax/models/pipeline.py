@@ -95,7 +95,10 @@ def check(model: ModelConfig, layout: Layout, compute: Compute, turn: tuple[str,
         group = "layers" if len(turn) == 1 else f"groups of {len(turn)} layers ({', '.join(turn)})"
         each = f" of {rounds} rounds (train.pipeline_rounds)" if rounds > 1 else ""
         fitting = [n for n in range(2, repeats // rounds + 1) if repeats % (n * rounds) == 0]
-        mend = f"{_one_of(fitting)} stages would do" if fitting else "leave layers out"
+        fewer = [n for n in range(1, rounds) if repeats % (stages * n) == 0]
+        ways = [f"{_one_of(fitting)} stages"] if fitting else []
+        ways += [f"train.pipeline_rounds={n}" for n in fewer[-1:]]
+        mend = f"{' or '.join(ways)} would do" if ways else "leave layers out"
         raise NeojaxError(f"{given}{each}, which does not divide the model's {repeats} {group}; {mend}")
 
 
