@@ -56,16 +56,15 @@ def machine(text: str) -> Machine:
         raise NeojaxError(f"topology {text!r}: expected a chip and a shape, {FORM}")
     several, name, sizes = parts.groups()
     if name not in CHIPS:
-        raise NeojaxError(
-            f"topology {text!r}: no chip is called {name}{suggest(name, list(CHIPS))}; those known are "
-            f"{', '.join(CHIPS)}"
-        )
+        raise NeojaxError(f"topology {text!r}: no chip is called {name}{suggest(name, list(CHIPS))}")
     chip, shape = CHIPS[name], tuple(int(n) for n in sizes.split("x"))
     if not chip.axes and len(shape) == 1 and not several:
         return Machine(chip, shape)
     if not chip.axes:
         total = math.prod(shape) * int(several or 1)
         raise NeojaxError(f"topology {text!r}: GPUs are given by their number alone; write {name}:{total}")
+    if len(shape) == chip.axes - 1:  # 2x2 of a chip with three axes is 2x2x1
+        shape = (*shape, 1)
     if len(shape) != chip.axes:
         near = _near(chip, math.prod(shape))
         raise NeojaxError(
@@ -83,7 +82,7 @@ def _near(chip: Chip, chips: int) -> str:
     """The shape of a slice of about as many chips that is nearest to a square or cube."""
     power = max(0, round(math.log2(min(chips, chip.domain))))
     each = [power // chip.axes + (i < power % chip.axes) for i in reversed(range(chip.axes))]
-    return "x".join(str(2**n) for n in each)
+    return "x".join(str(2**n) for n in sorted(each, key=lambda n: (n == 0, n)))  # 2x2x1, not 1x2x2
 
 
 @dataclass(frozen=True)

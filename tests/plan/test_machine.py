@@ -29,6 +29,7 @@ def test_a_machine_is_named_as_it_is_written(text, chips, devices):
         ("v5e", "expected a chip and a shape"),
         ("v6:4x4", "no chip is called v6"),
         ("v5e:4x4x4", "a torus of 2 dimensions; try v5e:8x8"),
+        ("v5p:4", "a torus of 3 dimensions; try v5p:2x2x1"),
         ("v5e:32x32", "at most 256 chips; try several slices, 4xv5e:16x16"),
         ("h100:8x8", "write h100:64"),
     ],
@@ -36,6 +37,10 @@ def test_a_machine_is_named_as_it_is_written(text, chips, devices):
 def test_what_is_no_machine_is_named_with_what_is_near(text, said):
     with pytest.raises(NeojaxError, match=said):
         machine(text)
+
+
+def test_a_flat_slice_of_three_axes_is_one_as_it_is_to_the_compiler():
+    assert machine("2xv4:2x2") == machine("2xv4:2x2x1")
 
 
 def way(text, sizes, axes, dcn=None):
