@@ -12,6 +12,7 @@ from neojax.convert import configs
 from neojax.errors import NeojaxError
 from neojax.layout.mesh import Layout, abstract_layout, make_layout
 from neojax.layout.topology import tpu_devices
+from neojax.plan.auto import resolved
 from neojax.plan.machine import machine
 from neojax.plan.model_table import print_model
 from neojax.plan.picture import check_picture, draw_layout, flows_of, title_of
@@ -67,6 +68,12 @@ def run(args: Namespace) -> None:
         config = configs.of_folder(path, args.overrides)
     else:
         config = configs.load(*configs.words(args.config, args.overrides), asks=False)
+    on = machine(args.topology) if args.topology else None
+    if on and not on.chip.axes:
+        raise NeojaxError(
+            f"--topology {args.topology}: the mesh is laid on TPU slices; leave it out for GPUs"
+        )
+    config = resolved(config, on)
     layout = None
     if args.topology:
         layout = on_slice(config, args.topology)
@@ -74,7 +81,7 @@ def run(args: Namespace) -> None:
         print_model(config)
     if args.picture:
         layout = layout or abstract_layout(config.mesh)
-        on = machine(args.topology or f"h100:{layout.mesh.size}")  # of any kind: what moves is the same
+        on = on or machine(f"h100:{layout.mesh.size}")  # of any kind: what moves is the same
         title = title_of(args.config, args.topology or "")
         picture = draw_layout(config, layout, title, flows_of(config, on))
         Path(args.picture).write_text(picture, encoding="utf-8")

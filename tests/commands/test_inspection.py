@@ -217,3 +217,15 @@ def test_low_rank_additions_are_shown_with_what_they_and_the_base_cost(capsys):
     assert (
         f"stores {whole:,} bytes of parameters, frozen matrices in int8 and {2 * trained:,} of adamw" in out
     )
+
+
+def test_a_layout_to_be_chosen_is_shown_as_it_is_chosen(capsys):
+    mesh = ["mesh.layout=auto", "mesh.shape=data:-1", "mesh.param_layout="]
+    assert main(["inspect", str(CONFIGS / "demo.yml"), *mesh]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("mesh.layout=auto: mesh ") and "bytes of float32 parameters" in said
+
+
+def test_gpus_are_no_slice_to_lay_a_mesh_on(capsys):
+    assert main(["inspect", str(CONFIGS / "demo.yml"), "--topology", "h100:8"]) == 2
+    assert "h100:8: the mesh is laid on TPU slices" in capsys.readouterr().err
