@@ -14,7 +14,6 @@ import jax
 from neojax.config import Config
 from neojax.convert import configs
 from neojax.errors import NeojaxError
-from neojax.layout.chips import CHIPS
 from neojax.layout.topology import tpu_devices
 from neojax.models.inference import check_weights
 from neojax.output import complain
@@ -27,13 +26,14 @@ from neojax.plan.cost_picture import draw_costs
 from neojax.plan.decoding import compile_decoding, of_decoding, print_decoding
 from neojax.plan.estimate import analyse
 from neojax.plan.machine import machine
-from neojax.plan.picture import check_picture, title_of
+from neojax.plan.picture import check_folder, check_picture, title_of
 from neojax.plan.remedies import more_chips, remedies
 from neojax.plan.report import gb, of_step, print_report, with_remedies
 from neojax.plan.search import MINUTES, Ranked, listed, print_search, search, winner_text
 from neojax.storage.remote import place
 
 HERE = "here"
+FINALISTS = 3
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -84,14 +84,16 @@ def add_arguments(parser: ArgumentParser) -> None:
         ),
     )
     parser.add_argument(
-        "--finalists", type=int, default=3, metavar="N", help="with --search: so many are compiled"
+        "--finalists",
+        type=int,
+        metavar="N",
+        help=f"with --search: so many are compiled (default: {FINALISTS})",
     )
     parser.add_argument(
         "--minutes",
         type=positive,
-        default=MINUTES,
         metavar="N",
-        help="with --search: after so many nothing more is begun (default: %(default)g)",
+        help=f"with --search: after so many nothing more is begun (default: {MINUTES:g})",
     )
     parser.add_argument(
         "--out", metavar="FILE.yml", help="with --search: where the best goes (default: NAME.MACHINE.yml)"
@@ -108,12 +110,19 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="X",
         help="US dollars of one chip in one hour (default: a list price, where one is known)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object; of several machines, a list"
+    )
 
 
 def run(args: Namespace) -> None:
     """Prints the plan."""
     check_picture(args.picture)
+    check_folder("--out", args.out)
+    if args.weights != "auto" and not args.decode:
+        raise NeojaxError("--weights is of sampling; give --decode too, or leave it out")
+    if not args.search and (args.out or args.finalists is not None or args.minutes is not None):
+        raise NeojaxError("--out, --finalists and --minutes are of --search; give it too, or leave them out")
     if args.picture and args.decode:
         raise NeojaxError("--picture draws a training step; leave it out with --decode")
     path = place(args.config)
@@ -128,7 +137,8 @@ def run(args: Namespace) -> None:
         cost(config, args)
         return
     if is_auto(config.mesh):
-        config = resolved(config, None if args.topology == HERE else machine(args.topology))
+        on = None if args.topology == HERE else machine(args.topology)
+        config = resolved(config, on, complain if args.json else print)
     devices = None
     if args.topology != HERE:
         jax.config.update("jax_platforms", "cpu")  # nothing runs
@@ -163,9 +173,11 @@ def positive(text: str) -> float:
 
 
 def is_modelled(topology: str) -> bool:
-    """Whether a machine is one of GPUs, for which nothing can be compiled without one."""
-    chip = CHIPS.get(topology.partition(":")[0])
-    return chip is not None and chip.platform == "gpu"
+    """Whether the analytic model alone speaks of a machine: of GPUs, for which nothing can be compiled
+    without one, and of several machines. Raises `NeojaxError` where there is none such."""
+    if topology == HERE:
+        return False
+    return topology == "all" or "," in topology or not machine(topology).chip.axes
 
 
 def cost(config: Config, args: Namespace) -> None:
@@ -201,7 +213,9 @@ def look(config: Config, args: Namespace) -> None:
     jax.config.update("jax_platforms", "cpu")  # nothing runs
     config = replace(config, mesh=replace(config.mesh, cpu_devices=0))
     say = print if not args.json else complain
-    finalists = args.finalists if on.chip.axes else 0
+    finalists = FINALISTS if args.finalists is None else args.finalists
+    if not on.chip.axes:
+        finalists = 0
     if finalists > 0:
         tpu_devices(args.topology)  # says so where there is no such slice, or nothing to compile with
 
@@ -211,7 +225,8 @@ def look(config: Config, args: Namespace) -> None:
             print_search(ranked, found, short=True)
             print(flush=True)
 
-    ranked, found = search(config, on, finalists=finalists, minutes=args.minutes, say=say, show=before)
+    minutes = args.minutes or MINUTES
+    ranked, found = search(config, on, finalists=finalists, minutes=minutes, say=say, show=before)
     name = str(on).replace(":", "-")
     out = Path(args.out or f"{Path(args.config).stem}.{name}.yml")
     out.write_text(winner_text(ranked, found, config, on), encoding="utf-8")
@@ -244,7 +259,7 @@ def planned(
 
     one = compile_step(config, devices, quick)
     report = of_step(config, topology, one)
-    if topology.rpartition(":")[0].lstrip("0123456789").removeprefix("x") in CHIPS:
+    if topology != HERE:
         report |= {"estimate": of_analysis(analyse(config, topology))}
     if not one.fits:
         before, found = remedies(config, one, small)

@@ -52,9 +52,19 @@ class Flow:
 
 
 def check_picture(path: str | None) -> None:
-    """Raises `NeojaxError` for the name of a picture, if there is one, that is not drawn."""
+    """Raises `NeojaxError` for the name of a picture, if there is one, that is not drawn or has no folder."""
     if path and Path(path).suffix != ".svg":
         raise NeojaxError(f"--picture {path}: pictures are SVG, which browsers show; end the name in .svg")
+    check_folder("--picture", path)
+
+
+def check_folder(option: str, path: str | None) -> None:
+    """Raises `NeojaxError` where the file that `option` names, if there is one, cannot be written for want of
+    a folder: before there is any work, not behind it."""
+    if path and not Path(path).parent.is_dir():
+        raise NeojaxError(f"{option} {path}: there is no folder {Path(path).parent}; make it first")
+    if path and Path(path).is_dir():
+        raise NeojaxError(f"{option} {path} is a folder; name a file")
 
 
 def title_of(config: str, topology: str) -> str:

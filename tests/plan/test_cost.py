@@ -5,6 +5,7 @@ import json
 import pytest
 
 from neojax.cli import main
+from neojax.commands import plan as command
 
 TINY = """
 model: {n_layer: 2, n_embd: 64, n_ctx: 128, n_vocab: 256, attention: {heads: 2, window: 32}}
@@ -61,6 +62,13 @@ def test_machines_stand_in_one_table_and_picture_with_what_hinders_the_others(co
     [
         (["--tokens", "1e9", "--topology", "v5e"], "expected a chip and a shape"),
         (["--tokens", "1e9", "--decode"], "leave one out"),
+        (["--topology", "foo:4"], "no chip is called foo; known: v2,"),
+        (["--topology", "2xh100:8"], "write h100:16"),
+        (["--topology", "h100:8", "--weights", "int8"], "give --decode too"),
+        (["--topology", "h100:8", "--out", "best.yml"], "are of --search"),
+        (["--topology", "h100:8", "--picture", "no-folder/plan.svg"], "there is no folder no-folder"),
+        (["--search", "--topology", "h100:8", "--out", "no-folder/best.yml"], "there is no folder no-folder"),
+        (["--search", "--topology", "h100:8", "--out", "."], "is a folder; name a file"),
     ],
 )
 def test_what_cannot_be_is_one_line(config, capsys, words, said):
@@ -72,3 +80,10 @@ def test_tokens_are_a_number(config, capsys):
     with pytest.raises(SystemExit):
         main(["plan", config, "--tokens", "many"])
     assert "invalid positive value: 'many'" in capsys.readouterr().err
+
+
+def test_what_auto_says_is_not_in_the_object_of_a_plan(config, capsys, monkeypatch):
+    monkeypatch.setattr(command, "planned", lambda config, *_: {"layout": config.mesh.layout})
+    mesh = ["mesh.layout=auto", "mesh.shape=data:-1", "mesh.param_layout="]
+    found = json.loads(plan(capsys, config, *mesh, "--json"))
+    assert found["layout"].startswith("batch:")
