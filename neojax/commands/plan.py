@@ -210,6 +210,9 @@ def look(config: Config, args: Namespace) -> None:
     if args.topology == HERE:
         raise NeojaxError("--search needs a machine: --topology, such as v5e:8x8 or h100:64")
     on = machine(args.topology)
+    out = Path(args.out or f"{Path(args.config).stem}.{str(on).replace(':', '-')}.yml")
+    if out.exists():
+        raise NeojaxError(f"{out} is there already; name another file with --out, or remove it")
     jax.config.update("jax_platforms", "cpu")  # nothing runs
     config = replace(config, mesh=replace(config.mesh, cpu_devices=0))
     say = print if not args.json else complain
@@ -227,8 +230,6 @@ def look(config: Config, args: Namespace) -> None:
 
     minutes = args.minutes or MINUTES
     ranked, found = search(config, on, finalists=finalists, minutes=minutes, say=say, show=before)
-    name = str(on).replace(":", "-")
-    out = Path(args.out or f"{Path(args.config).stem}.{name}.yml")
     out.write_text(winner_text(ranked, found, config, on), encoding="utf-8")
     if args.json:
         print(json.dumps({"topology": str(on), "best": str(out), "candidates": listed(ranked)}))

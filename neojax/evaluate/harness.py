@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from traceback import walk_tb
 from types import ModuleType
 from typing import Any
 
@@ -63,23 +64,36 @@ def evaluate(
     try:
         loaded = manager.load(list(tasks))
     except Exception as e:  # of data sets' hubs, yaml, templates, tasks' own code
-        line = next(iter(str(e).strip().splitlines()), "")
         raise NeojaxError(
-            f"--tasks {','.join(tasks)} cannot be read: {type(e).__name__}: {line}; tasks of local files are "
-            "read with --include-path DIR"
+            f"--tasks {','.join(tasks)} cannot be read: {_told(e)}; tasks of local files are read with "
+            "--include-path DIR"
         ) from None
     manager.load = lambda _: loaded  # once is enough
-    with contextlib.redirect_stdout(sys.stderr):  # the harness says there what it does
-        return _module("lm_eval").simple_evaluate(
-            lm,
-            tasks=list(tasks),
-            num_fewshot=num_fewshot,
-            limit=limit,
-            task_manager=manager,
-            bootstrap_iters=BOOTSTRAP,
-            log_samples=False,
-            **({} if chat is None else chat.options()),
-        )
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # the harness says there what it does
+            return _module("lm_eval").simple_evaluate(
+                lm,
+                tasks=list(tasks),
+                num_fewshot=num_fewshot,
+                limit=limit,
+                task_manager=manager,
+                bootstrap_iters=BOOTSTRAP,
+                log_samples=False,
+                **({} if chat is None else chat.options()),
+            )
+    except NeojaxError:
+        raise
+    except Exception as e:
+        if any(frame.f_globals.get("__name__") == own.__name__ for frame, _ in walk_tb(e.__traceback__)):
+            raise  # of our model
+        raise NeojaxError(
+            f"--tasks {','.join(tasks)}: the harness cannot ask them so: {_told(e)}; --num-fewshot and "
+            "--limit must suit the documents of a task"
+        ) from None
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
 def _manager(tasks: Sequence[str], include_path: str | None) -> Any:

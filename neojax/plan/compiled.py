@@ -6,13 +6,14 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.compilation_cache import compilation_cache
 
 from neojax.config import Config
 from neojax.data.batch import Batch
@@ -132,20 +133,25 @@ def _folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _effort(quick: bool) -> Iterator[None]:
-    """The compiler's effort, and no program from a cache, of which nothing would be written."""
+    """The compiler's effort, and no program from a cache, of which nothing would be written. JAX looks but
+    once whether the cache is on, unless it is reset."""
     effort = QUICK if quick else 0.0
     changed = {
         "jax_exec_time_optimization_effort": effort,
         "jax_enable_compilation_cache": False,
     }
     before = {name: getattr(jax.config, name) for name in changed}
-    for name, value in changed.items():
-        jax.config.update(name, value)
+
+    def change(values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    change(changed)
     try:
         yield
     finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
+        change(before)
 
 
 def available(layout: Layout) -> int | None:

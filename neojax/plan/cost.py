@@ -99,7 +99,7 @@ def print_estimate(found: Mapping[str, Any]) -> None:
     print(f"  {found['tokens_per_second']:,.0f} tokens/s, {found['mfu']:.1%} of the peak (MFU)")
     print(
         f"the run, {found['steps']:,.0f} steps, {found['tokens']:.4g} tokens: {found['days']:.3g} days "
-        f"({found['days_low']:.3g} to {found['days_high']:.3g}), {found['chip_hours']:,.0f} chip-hours"
+        f"({found['days_low']:.3g} to {found['days_high']:.3g}), {_amount(found['chip_hours'])} chip-hours"
         f"{_money(found)}; a checkpoint takes {gb(found['checkpoint'])}"
     )
     constants = ", ".join(
@@ -111,11 +111,16 @@ def print_estimate(found: Mapping[str, Any]) -> None:
         print("no published step on this chip is known: it is taken to reach what a like one does")
 
 
+def _amount(number: float) -> str:
+    """A whole number, or three digits of what is below ten."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.3g}"
+
+
 def _money(found: Mapping[str, Any]) -> str:
     if found["dollars"] is None:
         return ", no list price known (--price-per-chip-hour)"
     listed = " (a list price)" if found["price_is_listed"] else ""
-    return f", ${found['dollars']:,.0f} at ${found['price_per_chip_hour']:g}{listed}"
+    return f", ${_amount(found['dollars'])} at ${found['price_per_chip_hour']:g}{listed}"
 
 
 def sweep(

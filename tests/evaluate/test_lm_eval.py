@@ -241,6 +241,7 @@ def test_what_the_harness_cannot_do_is_one_line(folder, task, capsys):
     for arguments, words in (
         (["--tasks", "pest"], "has no task pest; did you mean pets?"),
         (["--tasks", "pets", "--limit", "0"], "--limit is 0; expected at least 1"),
+        (["--tasks", "pets", "--num-fewshot", "99"], "cannot ask them so: ValueError"),
     ):
         assert main(["eval", str(folder), "--include-path", str(task), *arguments]) == 2
         assert words in capsys.readouterr().err

@@ -82,6 +82,21 @@ def test_recomputation_takes_what_is_kept_away(config, here, capsys):
     assert kept < 0.5 * here["memory"]["most_activations_kept"] and inputs <= kept < 2 * inputs
 
 
+def test_a_program_that_was_compiled_before_is_not_taken_from_a_cache(config, tmp_path):
+    """Of one that is, nothing would be written to read its memory from."""
+    own, keep = jax.config.jax_compilation_cache_dir, jax.config.jax_persistent_cache_min_compile_time_secs
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        small = configuration.load(config, ["model.n_layer=2"])
+        for _ in range(2):
+            jax.jit(lambda x: x + 1)(1.0)  # JAX has looked whether the cache is on
+            assert compiled.compile_step(small, None, quick=True).memory
+    finally:
+        jax.config.update("jax_compilation_cache_dir", own)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", keep)
+
+
 @pytest.mark.slow
 def test_a_step_that_does_not_fit_has_an_answer(config, here, capsys, monkeypatch):
     needed = here["memory"]["needed"]

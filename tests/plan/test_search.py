@@ -58,6 +58,8 @@ def test_a_search_ranks_and_writes_the_best_with_its_reason(config, capsys, tmp_
     assert "as configured:" in text
     best = configuration.load(out)
     assert (best.mesh.layout, best.mesh.shape) == (found[0]["layout"], found[0]["shape"])
+    assert main(["plan", str(config), *words]) == 2
+    assert "best.yml is there already" in capsys.readouterr().err and out.read_text() == text
 
 
 def test_ctrl_c_gives_what_was_found(monkeypatch):
