@@ -31,9 +31,12 @@ from neojax.training.loop import described
 from neojax.training.state import abstract_state
 from neojax.training.step import make_train_step
 
-QUICK = (
-    -1.0
-)  # of the compiler's efforts: the same collectives in a fraction of the time, some 30 % more temporaries
+# The compiler's effort, as JAX's option for it takes it: the same collectives in a fraction of the time, some
+# 30 % more temporaries. JAX 0.12 has levels instead, of which TPUs were not asked.
+EFFORT = {
+    "jax_exec_time_optimization_effort": (0.0, -1.0),
+    "jax_optimization_level": ("UNKNOWN", "O1"),
+}
 HBM = re.compile(
     r"exceeds available HBM \(([\d.]+)([KMGT])\)|Used [\d.]+[KMGT] of ([\d.]+)([KMGT]) hbm", re.IGNORECASE
 )
@@ -135,11 +138,8 @@ def _folder() -> Iterator[Path]:
 def _effort(quick: bool) -> Iterator[None]:
     """The compiler's effort, and no program from a cache, of which nothing would be written. JAX looks but
     once whether the cache is on, unless it is reset."""
-    effort = QUICK if quick else 0.0
-    changed = {
-        "jax_exec_time_optimization_effort": effort,
-        "jax_enable_compilation_cache": False,
-    }
+    name = next(name for name in EFFORT if hasattr(jax.config, name))
+    changed = {name: EFFORT[name][quick], "jax_enable_compilation_cache": False}
     before = {name: getattr(jax.config, name) for name in changed}
 
     def change(values: Mapping[str, Any]) -> None:

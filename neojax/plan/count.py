@@ -337,7 +337,7 @@ class _Walker:
     def _loop(
         self, eqn: Any, name: str, ins: Sequence[int], frame: _Frame, at: int, times: int
     ) -> list[_Value]:
-        carried = eqn.params.get("num_carry", 0)
+        constants, carried = _carry(eqn) if name == "scan" else (0, 0)
         if name == "scan":
             inside, repeats = [eqn.params["jaxpr"]], eqn.params["length"]
         else:
@@ -346,7 +346,7 @@ class _Walker:
                 1,
             )
         if name == "scan":
-            for number in ins[eqn.params["num_consts"] :][:carried]:
+            for number in ins[constants:][:carried]:
                 value = frame.values[number]
                 if self.readers[number] == 1:  # what is carried takes its place
                     value.used = at - 1
@@ -363,6 +363,16 @@ class _Walker:
             _Value(self.bytes(v.aval), what="carried" if i < carried else "kept")
             for i, v in enumerate(eqn.outvars)
         ]
+
+
+def _carry(scan: Any) -> tuple[int, int]:
+    """How many inputs of a scan are the same in every turn, and how many are carried; JAX 0.12 has them as
+    trees."""
+    params = scan.params
+    if "ft_in" not in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carried, _ = params["ft_in"].update(scan.invars).unpack()
+    return len(list(constants)), len(list(carried))
 
 
 def _seen(one: Product, model: ModelConfig) -> Product:
