@@ -58,7 +58,7 @@ PRETRAINED = {
 TRAINED = ["train.schedule=linear", "train.min_lr_ratio=0", "train.weight_decay=0.01", "train.beta2=0.999"]
 TRAINED += ["train.epsilon=1e-6", "train.unroll=0", "train.tensorboard=false", "train.log_every=50"]
 TRAINED += ["train.batch_size=32", "mesh.cpu_devices=1", "mesh.shape=data:1"]
-RATES = {"whole": 2e-3, "lora": 1e-2, "random weights": 2e-3}
+RATES = {"whole": 2e-3, "lora": 3e-3, "lora, 1e-2": 1e-2, "random weights": 2e-3}
 """By what is trained, the learning rate."""
 EPOCHS = 3
 LORA = ["train.lora.rank=8", "train.lora.targets=[attn.query, attn.value, mlp.up, mlp.down]"]
@@ -133,7 +133,7 @@ def pretrained(name: str, work: Path) -> dict[str, Any]:
 
 def tuned(name: str, how: str, seed: int, data: Path, work: Path) -> dict[str, Any]:
     """Fine-tunes a model to sst2.train; what that took, and where the run is."""
-    out = work / f"{name}-{how.replace(' ', '-')}-{seed}"
+    out = work / f"{name}-{how.replace(', ', '-').replace(' ', '-')}-{seed}"
     words = [*TRAINED, *(word.format(0.1) for word in DROPOUT), "data.task=sst2"]
     words += [f"train.run_dir={out}"]
     words += [
@@ -147,7 +147,7 @@ def tuned(name: str, how: str, seed: int, data: Path, work: Path) -> dict[str, A
         [tokenizer, "model.init.std=0.02"] if how == "random weights" else [f"train.init_from={work / name}"]
     )
     config = str(work / f"{name}.yml")
-    seconds, memory, said = run("train", config, *words, *(LORA if how == "lora" else []))
+    seconds, memory, said = run("train", config, *words, *(LORA if how.startswith("lora") else []))
     counts = re.search(r"([\d,]+) parameters(?:, ([\d,]+) of them trained)?", said)
     assert counts is not None
     whole, trained = (int((part or counts[1]).replace(",", "")) for part in counts.groups())
