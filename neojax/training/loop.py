@@ -4,13 +4,14 @@ import math
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 
 from neojax.arguments import wrong
 from neojax.config import Config
 from neojax.errors import NeojaxError
-from neojax.kernels.choice import describe, of_layers
+from neojax.kernels.choice import Choice, describe, of_layers
 from neojax.layout.devices import shape_text
 from neojax.layout.hosts import agreed, on_first, owned
 from neojax.layout.mesh import Layout, make_layout
@@ -61,11 +62,17 @@ def described(config: Config, layout: Layout) -> tuple[Transformer, Optimizer]:
     )
     model = Transformer(config.model, layout, compute, train.lora)
     model.stored()
-    apart = config.data.isolate_documents or config.data.task != "none"
-    of_layers(train.attention_kernel, config.model, layout, compute.dtype, apart)
+    kernels_of(config, layout, compute.dtype)
     compiler_options(layout, train.compiler_options, train.deterministic)
     check_fit(model, train)
     return model, make_optimizer(train, model.dims(), config.model.n_vocab, model.depths())
+
+
+def kernels_of(config: Config, layout: Layout, dtype: Any) -> dict[str, Choice]:
+    """The kernel of every type of attention in the run, which computes in `dtype`. Raises `NeojaxError` where
+    the one that `config` names cannot do it."""
+    apart = config.data.isolate_documents or config.data.task != "none"
+    return of_layers(config.train.attention_kernel, config.model, layout, dtype, apart)
 
 
 def train(config: Config, stop: Stop | None = None, ask: Asker | None = None) -> None:
@@ -141,10 +148,7 @@ def train(config: Config, stop: Stop | None = None, ask: Asker | None = None) ->
             f"{shape_text(layout.mesh.shape)} ({layout.mesh.devices.flat[0].device_kind}), compute in "
             f"{model.compute.dtype}, run directory {folder}"
         )
-        apart = config.data.isolate_documents or config.data.task != "none"
-        dtype = model.compute.dtype
-        chosen = of_layers(config.train.attention_kernel, config.model, layout, dtype, apart)
-        if chosen:
+        if chosen := kernels_of(config, layout, model.compute.dtype):
             progress.note(describe(chosen))
         if schedule := model.schedule(config.train.microbatches):
             progress.note(pipeline.describe(schedule))
