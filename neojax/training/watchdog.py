@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 import jax
 
@@ -49,16 +48,19 @@ class Watchdog:
         self._compiled = False
         self._took: deque[float] = deque(maxlen=64)
         self._closed = threading.Event()
+        self._watching = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
         if self._seconds != 0:
-            for target in (self._wait, self._watch):
-                threading.Thread(target=target, name="watchdog", daemon=True).start()
+            threading.Thread(target=self._wait, name="watchdog", daemon=True).start()
+            self._watching.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
         self._results.put(None)
+        if self._seconds != 0:
+            self._watching.join()  # it may be writing its log, and ends nothing after this
 
     @contextmanager
     def step(self, number: int) -> Iterator[Callable[[jax.Array], None]]:
@@ -108,9 +110,9 @@ class Watchdog:
                 number, began = self._open[0] if self._open and self._compiled else (0, 0.0)
                 spent = time.monotonic() - max(began, self._last_end)
             if number and spent > self.limit():
-                self._end(number, spent)
+                return self._end(number, spent)
 
-    def _end(self, number: int, spent: float) -> NoReturn:
+    def _end(self, number: int, spent: float) -> None:
         line = (
             f"step {number} has not ended after {spent:.0f} s (train.stall_seconds), on process "
             f"{jax.process_index()} of {jax.process_count()}, {socket.gethostname()}"
@@ -118,11 +120,12 @@ class Watchdog:
         writer = threading.Thread(target=self._write, args=(line,), daemon=True)
         writer.start()
         writer.join(WRITE_SECONDS)
-        end(
-            f"{line}; where each thread is stands in {self._spool.named(self.log)}; the same command goes "
-            "on from the last whole checkpoint",
-            RETRY,
-        )
+        if not self._closed.is_set():  # the loop may have come to its end while the log was written
+            end(
+                f"{line}; where each thread is stands in {self._spool.named(self.log)}; the same command "
+                "goes on from the last whole checkpoint",
+                RETRY,
+            )
 
     def _write(self, line: str) -> None:
         try:

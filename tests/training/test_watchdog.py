@@ -1,5 +1,6 @@
 """A step that takes too long ends its process; nothing else does."""
 
+import threading
 import time
 
 import jax.numpy as jnp
@@ -38,10 +39,30 @@ def test_neither_the_first_step_nor_what_is_between_steps_counts(ends, tmp_path)
 
 def test_a_step_that_takes_too_long_is_told_with_every_thread(ends, tmp_path):
     with Watchdog(tmp_path, 0.3) as dog:
-        steps(dog, [0, 0, 1.0])
+        steps(dog, [0, 0])
+        with dog.step(3):
+            give_up = time.monotonic() + 60
+            while not ends and time.monotonic() < give_up:
+                time.sleep(0.05)
     line, status = ends[0]
     assert status == 75 and line.startswith("step 3 has not ended after ") and str(dog.log) in line
     assert "test_watchdog.py" in dog.log.read_text() and "step 3" in dog.log.read_text()
+
+
+def test_a_run_that_ends_while_its_log_is_written_is_not_ended_afterwards(ends, tmp_path, monkeypatch):
+    writing = threading.Event()
+
+    def write(self, line):
+        writing.set()
+        time.sleep(0.5)
+
+    monkeypatch.setattr(Watchdog, "_write", write)
+    with Watchdog(tmp_path, 0.3) as dog:
+        steps(dog, [0, 0])
+        with dog.step(3) as ran:
+            assert writing.wait(60)
+            ran(RESULT)
+    assert not dog._watching.is_alive() and not ends
 
 
 def test_zero_means_no_watchdog(ends, tmp_path):
