@@ -1,12 +1,12 @@
 """The smallest machine of every kind on which each shipped configuration fits as it is, and how long its run
 would take there.
 
-    python benchmarks/machines.py [--only NAME ...] [--model] [--again] [--table]
+    python benchmarks/machines.py [--only NAME ...] [--chips CHIP ...] [--model] [--again] [--table]
 
 Sizes of slices are tried from the smallest on: the analytic model says which may fit, and the step is then
 compiled for TPUs (as `neojax plan --quick`, whose temporaries are up to a third more than those of a whole
-compilation), until one fits. GPUs are by the model alone. Rows are kept in results/machines.json as they are
-done. Needs libtpu (`pip install .[tpu]`).
+compilation), until one fits; those that do not are kept as `missed`. GPUs are by the model alone. Rows are
+kept in results/machines.json as they are done. Needs libtpu (`pip install .[tpu]`).
 """
 
 import argparse
@@ -14,6 +14,7 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ def smallest(name: str, chip: str, modelled: bool) -> dict[str, Any]:
     from neojax.plan.estimate import analyse
 
     path, refused = CONFIGS / f"{name}.yml", ""
+    missed: list[dict[str, Any]] = []
     config = configuration.load(path)
     for size in MACHINES[chip]:
         topology = f"{chip}:{size}"
@@ -66,12 +68,16 @@ def smallest(name: str, chip: str, modelled: bool) -> dict[str, Any]:
         }
         if is_modelled:
             return row
+        start = time.perf_counter()
         with multiprocessing.get_context("spawn").Pool(1) as pool:  # libtpu does not give its memory back
             needed, available, fits = pool.apply(compiled, (str(path), topology))
+        own = {"needed": needed, "available": available, "by_the_model": need, "compiled": True}
         if fits:
-            own = {"needed": needed, "available": available, "by_the_model": need, "compiled": True}
-            return {**row, **own}
-    return {"none": refused or "too little memory on every size", "compiled": not modelled}
+            own["minutes"] = (time.perf_counter() - start) / 60
+            return {**row, **own} | ({"missed": missed} if missed else {})
+        missed.append({"topology": topology, **own})
+    none = {"none": refused or "too little memory on every size", "compiled": not modelled}
+    return none | ({"missed": missed} if missed else {})
 
 
 def compiled(path: str, topology: str) -> tuple[int, int, bool]:
@@ -120,6 +126,7 @@ def days(count: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="*", default=NAMES, help="names of configurations")
+    parser.add_argument("--chips", nargs="*", default=list(MACHINES), help="such as v5e")
     parser.add_argument(
         "--model", action="store_true", help="by the analytic model alone, in a minute or two"
     )
@@ -133,7 +140,7 @@ def main() -> None:
         print(*table(kept["results"]), sep="\n")
         return
     for name in args.only:
-        for chip in MACHINES:
+        for chip in args.chips:
             key = f"{name} {chip}"
             own = kept["results"].get(key)
             is_done = own is not None and (args.model or chip in GPUS or own["compiled"])

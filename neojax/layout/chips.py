@@ -47,6 +47,11 @@ class Chip:
         """The platform of its devices, as JAX calls it: tpu or gpu."""
         return "tpu" if self.axes else "gpu"
 
+    @property
+    def room(self) -> float:
+        """Bytes that a program may take on one of its devices."""
+        return ROOM.get(self.name, self.memory / self.cores)
+
 
 CHIPS = {
     chip.name: chip
@@ -68,6 +73,15 @@ CHIPS = {
     )
 }  # fmt: skip
 """By the name that a topology gives them, as in v5e:16x16."""
+
+# Bytes that a TPU's compiler leaves a program on one device, as its own errors name them (libtpu 0.0.42).
+ROOM = {
+    name: left * GIB
+    for name, left in (
+        ("v2", 7.48), ("v3", 15.48), ("v4", 30.75), ("v5e", 15.75), ("v5p", 95.74), ("v6e", 31.25),
+        ("7x", 94.75),
+    )
+}  # fmt: skip
 
 # Peaks of `jax.Device`s of which the table above does not say more.
 PEAK_FLOPS = {

@@ -20,7 +20,6 @@ from neojax.plan.machine import Machine, machine, path, paths
 from neojax.plan.trace import dcn_of, trace
 from neojax.plan.work import Transfer, Work
 
-KEPT_BACK = 0.25 * 2.0**30
 HOP = 1e-6  # seconds that a message takes to the next chip, at least
 
 
@@ -112,8 +111,8 @@ class Analysis:
 
     @property
     def room(self) -> float:
-        """Bytes that a step may take on one device: the compiler of TPUs keeps a quarter of a GiB."""
-        return self.on.chip.memory / self.on.chip.cores - (KEPT_BACK if self.on.chip.axes else 0)
+        """Bytes that a step may take on one device."""
+        return self.on.chip.room
 
     @property
     def fits(self) -> bool:

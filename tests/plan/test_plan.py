@@ -13,6 +13,7 @@ from neojax import config as configuration
 from neojax.cli import main
 from neojax.commands.plan import planned
 from neojax.config import Config, MeshConfig, TrainConfig
+from neojax.layout.chips import CHIPS, GIB, ROOM
 from neojax.layout.topology import tpu_devices
 from neojax.models import Transformer
 from neojax.models.compute import Compute
@@ -128,6 +129,15 @@ def test_a_step_on_tpus_that_are_not_here(config, capsys):
     crossing = [row for row in report["collectives"] if row["crosses"]]
     assert {row["axes"] for row in crossing} == {"slices across slices"}
     assert sum(host["rows_per_step"] for host in report["hosts"]) == 16 and len(report["hosts"]) == 2
+
+
+@pytest.mark.parametrize("chip", ROOM)
+def test_the_model_has_the_room_that_the_compiler_leaves(chip):
+    pytest.importorskip("libtpu")
+    axes = CHIPS[chip].axes
+    devices = tpu_devices(f"{chip}:2x2" + "x1" * (axes - 2))
+    layout = compiled.make_layout(MeshConfig("data:-1", "batch:data"), devices)
+    assert compiled.available(layout) == pytest.approx(CHIPS[chip].room, abs=0.01 * GIB)
 
 
 def test_what_a_step_needs_that_is_too_large_for_a_tpu(config):
