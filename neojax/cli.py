@@ -91,11 +91,11 @@ def _run(prog: str, argv: Sequence[str] | None) -> None:
         if name == asked:
             command = import_module(f"neojax.commands.{name.replace('-', '_')}")
             command.add_arguments(sub)
-            sub.set_defaults(run=command.run)
+            sub.set_defaults(run=command.run, refuse=sub.error)
     # section.key=value may stand anywhere, also behind options, where argparse does not look for it.
     args, rest = parser.parse_known_args(argv)
     if rest and not (hasattr(args, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        args.refuse(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.overrides = [*args.overrides, *rest]
     args.run(args)

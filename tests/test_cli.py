@@ -62,7 +62,7 @@ def test_answers_without_jax(args):
         (["trian"], ["trian", "train"]),
         (["train"], ["CONFIG.yml"]),
         (["train", "absent.yml"], ["absent.yml"]),
-        (["train", "CONFIG", "--frob"], ["--frob"]),
+        (["train", "CONFIG", "--frob"], ["--frob", "(see neojax train --help)"]),
         (["train", "CONFIG", "train.stepps=1"], ["train.stepps", "did you mean train.steps"]),
         (["train", "CONFIG", "train.run_dir="], ["train.run_dir"]),
         (["train", "CONFIG", "data.train="], ["data.train"]),

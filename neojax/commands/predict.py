@@ -84,10 +84,10 @@ def run(args: Namespace) -> None:
     if args.out and not is_free(named(args.out, "--out")):
         raise NeojaxError(f"{args.out} exists already; remove it or name another place")
     read, say = BY_HEAD[task.head]
-    rows = {file: read(file, data, labelled=False) for file in files}  # before the weights are read
+    rows = [(file, read(file, data, labelled=False)) for file in files]  # before the weights are read
     model = opened(args, mesh)
     check_predicts(model)
-    for file, own in rows.items():
+    for file, own in rows:
         found = say(model, own, data, args, file)
         if found and not jax.process_index():
             complain(

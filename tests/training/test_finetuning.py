@@ -94,11 +94,12 @@ def test_predictions_are_those_of_the_evaluation(data, run):
 def test_the_command_prints_what_the_model_says_and_how_good_it_is(data, run, capsys):
     from neojax.cli import main
 
-    assert main(["predict", str(run), str(data / "dev.jsonl"), "--json"]) == 0
+    dev = str(data / "dev.jsonl")
+    assert main(["predict", str(run), dev, dev, "--json"]) == 0
     out = capsys.readouterr()
     said = [json.loads(line) for line in out.out.splitlines()]
-    assert len(said) == 45 and set(said[0]["scores"]) == {"bad", "good"}
-    assert out.err.strip().endswith("dev.jsonl: accuracy 1.0000, f1 1.0000")
+    assert len(said) == 90 and said[:45] == said[45:] and set(said[0]["scores"]) == {"bad", "good"}
+    assert out.err.count("dev.jsonl: accuracy 1.0000, f1 1.0000") == 2
     assert main(["predict", str(run), str(data / "dev.jsonl"), "data.text=title"]) == 2
     assert "dev.jsonl:1 has no 'title'; it has text, label, length" in capsys.readouterr().err
     other = data / "other.jsonl"
