@@ -8,8 +8,8 @@ megatron/openwebtext-1000.decoded.jsonl; where they are absent, nothing is measu
 sentences of sst2.train three times, without labels, and those 1,000 pages, in lower case as SST-2 is. Every
 training is a process of its own on one CPU device: its seconds are those of a processor for the whole
 command, start and compilation included, which other work on the machine changes less than those of a clock;
-its memory is the most that it, or this program when it started it, had at a time, and the optimizer's bytes
-are AdamW's two moments of what is trained. Models are asked after their last step. Needs scikit-learn
+its memory is the most that it had at a time, as Linux counts it, and the optimizer's bytes are AdamW's two
+moments of what is trained. Models are asked after their last step. Needs scikit-learn
 (`pip install -e '.[eval]'`).
 """
 
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,20 @@ def run(*command: str) -> tuple[float, int, str]:
         process = subprocess.Popen(
             [sys.executable, "-m", "neojax", *command], stdout=said, stderr=subprocess.STDOUT, env=environment
         )
-        _, status, used = os.wait4(process.pid, 0)
+        memory = 0  # rusage's would be this program's own where that is more: a process begins as its parent
+        while (ended := os.wait4(process.pid, os.WNOHANG))[0] == 0:
+            told = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
+            memory = max(
+                memory, *(1024 * int(kilobytes) for kilobytes in re.findall(r"VmHWM:\s+(\d+)", told)), 0
+            )
+            time.sleep(0.2)
+        _, status, used = ended
         process.returncode = os.waitstatus_to_exitcode(status)
         said.seek(0)
         text = said.read()
     if process.returncode or "stopping after saving" in text:
         raise SystemExit(f"{' '.join(command)}\n{text[-2000:]}")
-    return used.ru_utime + used.ru_stime, used.ru_maxrss * 1024, text
+    return used.ru_utime + used.ru_stime, memory, text
 
 
 def kept(path: Path, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def near(found, wanted):
     """Whether two rows of results have the same numbers, up to rounding."""
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
-        if isinstance(value, float):
+        if isinstance(value, float | dict):
             assert found[name] == pytest.approx(value, rel=1e-4), name
 
 
@@ -156,10 +156,11 @@ def test_commands_that_two_processes_run_say_once_what_one_says(folder, capsys, 
             ["train", str(folder / "taught.yml"), f"train.run_dir={taught}"],
             ["eval", asked, str(folder / "text.jsonl"), "--json"],
             ["eval", asked, "--tasks", f"{local},pets,said", *include],
+            ["predict", taught, str(folder / "sst2.jsonl"), "--json"],
         ]
 
     many, other = run_hosts(COMMANDS, 2, json.dumps(commands(folder / "two")), timeout=900)
-    assert other == [""] * 4
+    assert other == [""] * 5
     capsys.readouterr()
     for number, command in enumerate(commands(folder / "one")):
         assert main([*command, "mesh.cpu_devices=8"] if number > 1 else command) == 0
