@@ -1,9 +1,9 @@
 # Everything here works on a machine with Python 3.11+, pip, make and git, and installs what it needs into .venv.
-# The other end of the versions: make test PYTHON=python3.13 VENV=.venv-newest CONSTRAINTS=constraints-newest.txt EXTRAS=test,buckets
+# The other end of the versions: make test PYTHON=python3.13 VENV=.venv-newest CONSTRAINTS=constraints-newest.txt EXTRAS=test,buckets,pictures
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
-EXTRAS ?= test,hf,buckets,eval
+EXTRAS ?= test,hf,buckets,eval,pictures
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS)
 

@@ -15,7 +15,8 @@ from neojax.layout.topology import tpu_devices
 from neojax.plan.auto import resolved
 from neojax.plan.machine import machine
 from neojax.plan.model_table import print_model
-from neojax.plan.picture import check_picture, draw_layout, flows_of, title_of
+from neojax.plan.picture import draw_layout, flows_of, title_of
+from neojax.plan.picture_file import check_picture, save_picture
 from neojax.plan.slice_view import print_slice
 from neojax.runs import base, integrity
 from neojax.runs.bucket_shelf import shelf_of
@@ -46,7 +47,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--picture",
-        metavar="FILE.svg",
+        metavar="FILE",
         help="draw the mesh as it lies, what a device holds of every tensor, and what moves over which axis",
     )
     parser.add_argument("--keys", action="store_true", help="list every configuration key instead")
@@ -84,7 +85,7 @@ def run(args: Namespace) -> None:
         on = on or machine(f"h100:{layout.mesh.size}")  # of any kind: what moves is the same
         title = title_of(args.config, args.topology or "")
         picture = draw_layout(config, layout, title, flows_of(config, on))
-        Path(args.picture).write_text(picture, encoding="utf-8")
+        save_picture(args.picture, picture)
 
 
 def on_slice(config: Config, topology: str) -> Layout:

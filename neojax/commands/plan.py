@@ -26,7 +26,8 @@ from neojax.plan.cost_picture import draw_costs
 from neojax.plan.decoding import compile_decoding, of_decoding, print_decoding
 from neojax.plan.estimate import analyse
 from neojax.plan.machine import machine
-from neojax.plan.picture import check_folder, check_picture, title_of
+from neojax.plan.picture import title_of
+from neojax.plan.picture_file import check_folder, check_picture, save_picture
 from neojax.plan.remedies import more_chips, remedies
 from neojax.plan.report import gb, of_step, print_report, with_remedies
 from neojax.plan.search import MINUTES, Ranked, listed, print_search, search, winner_text
@@ -72,7 +73,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--picture",
-        metavar="FILE.svg",
+        metavar="FILE",
         help="draw memory, time and collectives of the step as bars, too; of costs, days against chips",
     )
     parser.add_argument(
@@ -151,9 +152,7 @@ def run(args: Namespace) -> None:
     else:
         report = planned(config, args.topology, devices, args.quick)
     if args.picture:
-        Path(args.picture).write_text(
-            draw_plan(report, title_of(args.config, args.topology)), encoding="utf-8"
-        )
+        save_picture(args.picture, draw_plan(report, title_of(args.config, args.topology)))
     if args.json:
         print(json.dumps(report))
     elif args.decode:
@@ -192,7 +191,7 @@ def cost(config: Config, args: Namespace) -> None:
     rows = list(sweep(config, wanted, args.tokens, args.price_per_chip_hour))
     if args.picture:
         drawn = draw_costs(rows, title_of(args.config, "what it costs"))
-        Path(args.picture).write_text(drawn, encoding="utf-8")
+        save_picture(args.picture, drawn)
     if args.json:
         print(json.dumps(rows[0] if len(rows) == 1 else rows))
     elif len(rows) > 1:

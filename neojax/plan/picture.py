@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from neojax.config import Config
-from neojax.errors import NeojaxError
 from neojax.layout.devices import shape_text
 from neojax.layout.mesh import Layout
 from neojax.models import Transformer
@@ -49,22 +48,6 @@ class Flow:
     bytes: float
     runs: int
     crosses: bool
-
-
-def check_picture(path: str | None) -> None:
-    """Raises `NeojaxError` for the name of a picture, if there is one, that is not drawn or has no folder."""
-    if path and Path(path).suffix != ".svg":
-        raise NeojaxError(f"--picture {path}: pictures are SVG, which browsers show; end the name in .svg")
-    check_folder("--picture", path)
-
-
-def check_folder(option: str, path: str | None) -> None:
-    """Raises `NeojaxError` where the file that `option` names, if there is one, cannot be written for want of
-    a folder: before there is any work, not behind it."""
-    if path and not Path(path).parent.is_dir():
-        raise NeojaxError(f"{option} {path}: there is no folder {Path(path).parent}; make it first")
-    if path and Path(path).is_dir():
-        raise NeojaxError(f"{option} {path} is a folder; name a file")
 
 
 def title_of(config: str, topology: str) -> str:

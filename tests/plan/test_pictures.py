@@ -1,7 +1,10 @@
 """Pictures of layouts and plans: every chip is there, a bar is filled as far as a device has of a dimension,
 and what is drawn is what is told elsewhere."""
 
+import functools
 import math
+import struct
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -10,12 +13,15 @@ from helpers import failure
 
 from neojax import config as configuration
 from neojax.cli import main
+from neojax.errors import NeojaxError
 from neojax.layout.mesh import abstract_layout
 from neojax.models import Transformer
-from neojax.plan import picture
+from neojax.plan import picture, picture_file
 from neojax.plan.bars import draw_plan
 from neojax.plan.machine import machine
+from neojax.plan.picture_file import ZOOM, save_picture
 from neojax.plan.report import gb
+from neojax.plan.svg import Drawing
 
 CONFIGS = Path(__file__).resolve().parents[2] / "meshconfigs"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -129,3 +135,32 @@ def test_a_plan_is_drawn_with_its_numbers():
         assert said in text
     wide = [w for w, h, ink in boxes if h == 30 and ink != "none"]
     assert [w / sum(wide) for w in wide] == pytest.approx([(i + 1) / 28 for i in range(7)], abs=1e-3)
+
+
+def test_a_png_is_the_picture_in_twice_the_pixels_with_its_words(tmp_path, monkeypatch):
+    resvg = pytest.importorskip("resvg_py")
+    page = Drawing(300)
+    page.rect(10, 10, 100, 50, "#2f6fb2")
+    empty, path = str(page), tmp_path / "layout.png"
+    page.text(20, 45, "embd")
+    try:
+        picture_file.check_picture(str(path))
+    except NeojaxError:
+        pytest.skip("no font is installed")
+    pixels = []
+    for svg in (empty, str(page)):
+        save_picture(str(path), svg)
+        data = path.read_bytes()
+        pixels.append(data)
+        assert data[:8] == b"\x89PNG\r\n\x1a\n"
+        assert struct.unpack(">II", data[16:24]) == (300 * ZOOM, round(page.height + 20) * ZOOM)
+    assert pixels[0] != pixels[1]
+    monkeypatch.setattr(resvg, "svg_to_bytes", functools.partial(resvg.svg_to_bytes, skip_system_fonts=True))
+    with pytest.raises(NeojaxError, match="none of the fonts"):
+        picture_file.check_picture(str(path))
+
+
+def test_a_png_without_its_package_is_one_line_before_there_is_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    said = failure(capsys, "inspect", str(CONFIGS / "demo.yml"), "--picture", str(tmp_path / "layout.png"))
+    assert "pip install 'neojax[pictures]'" in said
