@@ -20,16 +20,20 @@ FAR = 1.25  # a layout so much slower than the best, before anything is computed
 
 @dataclass(frozen=True)
 class Candidate:
-    """A mesh with its layout, a way of recomputing and a microbatch (0: the batch)."""
+    """A mesh with its layout, a way of recomputing and a microbatch (0: the batch); unroll: None: that of the
+    configuration."""
 
     mesh: MeshConfig
     remat: str
     microbatch: int
     named: str = ""
+    unroll: int | None = None
 
     def of(self, config: Config) -> Config:
         """`config` with this layout in place of its own."""
         train = replace(config.train, remat=self.remat, microbatch=self.microbatch)
+        if self.unroll is not None:
+            train = replace(train, unroll=self.unroll)
         return replace(config, mesh=self.mesh, train=train)
 
     @property
@@ -37,7 +41,12 @@ class Candidate:
         """The candidate in words."""
         stored = f"; {self.mesh.param_layout}" if self.mesh.param_layout else ""
         batch = f", microbatch {self.microbatch}" if self.microbatch else ""
-        return f"{self.mesh.shape} | {self.mesh.layout}{stored} | {self.remat}{batch}"
+        return f"{self.mesh.shape} | {self.mesh.layout}{stored} | {self.recomputes}{batch}"
+
+    @property
+    def recomputes(self) -> str:
+        """How layers are computed again and unrolled."""
+        return self.remat + ("" if self.unroll is None else f", unroll {self.unroll}")
 
 
 @dataclass

@@ -32,6 +32,7 @@ from neojax.plan.work import Transfer
 AS_IT_IS = "as configured"
 GPT_NEO = "gpt-neo's layout"
 MINUTES = 15.0
+UNROLLED = 2  # layers in a turn of the loop, beside one
 LOOKING = 0.6  # of the time, in which candidates are looked at; the rest is the compiler's
 
 
@@ -79,8 +80,8 @@ def search(
     show: Callable[[Sequence[Ranked], Found], None] = lambda ranked, found: None,
 ) -> tuple[list[Ranked], Found]:
     """The candidates that fit, the best first, and what came of all others. `finalists` of them are compiled:
-    the soonest, and the next where one does not fit. The best is one that is compiled, where any is that
-    fits.
+    the soonest, and the next where one does not fit; then the best of them again, with two layers in a turn
+    of their loop. The best is one that is compiled, where any is that fits.
 
     `show` is given the ranking by the model, before anything is compiled. The search ends after `minutes`,
     and by Ctrl-C: what is known by then is given. Raises `NeojaxError` where nothing fits, with the
@@ -175,6 +176,14 @@ def _search(
                     break
                 outcome = entry.refused or f"{duration(entry.seconds)} a step"
                 say(f"{outcome}, {gb(entry.needed)} a device; {_since(begun)}")
+            if (entry := _unrolled(ranked, config)) and not stopped:
+                say(f"compiling with little effort: the best of them, unroll {entry.one.unroll}")
+                if _compile(entry, config, on, left()):
+                    ranked.append(entry)
+                    outcome = entry.refused or f"{duration(entry.seconds)} a step"
+                    say(f"{outcome}, {gb(entry.needed)} a device; {_since(begun)}")
+                else:
+                    say(f"{minutes:g} minutes are over before the compiler had an answer")
         except KeyboardInterrupt:
             stopped = "interrupted"
     if stopped:
@@ -185,6 +194,16 @@ def _search(
             "take more chips, or a smaller train.batch_size"
         )
     return ordered(ranked), found
+
+
+def _unrolled(ranked: Sequence[Ranked], config: Config) -> Ranked | None:
+    """The best that is compiled, with another number of layers in a turn of their loop: the compiler alone
+    can tell what that is worth."""
+    best = ordered(ranked)[0]
+    if not best.compiled or best.refused or config.model.n_layer < 2 * UNROLLED:
+        return None
+    other = 1 if config.train.unroll not in (None, 1) else UNROLLED
+    return replace(best, one=replace(best.one, unroll=other), compiled=False)
 
 
 def _since(begun: float) -> str:
@@ -261,7 +280,7 @@ def print_search(ranked: Sequence[Ranked], found: Found, *, show: int = 12, shor
     for title in ("", *right, "mesh", "layout; param_layout", "recomputes", "microbatch", "why not"):
         table.add_column(title, no_wrap=True, justify="right" if title in right else "left")
     for i, entry in enumerate(ranked):
-        if i >= show and not entry.one.named:
+        if i >= show and not entry.one.named and not entry.is_known:
             continue
         mesh, e = entry.one.mesh, entry.estimate
         table.add_row(
@@ -271,7 +290,7 @@ def print_search(ranked: Sequence[Ranked], found: Found, *, show: int = 12, shor
             gb(entry.needed),
             mesh.shape,
             mesh.layout + (f"; {mesh.param_layout}" if mesh.param_layout else ""),
-            entry.one.remat,
+            entry.one.recomputes,
             str(entry.one.microbatch or "the batch"),
             "" if entry is best else why(entry, best),
         )
@@ -307,6 +326,7 @@ def listed(ranked: Sequence[Ranked]) -> list[dict[str, object]]:
             "dcn_shape": entry.one.mesh.dcn_shape,
             "remat": entry.one.remat,
             "microbatch": entry.one.microbatch,
+            "unroll": entry.one.unroll,
             "named": entry.one.named,
             "seconds": entry.estimate.seconds,
             "mfu": entry.estimate.mfu,

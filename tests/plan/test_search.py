@@ -17,6 +17,7 @@ from neojax.plan import search as searching
 from neojax.plan.apart import Answer
 from neojax.plan.auto import here, resolved
 from neojax.plan.candidates import layouts
+from neojax.plan.compiled import Moved
 from neojax.plan.machine import machine
 
 TREE = {
@@ -110,8 +111,30 @@ def test_what_is_compiled_ranks_first_and_ctrl_c_keeps_it(monkeypatch, ends):
     )
     assert not any(shown[0])  # the table by the model comes before anything is compiled
     assert [topology for _, topology in asked] == ["v5e:1x2"] * (1 if ends else 3)
+    assert all(config.train.unroll is None for config, _ in asked)
     assert ranked[-1].refused == "compiled, it does not fit"  # the soonest by the model
     assert [entry.compiled for entry in ranked[:2]] == [not ends] * 2
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_the_best_is_compiled_unrolled_too_and_wins_where_less_runs_beside_nothing(monkeypatch, alone):
+    asked = []
+
+    def answers(config, topology, timeout):
+        asked.append(config)
+        beside = (config.train.unroll == 2) == alone
+        gather = Moved("all-gather", "data", "bf16", False, beside, 4, 2_000_000_000)
+        return Answer(None, True, (gather,))
+
+    monkeypatch.setattr(searching, "compile_apart", answers)
+    tree = TREE | {"model": TREE["model"] | {"n_layer": 4}}
+    ranked, found = searching.search(from_dict(tree), machine("v5e:1x2"), finalists=1, say=lambda text: None)
+    assert [config.train.unroll for config in asked] == [None, 2]
+    assert replace(asked[1].train, unroll=None) == asked[0].train and asked[1].mesh == asked[0].mesh
+    assert ranked[0].one.unroll == (2 if alone else None)
+    assert sum(entry.compiled and entry.one.unroll == 2 for entry in ranked) == 1
+    text = searching.winner_text(ranked, found, from_dict(tree), machine("v5e:1x2"))
+    assert ("unroll: 2" in text) == alone
 
 
 @pytest.mark.parametrize(
