@@ -246,6 +246,8 @@ def print_alone(row: Mapping[str, Any]) -> None:
     )
     verdict = "fits" if row["fits"] else "does NOT fit"
     print(f"\nmemory {verdict}: {gb(row['needed'])} of {gb(row['room'])} a device")
+    if row["room_is"]:
+        print(f"  a device has room for {row['room_is']}")
     print_estimate(row)
 
 

@@ -7,8 +7,12 @@ FLOP/s stands, and the scaling book's of links, which is the lower: v5p's memory
 second, v6e's links 90e9 to 112e9.
 """
 
+import math
+import os
 from dataclasses import dataclass
 from typing import Any
+
+from neojax.errors import NeojaxError
 
 GIB = 2.0**30
 
@@ -48,9 +52,15 @@ class Chip:
         return "tpu" if self.axes else "gpu"
 
     @property
+    def reported(self) -> float:
+        """Bytes that one of its devices says that it has."""
+        return REPORTED.get(self.name, self.memory / self.cores)
+
+    @property
     def room(self) -> float:
-        """Bytes that a program may take on one of its devices."""
-        return ROOM.get(self.name, self.memory / self.cores)
+        """Bytes that a program may take on one of its devices: on a TPU what its compiler leaves, on a GPU
+        the part that JAX takes. Raises `NeojaxError` where the environment's part is none."""
+        return self.reported * gpu_fraction() if not self.axes else ROOM[self.name]
 
 
 CHIPS = {
@@ -82,6 +92,32 @@ ROOM = {
         ("7x", 94.75),
     )
 }  # fmt: skip
+
+# Bytes that CUDA reports of a GPU, which is not what its data sheet has. H200: of its 139.8 GiB a job that
+# was given 0.92 got 138,101,653,504 bytes (benchmarks/results/h200.json). Others: what PyTorch names where
+# memory is out; H100's is 0.5 GiB below the driver's 81,559 MiB, as H200's is.
+REPORTED = {"a100-40": 39.5 * GIB, "a100": 79.25 * GIB, "h100": 79.1 * GIB, "h200": 138101653504 / 0.92}
+
+FRACTION = 0.75  # of a GPU's memory that JAX takes where its environment does not say
+FRACTIONS = (
+    "XLA_CLIENT_MEM_FRACTION",
+    "XLA_PYTHON_CLIENT_MEM_FRACTION",
+)  # JAX 0.12's name, and that of before
+ALONE = 0.92  # of which a job that has the device to itself can take, beside what CUDA and its libraries need
+
+
+def gpu_fraction() -> float:
+    """The part of a GPU's memory that a run gets: that of the environment (`FRACTIONS`), else JAX's default.
+    Raises `NeojaxError` for one that is no number above 0."""
+    name, text = next(((n, os.environ[n]) for n in FRACTIONS if os.environ.get(n)), ("", str(FRACTION)))
+    try:
+        part = float(text)
+    except ValueError:
+        part = math.nan
+    if not 0 < part <= 1:
+        raise NeojaxError(f"{name}={text}: expected a part of a GPU's memory, above 0 and at most 1")
+    return part
+
 
 # Peaks of `jax.Device`s of which the table above does not say more.
 PEAK_FLOPS = {

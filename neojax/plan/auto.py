@@ -30,16 +30,16 @@ def here(devices: Sequence[jax.Device]) -> Machine:
     shares this machine's memory."""
     first, count = devices[0], len(devices)
     chip = chip_of(first)
+    own = (first.memory_stats() or {}).get("bytes_limit") if first.platform != "cpu" else None
     if chip is None:
-        own = (first.memory_stats() or {}).get("bytes_limit") if first.platform != "cpu" else None
-        memory = own or (host_memory() or 16e9) / len(jax.local_devices())
-        chip = Chip(first.device_kind, (first.device_kind,), 1e11, memory, 1e10, 5e9, 0, count, 1e9, count)
+        own = own or (host_memory() or 16e9) / len(jax.local_devices())
+        chip = Chip(first.device_kind, (first.device_kind,), 1e11, own, 1e10, 5e9, 0, count, 1e9, count)
     if not chip.axes:
-        return Machine(chip, (count,))
+        return Machine(chip, (count,), limit=own)
     slices = len({getattr(d, "slice_index", 0) or 0 for d in devices})
     coords = [tuple(d.coords) for d in devices]  # type: ignore[attr-defined]
     sides = [1 + max(at[i] for at in coords) - min(at[i] for at in coords) for i in range(chip.axes)]
-    return Machine(chip, tuple(sides), slices)
+    return Machine(chip, tuple(sides), slices, own)
 
 
 def resolved(config: Config, on: Machine | None = None, say: Callable[[str], None] = print) -> Config:

@@ -9,10 +9,11 @@ from rich.table import Table
 
 from neojax.config import Config
 from neojax.errors import NeojaxError
+from neojax.layout.chips import ALONE, FRACTIONS, gpu_fraction
 from neojax.layout.devices import shape_text
 from neojax.plan.auto import resolved
 from neojax.plan.estimate import CONSTANTS, Analysis, analyse, duration, likened
-from neojax.plan.machine import machine
+from neojax.plan.machine import Machine, machine
 from neojax.plan.report import gb
 from neojax.plan.trace import layout_of
 
@@ -63,6 +64,7 @@ def of_analysis(one: Analysis, tokens: float | None = None, price: float | None 
         "mfu": estimate.mfu,
         "needed": one.work.memory.total,
         "room": one.room,
+        "room_is": room_is(one.on),
         "fits": one.fits,
         "steps": steps,
         "tokens": steps * each,
@@ -80,6 +82,21 @@ def of_analysis(one: Analysis, tokens: float | None = None, price: float | None 
         },
         "measured_chip": estimate.known,
     }
+
+
+def room_is(on: Machine) -> str:
+    """What the room on a device of a machine is, in words; empty where it is as the compiler has it."""
+    chip = on.chip
+    if chip.axes or on.limit is not None:
+        return ""
+    part = gpu_fraction()
+    own = f"{part:g} of the {gb(chip.reported)} that {chip.name.upper()} reports"
+    if part >= ALONE:
+        return own
+    return (
+        f"{own}, as much as JAX takes; {FRACTIONS[-1]}={ALONE:g} makes it {gb(ALONE * chip.reported)} where "
+        "a run has the device to itself"
+    )
 
 
 def print_estimate(found: Mapping[str, Any]) -> None:
@@ -163,6 +180,11 @@ def print_sweep(rows: Sequence[Mapping[str, Any]], config: Config) -> None:
         )
     if done:
         Console(width=None if Console().is_terminal else 200, soft_wrap=True).print(table)
+    part = "" if all(machine(row["topology"]).chip.axes for row in rows) else f"{gpu_fraction():g}"
+    if part:
+        print(
+            f"of a GPU's memory {part} is what a run gets; {FRACTIONS[-1]} of the environment says how much"
+        )
     for row in rows:
         if "hinders" in row:
             print(f"{row['topology']}: {row['hinders']}")

@@ -112,7 +112,7 @@ class Analysis:
     @property
     def room(self) -> float:
         """Bytes that a step may take on one device."""
-        return self.on.chip.room
+        return self.on.room
 
     @property
     def fits(self) -> bool:

@@ -15,11 +15,18 @@ FORM = "such as v5e:16x16, 2xv5e:8x8 for two slices joined by a network, or h100
 @dataclass(frozen=True)
 class Machine:
     """`slices` slices of `chip`s, each a torus of `shape` chips; of GPUs, one "slice" of a number of chips,
-    in which a switch joins every `domain` of them and a network the others."""
+    in which a switch joins every `domain` of them and a network the others. limit: bytes that a program may
+    take on one device, where that is known of the devices themselves."""
 
     chip: Chip
     shape: tuple[int, ...]
     slices: int = 1
+    limit: float | None = None
+
+    @property
+    def room(self) -> float:
+        """Bytes that a program may take on one device."""
+        return self.chip.room if self.limit is None else self.limit
 
     @property
     def chips(self) -> int:

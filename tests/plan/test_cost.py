@@ -6,6 +6,7 @@ import pytest
 
 from neojax.cli import main
 from neojax.commands import plan as command
+from neojax.layout.chips import FRACTIONS
 
 TINY = """
 model: {n_layer: 2, n_embd: 64, n_ctx: 128, n_vocab: 256, attention: {heads: 2, window: 32}}
@@ -38,9 +39,12 @@ def test_a_run_costs_its_steps(config, capsys):
     assert found["low"] < found["seconds"] < found["high"]
 
 
-def test_gpus_are_planned_by_the_model_alone_which_is_said(config, capsys):
+def test_gpus_are_planned_by_the_model_alone_which_is_said(config, capsys, monkeypatch):
+    for name in FRACTIONS:
+        monkeypatch.delenv(name, raising=False)
     text = plan(capsys, config, "--topology", "h100:8")
     assert "by the analytic model alone" in text
+    assert "0.75 of the 84.9 GB that H100 reports" in text and "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92" in text
     assert "the run, 1,000 steps" in text
     assert "constants of the model, and their spread: products h100" in text
 

@@ -1,8 +1,12 @@
 """Machines by their names, and how the axes of a mesh lie on them."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from neojax.errors import NeojaxError
+from neojax.layout.chips import CHIPS, FRACTIONS, GIB
+from neojax.plan.auto import here
 from neojax.plan.machine import machine, path, paths
 
 
@@ -70,3 +74,37 @@ def test_axes_over_slices_cross_the_network():
     sizes = {"slices": 2, "data": 64}
     assert way("2xv5e:8x8", sizes, ["slices"], {"slices": 2}).outer == 2
     assert way("2xv5e:8x8", sizes, ["data"], {"slices": 2}).outer == 1
+
+
+@pytest.fixture
+def unset(monkeypatch):
+    for name in FRACTIONS:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_a_gpu_has_room_for_the_part_of_what_it_reports_that_jax_takes(unset):
+    reported = CHIPS["h200"].reported
+    assert reported == pytest.approx(139.8 * GIB, rel=1e-3)
+    assert machine("h200:8").room == pytest.approx(0.75 * reported)
+    for name in FRACTIONS:
+        with pytest.MonkeyPatch.context() as own:
+            own.setenv(name, "0.92")
+            # What a job that was given so much had on an H200, see benchmarks/results/h200.json.
+            assert machine("h200:8").room == pytest.approx(138101653504)
+    assert machine("v5e:2x2").room == 15.75 * GIB
+
+
+@pytest.mark.parametrize("text", ["half", "0", "1.2", "nan"])
+def test_a_part_of_memory_that_is_none_is_an_error(unset, text):
+    unset.setenv(FRACTIONS[-1], text)
+    with pytest.raises(NeojaxError, match="at most 1"):
+        _ = machine("h100:8").room
+
+
+def test_devices_at_hand_have_the_room_that_they_say():
+    kind = CHIPS["h200"].kinds[0]
+    device = SimpleNamespace(
+        platform="gpu", device_kind=kind, memory_stats=lambda: {"bytes_limit": 123 * 10**9}
+    )
+    assert here([device] * 8).room == 123e9
