@@ -43,7 +43,7 @@ FILES: dict[str, tuple[str, str, Sequence[str]]] = {
     "1.3B, v4": ("1.3B", "v4:4x4x4", (*STORED, "train.batch_size=512")),
     "2.7B, stored, whole blocks again": ("2.7B", "v5e:8x8", (*STORED, "train.remat=full")),
     "2.7B, stored, microbatches": ("2.7B", "v5e:8x8", (*STORED, "train.remat=names", "train.microbatch=128")),
-    "2.7B, as it is": ("2.7B", "v5e:8x8", ()),
+    "2.7B, tensor 4": ("2.7B", "v5e:8x8", ("mesh.shape=data:-1, model:4", *TENSOR)),
     "GPT-3 6.7B, as it is": ("gpt3/6.7B", "v5e:8x16", ()),
     "GPT-3 6.7B, v4": ("gpt3/6.7B", "v4:4x4x4", ()),
     "GPT-3 6.7B, v5p": ("gpt3/6.7B", "v5p:2x4x4", ()),

@@ -137,7 +137,7 @@ def test_experts_send_tokens_to_each_other():
 
 
 @pytest.mark.parametrize(
-    "name", ["125M, stored, nothing again", "1.3B, 32 rows", "v5e-256 1.3B one axis", "2.7B, as it is"]
+    "name", ["125M, stored, nothing again", "1.3B, 32 rows", "v5e-256 1.3B one axis", "2.7B, tensor 4"]
 )
 def test_memory_is_what_the_compiler_assigned(name):
     kept = json.loads((RESULTS / "compiled_memory.json").read_text())["results"][name]
