@@ -5,13 +5,13 @@ would take there.
 
 Sizes of slices are tried from the smallest on: the analytic model says which may fit, and the step is then
 compiled for TPUs (as `neojax plan --quick`, whose temporaries are up to a third more than those of a whole
-compilation), until one fits; those that do not are kept as `missed`. GPUs are by the model alone. Rows are
-kept in results/machines.json as they are done. Needs libtpu (`pip install .[tpu]`).
+compilation), until one fits; those that do not are kept as `missed`. GPUs are by the model alone, with a
+tenth of their memory left, and so is --model, which replaces no row that is compiled. Rows are kept in
+results/machines.json as they are done. Needs libtpu (`pip install .[tpu]`).
 """
 
 import argparse
 import json
-import multiprocessing
 import os
 import sys
 import time
@@ -34,13 +34,15 @@ NODES = ("8", "16", "32", "64", "128", "256", "512", "1024")
 MACHINES = {"v5e": FLAT, "v4": CUBE, "v5p": CUBE, "v6e": FLAT, "h100": NODES, "h200": NODES}
 GPUS = ("h100", "h200")
 SLACK = 1.15  # what the model says may be so much too high
+SURE = 0.9  # of the memory, by the model, where nothing is compiled
 
 
 def smallest(name: str, chip: str, modelled: bool) -> dict[str, Any]:
     """The smallest machine of `chip` on which a configuration fits; `none` where none does. modelled: by the
-    model alone."""
+    model alone, with a tenth of the memory left."""
     from neojax import config as configuration
     from neojax.errors import NeojaxError
+    from neojax.plan.apart import compile_apart
     from neojax.plan.estimate import analyse
 
     path, refused = CONFIGS / f"{name}.yml", ""
@@ -55,7 +57,7 @@ def smallest(name: str, chip: str, modelled: bool) -> dict[str, Any]:
             continue
         need, room = found.work.memory.total, found.room
         is_modelled = modelled or not found.on.chip.axes
-        if need > room * (1 if is_modelled else SLACK):
+        if need > room * (SURE if is_modelled else SLACK):
             continue
         row = {
             "topology": topology,
@@ -69,27 +71,15 @@ def smallest(name: str, chip: str, modelled: bool) -> dict[str, Any]:
         if is_modelled:
             return row
         start = time.perf_counter()
-        with multiprocessing.get_context("spawn").Pool(1) as pool:  # libtpu does not give its memory back
-            needed, available, fits = pool.apply(compiled, (str(path), topology))
-        own = {"needed": needed, "available": available, "by_the_model": need, "compiled": True}
-        if fits:
-            own["minutes"] = (time.perf_counter() - start) / 60
+        answer = compile_apart(config, topology)
+        assert answer is not None and answer.memory is not None
+        own = {"needed": answer.memory.needed, "by_the_model": need, "compiled": True}
+        own["minutes"] = (time.perf_counter() - start) / 60
+        if answer.fits:
             return {**row, **own} | ({"missed": missed} if missed else {})
-        missed.append({"topology": topology, **own})
+        missed.append({"topology": topology, "available": room, **own})
     none = {"none": refused or "too little memory on every size", "compiled": not modelled}
     return none | ({"missed": missed} if missed else {})
-
-
-def compiled(path: str, topology: str) -> tuple[int, int, bool]:
-    """(bytes that a device needs, that it has, whether the step fits), compiled with little effort."""
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    from neojax import config as configuration
-    from neojax.layout.topology import tpu_devices
-    from neojax.plan.compiled import compile_step
-
-    one = compile_step(configuration.load(path), tpu_devices(topology), quick=True)
-    assert one.memory is not None and one.available is not None
-    return one.memory.needed, one.available, one.fits
 
 
 def table(results: Mapping[str, Any]) -> Iterator[str]:
@@ -105,15 +95,10 @@ def table(results: Mapping[str, Any]) -> Iterator[str]:
                 continue
             size = row["topology"].partition(":")[2]
             size = f"**{size}**" if row["compiled"] else size
-            cells.append(f"{size}: {share(row)}, {days(row['days'])}")
+            used = row["needed"] / row["available"]
+            cells.append(f"{size}: {100 * used:.0f} %, {days(row['days'])}")
         if any(cells):
             yield f"| `{name}.yml` | " + " | ".join(cells) + " |"
-
-
-def share(row: Mapping[str, Any]) -> str:
-    """The memory that is needed, of what there is; whether that is more than the model can tell."""
-    used = row["needed"] / row["available"]
-    return f"{100 * used:.0f} %" + (" (tight)" if used > 0.9 and not row["compiled"] else "")
 
 
 def days(count: float) -> str:
@@ -143,8 +128,9 @@ def main() -> None:
         for chip in args.chips:
             key = f"{name} {chip}"
             own = kept["results"].get(key)
-            is_done = own is not None and (args.model or chip in GPUS or own["compiled"])
-            if is_done and not args.again:
+            is_compiled = own is not None and own["compiled"]
+            is_done = own is not None and (is_compiled or args.model or chip in GPUS)
+            if is_done and (not args.again or (is_compiled and args.model)):
                 continue
             row = smallest(name, chip, args.model)
             kept = json.loads(path.read_text()) if path.exists() else {"results": {}}

@@ -13,8 +13,8 @@ from neojax.plan.compiled import compile_step
 
 CONFIGS = Path(__file__).resolve().parents[2] / "meshconfigs"
 SHIPPED = [
-    "125M", "1.3B", "2.7B", "gpt3/175B", "gpt_j/6B", "neox/20B", "pythia/160M", "llama/3-8B", "moe",
-    "bert/base", "albert/base",
+    "125M", "350M", "1.3B", "2.7B", "gpt3/6.7B", "gpt3/13B", "gpt3/175B", "gpt_j/6B", "neox/20B",
+    "pythia/160M", "llama/3-8B", "moe", "bert/base", "albert/base",
 ]  # fmt: skip
 
 
