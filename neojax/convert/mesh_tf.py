@@ -83,7 +83,7 @@ def load(
             f"{prefix.parent}: the tokenizer has {n_ids(tokenizer)} ids but {source} has "
             f"{settings.model.n_vocab}"
         )
-    where = {p.piece: p for p in places(settings.model, pieces(model))}
+    where = {p.piece: p for p in places(settings.model, pieces(model), files.shapes)}
     names = [p.tensor for p in where.values()]
     _match(where.values(), files, source)
     adam = [f"{name}/{slot}" for name in names for slot in MOMENTS.values()]

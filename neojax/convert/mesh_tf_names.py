@@ -4,7 +4,7 @@ here.
 Facts: the variable scopes of gpt-neo's `models/gpt2/gpt2.py` and `models/layers.py`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from neojax.config import ModelConfig
@@ -42,7 +42,8 @@ MLP = {
     "down": ("conv1d_main/c_proj/kernel", "mlp embd"),
     "down_bias": ("conv1d_main/c_proj/bias", "embd"),
 }
-# Of experts, in the block's own scope; the router's is named after its gating.
+# Of experts, in the block's own scope; the router's is named after its gating, of
+# which models of one expert a token have two.
 EXPERTS = {
     "experts.up": ("wi/kernel", "experts embd expert_mlp"),
     "experts.down": ("wo/kernel", "experts expert_mlp embd"),
@@ -76,21 +77,23 @@ def check_readable(model: ModelConfig, source: Path) -> None:
         )
 
 
-def variables(model: ModelConfig) -> dict[str, tuple[str, str]]:
-    """Role of a parameter -> its variable within its scope, and the dimensions of its axes."""
+def variables(model: ModelConfig, kept: Collection[str] = ()) -> dict[str, tuple[str, str]]:
+    """Role of a parameter -> its variable within its scope, and the dimensions of its axes. `kept`: the
+    variables of the checkpoint."""
     mlp = {**MLP, **GATED} if model.mlp.gated else MLP
     own = {
         f"{scope}.{role}": (f"{scope}/{name}", axes)
         for scope in ("mlp", "mlp_macaron")
         for role, (name, axes) in mlp.items()
     }
-    gating = "top_2_gating" if model.experts.top_k == 2 else "switch_gating"
+    gatings = ("top_2_gating",) if model.experts.top_k == 2 else ("switch_gating", "rand_1_gating")
+    gating = next((g for g in gatings if any(f"/{g}/" in name for name in kept)), gatings[0])
     return {**VARIABLES, **own, **EXPERTS, "experts.router": (f"{gating}/kernel", "embd routes")}
 
 
-def places(model: ModelConfig, pieces: Iterable[Piece]) -> list[Place]:
-    """Where gpt-neo kept each of the `pieces` of `model`."""
-    found, names = [], variables(model)
+def places(model: ModelConfig, pieces: Iterable[Piece], kept: Collection[str] = ()) -> list[Place]:
+    """Where gpt-neo kept each of the `pieces` of `model`, in a checkpoint with the variables `kept`."""
+    found, names = [], variables(model, kept)
     for piece in pieces:
         name, axes = names[piece.role]
         scope = "gpt2/" if piece.layer is None else f"gpt2/h{piece.layer}/"

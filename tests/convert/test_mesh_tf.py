@@ -82,6 +82,25 @@ def test_experts_have_the_variables_of_mesh_tensorflow():
             assert f"gpt2/h{layer}/mlp/conv1d_main/c_fc/kernel" not in found
 
 
+def test_a_router_is_found_by_the_name_of_its_gating(tmp_path):
+    """Models of one expert a token: switch and rand_1 name it otherwise."""
+    rng = np.random.default_rng(0)
+    experts = {f"experts.{k}": v for k, v in {"number": 4, "layers": [1, 3], "top_k": 1, "width": 8}.items()}
+    model = Transformer(tiny(n_vocab=53, **experts))
+    path = tmp_path / "experts.yml"
+    path.write_text(configuration.dump(Config(model=model.config)))
+    where = places(model.config, pieces(model))
+    tensors = {p.tensor: rng.normal(size=p.tensor_shape).astype("f4") for p in where}
+    loaded = {}
+    for gating in ("switch_gating", "rand_1_gating"):
+        own = {name.replace("switch_gating", gating): value for name, value in tensors.items()}
+        loaded[gating] = mesh_tf.load(write(tmp_path, own), path).model.params()
+        router = loaded[gating]["blocks.1.experts.router"]
+        np.testing.assert_array_equal(router[1], own[f"gpt2/h3/{gating}/kernel"])
+    first, second = loaded.values()
+    assert all(np.array_equal(first[name], second[name]) for name in first)
+
+
 @pytest.fixture
 def config_file(tmp_path):
     path = tmp_path / "model.yml"
