@@ -92,7 +92,10 @@ def check(model: ModelConfig, layout: Layout, compute: Compute, turn: tuple[str,
         )
     layout.spec(("layers", "batch", "sequence", "embd"), what="the activations of the stages")
     if repeats % (stages * rounds):
-        group = "layers" if len(turn) == 1 else f"groups of {len(turn)} layers ({', '.join(turn)})"
+        plural = "s" * (repeats > 1)
+        group = (
+            f"layer{plural}" if len(turn) == 1 else f"group{plural} of {len(turn)} layers ({', '.join(turn)})"
+        )
         each = f" of {rounds} rounds (train.pipeline_rounds)" if rounds > 1 else ""
         fitting = [n for n in range(2, repeats // rounds + 1) if repeats % (n * rounds) == 0]
         fewer = [n for n in range(1, rounds) if repeats % (stages * n) == 0]

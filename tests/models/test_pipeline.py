@@ -133,6 +133,7 @@ def test_only_what_a_stage_made_and_what_the_loss_needs_travels():
 @pytest.mark.parametrize(
     "config, layout, rounds, words",
     [
+        (tiny(n_layer=2), "layers:stage", 1, "which does not divide the model's 1 group of 2 layers"),
         (tiny(n_layer=12), "layers:stage", 1, "which does not divide the model's 6 groups of 2 layers"),
         (tiny(n_layer=12), "layers:stage", 1, "2, 3 or 6 stages would do"),
         (tiny(n_layer=8), "layers:stage", 2, "; 2 stages or train.pipeline_rounds=1 would do"),
