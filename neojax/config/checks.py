@@ -82,13 +82,13 @@ def check_unused(config: Config) -> None:
     for name in ("eval_tasks_fewshot", "eval_tasks_limit"):
         if (value := getattr(train, name)) and not train.eval_tasks:
             raise NeojaxError(f"train.{name}={value} is for train.eval_tasks; name tasks, or leave it out")
-    for name in ("capacity_factor", "group_size"):
+    for name in ("capacity_factor", "group_size", "min_capacity", "tries"):
         if experts.dropless and (value := getattr(experts, name)) != getattr(type(experts), name):
             raise NeojaxError(
                 f"model.experts.{name}={value} bounds what experts take in training, and with "
                 "model.experts.dropless they take all; leave one of the two out"
             )
-    if experts.second == "all" and experts.second_threshold != type(experts).second_threshold:
+    if experts.second in ("all", "none") and experts.second_threshold != type(experts).second_threshold:
         raise NeojaxError(
             f"model.experts.second_threshold={experts.second_threshold} is for model.experts.second=random "
             "or threshold; set that, or leave it out"
@@ -187,14 +187,14 @@ def _check_experts(model: ModelConfig) -> None:
             f"model.experts.layers={list(layers)}: expected numbers of layers, 0 to {model.n_layer - 1}, not "
             f"{bad[0]!r}"
         )
-    if experts.top_k > experts.number:
-        raise NeojaxError(
-            f"model.experts.top_k={experts.top_k} is more than model.experts.number={experts.number}; lower "
-            "it"
-        )
-    for key, needed in (("second", 2), ("sampled", 1)):
+    for key in ("top_k", "tries"):
+        if (value := getattr(experts, key)) > experts.number:
+            raise NeojaxError(
+                f"model.experts.{key}={value} is more than model.experts.number={experts.number}; lower it"
+            )
+    for key, needed in (("second", 2), ("sampled", 1), ("tries", 1)):
         value = getattr(experts, key)
-        if value not in ("all", False) and experts.top_k != needed:
+        if value != getattr(type(experts), key) and experts.top_k != needed:
             raise NeojaxError(
                 f"model.experts.{key}={str(value).lower()} is for model.experts.top_k={needed}, which is "
                 f"{experts.top_k}; change one of the two"

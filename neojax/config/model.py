@@ -124,8 +124,9 @@ class ExpertsConfig:
     second: str = key(
         "all",
         "with top_k=2, which tokens go to the second expert too; all; random: in training as often as its "
-        "share over second_threshold, as in gpt-neo and GShard; threshold: those whose share is above it",
-        choices=("all", "random", "threshold"),
+        "share over second_threshold, as in gpt-neo and GShard; threshold: those whose share is above it; "
+        "none: no token, which has its first expert's output times its share of the two",
+        choices=("all", "random", "threshold", "none"),
     )
     second_threshold: float = key(0.2, "of second=random and second=threshold", above=0, most=1)
     sampled: bool = key(
@@ -133,6 +134,9 @@ class ExpertsConfig:
     )
     jitter: float = key(
         0.0, "in training, what the router reads is times 1 - jitter to 1 + jitter", least=0, below=1
+    )
+    input_dropout: float = key(
+        0.0, "in training, share of what the router reads that is set to 0", least=0, below=1
     )
     capacity_factor: float = key(
         1.25,
@@ -143,6 +147,13 @@ class ExpertsConfig:
     group_size: int | None = key(
         None,
         "tokens that share this capacity, at most: each row is cut into equal groups; null: a row",
+        least=1,
+    )
+    min_capacity: int = key(1, "in training, tokens of a group that an expert takes at least", least=1)
+    tries: int = key(
+        1,
+        "with top_k=1, in training, the experts that a token asks for room, the likeliest first; 1: a token "
+        "whose expert is full passes it by; more: Mesh-TensorFlow's no-token-left-behind",
         least=1,
     )
     dropless: bool = key(False, "in training, as ever otherwise, experts take all that are sent")

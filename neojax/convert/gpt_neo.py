@@ -98,9 +98,11 @@ def load(path: str | Path, given: Sections = {}) -> dict[str, dict[str, Any]]:  
     """The sections of our config that the gpt-neo config `path` means, for `config.from_dict`, less those
     `given`.
 
-    Keys that mean nothing here are listed once on stderr. Raises `NeojaxError`.
+    Notes, and keys that mean nothing here, are listed once on stderr. Raises `NeojaxError`.
     """
     conversion = read(path, given)
+    for note in conversion.notes:
+        print(f"{path}: note: {note}", file=sys.stderr)
     if conversion.ignored:
         print(f"{path}: ignored: {', '.join(conversion.ignored)}", file=sys.stderr)
     return conversion.sections

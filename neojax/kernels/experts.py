@@ -42,6 +42,29 @@ class Choice(NamedTuple):
         place = before.reshape(groups, choices, tokens).swapaxes(1, 2)
         return self._replace(taken=self.taken & (place < capacity), place=place)
 
+    def first_within(self, number: int, capacity: int) -> "Choice":
+        """One expert of each token's choices: the first that has a place, as `within` has them. A token asks
+        for its next choice once all others have asked for theirs of that rank, and takes no place in those
+        that were full. One that finds no place at all has its first choice, and is not taken."""
+        used, left = jnp.zeros((), jnp.int32), self.taken[..., 0]
+        found, places = [], []
+        for rank in range(self.expert.shape[-1]):
+            left = left & self.taken[..., rank]
+            asks = jax.nn.one_hot(self.expert[..., rank], number, dtype=jnp.int32) * left[..., None]
+            place = jnp.sum((used + jnp.cumsum(asks, axis=1) - asks) * asks, axis=-1)
+            found.append(left & (place < capacity))
+            places.append(place)
+            used = used + jnp.sum(asks * found[-1][..., None], axis=1, keepdims=True)
+            left = left & ~found[-1]
+        has = jnp.stack(found, axis=-1)
+        taken = jnp.any(has, axis=-1, keepdims=True)
+        at = has.at[..., 0].set(has[..., 0] | ~taken[..., 0])
+
+        def one(x: jax.Array) -> jax.Array:
+            return jnp.sum(jnp.where(at, x, 0), axis=-1, keepdims=True)
+
+        return Choice(one(self.expert), one(self.gate), taken, one(jnp.stack(places, axis=-1)))
+
 
 class Held(NamedTuple):
     """How the experts' products are laid out: the mesh axes, each with whether it splits tokens too, that

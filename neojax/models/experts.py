@@ -16,7 +16,7 @@ from neojax.errors import NeojaxError
 from neojax.kernels import experts as kernel
 from neojax.kernels.experts import Choice, Held
 from neojax.layout import each_device, named
-from neojax.layout.named import Normal, Param, einsum
+from neojax.layout.named import Dropout, Normal, Param, einsum
 from neojax.layout.product import standing_for
 from neojax.layout.row_lookup import vary
 from neojax.models.activations import ACTIVATIONS
@@ -32,7 +32,8 @@ class Experts(nnx.Module):
 
     In training, where there is a random key, experts have room for so many tokens of a group; a token that
     finds none in any of its experts gets 0, so that the residual stream passes it on. Otherwise they take all
-    that come: what is said of a text does not depend on its neighbours.
+    that come: what is said of a text does not depend on its neighbours. Groups are those of the losses too;
+    where there is room for all, these are of rows.
 
     Tokens go to the devices that hold their experts by all-to-all, where the layout splits `experts`. Where
     all are taken, and a device has more tokens than an expert is wide, so that its tokens' room would be the
@@ -53,11 +54,13 @@ class Experts(nnx.Module):
         layout, e = named.current_layout(), self.config
         of_rows = layout.axes("sequence", beside=["expert_mlp"])
         split, parts = layout.axes("batch") + of_rows, layout.split_over(of_rows)
-        groups = self.groups(x.shape[1], parts)
+        bounded = key is not None and not e.dropless
+        groups, across = (self.groups(x.shape[1], parts), ()) if bounded else (parts, of_rows)
         tokens = x.shape[1] // groups
-        room = tokens if key is None or e.dropless else self.capacity(tokens)
+        room = self.capacity(tokens) if bounded else tokens
         on_device = x.shape[0] * x.shape[1] // (layout.split("batch") * parts)
         comes = room == tokens and on_device > self.width
+        tries = 1 if key is None else e.tries
         layout.spec(("batch", "sequence", "expert_mlp"), what="the hidden layer of experts")
         spread = [(axis, axis in split) for axis in layout.axes("experts") if not comes]
         held = Held(spread, layout.axes("embd"), layout.axes("expert_mlp"))
@@ -80,12 +83,15 @@ class Experts(nnx.Module):
         ) -> tuple[jax.Array, Sums]:
             up, down = (standing_for(*(vary(w, shared) for w in pair)) for pair in weights)
             parts = {name: a.reshape(-1, tokens, *a.shape[2:]) for name, a in rows.items()}
-            choice, sums = self.choose(parts["logits"], parts.get("noise"), parts.get("real"))
-            wanted = jnp.sum(choice.taken, dtype=jnp.float32)
+            choice, sums = self.choose(parts["logits"], parts.get("noise"), parts.get("real"), tries, across)
+            wanted = jnp.sum(choice.taken[..., : e.top_k], dtype=jnp.float32)
+            if tries > 1:
+                choice = choice.first_within(e.number, room)
+            elif not comes:
+                choice = choice.within(e.number, room)
             if comes:
                 y = kernel.gathered(parts["x"], choice, up, down, self.activate, held)
             else:
-                choice = choice.within(e.number, room)
                 y = kernel.exchanged(parts["x"], choice, room, up, down, self.activate, held)
             sums["expert_dropped"] = wanted - jnp.sum(choice.taken, dtype=jnp.float32), wanted
             return y.reshape(rows["x"].shape), jax.lax.psum(sums, split) if split else sums
@@ -103,8 +109,8 @@ class Experts(nnx.Module):
         return y, {**sums, "mean_objective": (trains, jnp.ones_like(trains))}
 
     def groups(self, length: int, parts: int) -> int:
-        """The groups that a row of `length` tokens is cut into. Raises `NeojaxError` where they are not whole
-        in each of `parts` of it."""
+        """The groups that a row of `length` tokens is cut into where room is bounded. Raises `NeojaxError`
+        where they are not whole in each of `parts` of it."""
         count = -(-length // (self.config.group_size or length))
         while length % count:
             count += 1
@@ -118,18 +124,26 @@ class Experts(nnx.Module):
     def capacity(self, tokens: int) -> int:
         """The places that a group of so many tokens has in each expert."""
         e = self.config
-        return max(1, min(tokens, int(tokens * e.capacity_factor * e.top_k / e.number)))
+        return min(tokens, max(e.min_capacity, int(tokens * e.capacity_factor * e.top_k / e.number)))
 
     def choose(
-        self, logits: jax.Array, noise: jax.Array | None, real: jax.Array | None
+        self,
+        logits: jax.Array,
+        noise: jax.Array | None,
+        real: jax.Array | None,
+        tries: int = 1,
+        across: tuple[str, ...] = (),
     ) -> tuple[Choice, Sums]:
         """The experts of each token, by float32 logits [groups, tokens, experts], and what is reported of
         them. `noise` float32 [groups, tokens, 1 or experts] as `_noise` gives it, `real` bool [groups,
-        tokens], False for padding."""
+        tokens], False for padding. `tries`: so many experts, of which it goes to one; the loss that spreads
+        tokens is then, as Mesh-TensorFlow's, the mean of those of the first, the second, and so on.
+        `across`: the mesh axes over which a group is spread."""
         e = self.config
         chances = jax.nn.softmax(logits)
         liked = logits + noise if e.sampled and noise is not None else logits
-        expert = jax.lax.top_k(jax.lax.stop_gradient(liked), e.top_k)[1].astype(jnp.int32)
+        choices = max(e.top_k, tries)
+        expert = jax.lax.top_k(jax.lax.stop_gradient(liked), choices)[1].astype(jnp.int32)
         picked = jax.nn.one_hot(expert, e.number)
         gate = jnp.einsum("gtke,gte->gtk", picked, chances)
         if e.top_k > 1:
@@ -137,19 +151,25 @@ class Experts(nnx.Module):
         taken = jnp.ones_like(gate, bool)
         if e.second == "threshold":
             taken = taken.at[..., 1].set(gate[..., 1] > e.second_threshold)
+        elif e.second == "none":
+            taken = taken.at[..., 1].set(False)
         elif e.second == "random" and noise is not None:
             taken = taken.at[..., 1].set(noise[..., 0] < gate[..., 1] / e.second_threshold)
         mask = jnp.ones_like(logits[..., 0]) if real is None else real.astype(jnp.float32)
         taken = taken & (mask > 0)[..., None]
         counts = jnp.sum(mask, axis=1)
 
-        def mean(x: jax.Array) -> jax.Array:
-            return jnp.einsum("gte,gt->ge", x, mask) / jnp.maximum(counts, 1)[:, None]
+        def of_group(x: jax.Array) -> jax.Array:
+            return jax.lax.psum(x, across) if across else x
 
-        balance = e.number * jnp.sum(mean(picked[:, :, 0]) * mean(chances), axis=-1)
+        def mean(x: jax.Array) -> jax.Array:
+            return of_group(jnp.einsum("gte,gt->ge", x, mask)) / jnp.maximum(of_group(counts), 1)[:, None]
+
+        ranked = jnp.mean(picked[:, :, :tries], axis=2)
+        balance = e.number * jnp.sum(mean(ranked) * mean(chances), axis=-1)
         log_sum = jax.nn.logsumexp(logits, axis=-1)
         entropy = log_sum - jnp.sum(chances * logits, axis=-1)
-        load = jnp.einsum("gtke,gtk->e", picked, taken.astype(jnp.float32))
+        load = jnp.einsum("gtke,gtk->e", picked[:, :, : e.top_k], taken[..., : e.top_k].astype(jnp.float32))
         tokens = jnp.sum(counts)
         return Choice(expert, gate, taken), {
             "expert_load": (load, jnp.full_like(load, 1.0) * tokens),
@@ -169,6 +189,8 @@ class Experts(nnx.Module):
             key, sharding = jax.random.fold_in(key, 0), named.sharding("batch sequence embd")
             spread = jax.random.uniform(key, x.shape, out_sharding=sharding)
             x = x * (1 + self.config.jitter * (2 * spread - 1))
+        if key is not None and self.config.input_dropout:
+            x = Dropout(self.config.input_dropout, jax.random.fold_in(key, 2))(x, "batch sequence embd")
         with jax.default_matmul_precision("float32"):
             return einsum("batch sequence embd, embd routes -> batch sequence routes", x, self.router)
 

@@ -265,11 +265,14 @@ def test_steps_on_the_command_line_take_the_place_of_the_epochs_of_a_file():
         ("model.experts.second_threshold=0.5", "model.experts.second=random"),
         ("model.experts.capacity_factor=2.0", "model.experts.dropless"),
         ("model.experts.group_size=4", "model.experts.dropless"),
+        ("model.experts.min_capacity=4", "model.experts.dropless"),
+        ("model.experts.tries=2", "model.experts.dropless"),
     ],
 )
 def test_keys_of_what_is_not_asked_for_are_refused_but_where_a_run_has_them(override, needed, tmp_path):
     experts = ["model.experts.number=4"] if "experts" in override else []
     experts += ["model.experts.dropless=true"] if "dropless" in needed else []
+    experts += ["model.experts.top_k=1"] if "tries" in override else []
     (tmp_path / "config.yml").write_text("{}")
     text = refused(configs.load, tmp_path / "config.yml", [override, *experts])
     assert override.partition("=")[0] in text and needed in text

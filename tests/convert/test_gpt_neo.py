@@ -291,10 +291,54 @@ def test_experts_are_read_with_the_defaults_of_their_gating(tmp_path, capsys):
     assert load(tmp_path, **{**shipped, "moe_params": drawn}).model.experts.sampled
 
 
+SWITCH, RAND_1 = {"moe_gating": "switch"}, {"moe_gating": "rand_1"}
+JITTER = {"moe_rand_1_policy_train": "input_jitter", "moe_rand_1_jitter": 0.2}
+
+
+@pytest.mark.parametrize(
+    "keys, expected, told",
+    [
+        (SWITCH, {"tries": 1}, "note: moe_gating=switch without moe_switch_top_k"),
+        ({**SWITCH, "moe_switch_top_k": 4, **JITTER}, {"tries": 4, "jitter": 0.2}, ""),
+        ({**SWITCH, "moe_switch_top_k": 1, "moe_rand_1_policy_train": "sample"}, {}, "=sample (switch took"),
+        ({**SWITCH, "moe_switch_top_k": 1, "moe_switch_policy_train": "sample"}, {"sampled": True}, ""),
+        ({**SWITCH, "moe_switch_top_k": 1, **JITTER, "moe_switch_jitter": 0.2}, {"jitter": 0.2}, ""),
+        ({**RAND_1, **JITTER, "moe_switch_top_k": 4}, {"jitter": 0.2}, "moe_switch_top_k"),
+        ({**RAND_1, "moe_rand_1_policy_train": "input_dropout"}, {"input_dropout": 0.1}, ""),
+        (
+            {**RAND_1, "moe_rand_1_policy_train": "input_dropout", "moe_rand_1_dropout": 0.3},
+            {"input_dropout": 0.3},
+            "",
+        ),
+        ({**RAND_1, "moe_rand_1_jitter": 0.3}, {}, "moe_rand_1_jitter"),
+        ({**RAND_1, "moe_rand_1_policy_eval": "sample"}, {}, "policy_eval (nothing is drawn in evaluation)"),
+        ({"moe_second_policy_train": "none"}, {"second": "none"}, ""),
+        ({"moe_min_expert_capacity": 4}, {"min_capacity": 4, "second": "random"}, ""),
+        ({"moe_output_dim": 8}, {"second": "random"}, "moe_output_dim (gpt-neo's was n_embd"),
+        ({"moe_capacity_factor_second_level": 1}, {"second": "random"}, "second_level (of experts in two"),
+    ],
+)
+def test_every_key_of_a_gating_is_read_or_told(keys, expected, told, tmp_path, capsys):
+    """The keys of Mesh-TensorFlow 0.1.18, which gpt-neo ran on, and of later versions; each has an effect, or
+    is told once."""
+    experts = load(tmp_path, moe_layers=[1], moe_params=keys).model.experts
+    names = ("tries", "jitter", "sampled", "input_dropout", "second", "min_capacity")
+    plain = ExpertsConfig()
+    found = {name: value for name in names if (value := getattr(experts, name)) != getattr(plain, name)}
+    assert found == {name: value for name, value in expected.items() if value != getattr(plain, name)}
+    err = capsys.readouterr().err
+    assert (err.count(told) == 1) if told else not err
+
+
 @pytest.mark.parametrize(
     "keys, message",
     [
         ({"moe_layers": "1"}, "moe_layers: expected a list"),
+        (
+            {"moe_layers": [1], "moe_params": {**SWITCH, **JITTER, "moe_switch_jitter": 0.1}},
+            "moe_rand_1_jitter=0.2 and moe_switch_jitter=0.1 are two spellings",
+        ),
+        ({"moe_layers": [1], "moe_params": {**SWITCH, "moe_switch_top_k": 17}}, "tries=17 is more than"),
         ({"moe_layers": [1], "moe_params": {"moe_dropout_rate": 0.1}}, "moe_dropout_rate=0.1"),
         ({"n_head": None}, "n_head"),
         ({"activation_function": "geluu"}, "gelu"),

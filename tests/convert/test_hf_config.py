@@ -188,6 +188,7 @@ OTHER = {
     "experts.number": 4, "experts.layers": (1,), "experts.width": 8, "experts.activation": "silu", "experts.top_k": 1,  # noqa: E501
     "experts.second": "random", "experts.second_threshold": 0.1, "experts.sampled": True, "experts.jitter": 0.1,  # noqa: E501
     "experts.capacity_factor": 2.0, "experts.group_size": 8, "experts.dropless": True,
+    "experts.input_dropout": 0.1, "experts.min_capacity": 4, "experts.tries": 2,
     "experts.balance_loss": 0.1, "experts.z_loss": 0.1,
     "head.kinds": ("mlm",), "head.labels": ("no", "yes", "both"), "head.dropout": 0.2,
     "head.multilabel": True,

@@ -77,3 +77,45 @@ def test_every_form_against_one_token_at_a_time(capacity):
     for form in forms:
         for mine, theirs in zip(form, expected, strict=True):
             np.testing.assert_allclose(mine, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def served_once(capacity):
+    """The choice of each token that finds room, when it asks for the next once all others have asked for
+    theirs of that rank; -1: none does."""
+    found = np.full((GROUPS, TOKENS), -1)
+    for group in range(GROUPS):
+        room = [capacity] * EXPERTS
+        for choice in range(TOP):
+            for token in range(TOKENS):
+                expert = EXPERT[group, token, choice]
+                if found[group, token] < 0 and ALL[group, token] and room[expert]:
+                    room[expert] -= 1
+                    found[group, token] = choice
+    return found
+
+
+ALL = np.arange(TOKENS) < np.array([TOKENS, TOKENS - 2, TOKENS])[:, None]  # the others are padding
+
+
+@pytest.mark.parametrize("capacity", [TOKENS, 2, 1])
+def test_no_token_is_left_behind_while_one_of_its_experts_has_room(capacity):
+    found = served_once(capacity)
+    one = Choice(EXPERT, GATE, np.repeat(ALL[..., None], TOP, axis=2)).first_within(EXPERTS, capacity)
+    np.testing.assert_array_equal(one.taken[..., 0], found >= 0)
+    assert (found == 1).any() == (capacity < TOKENS) and ((found < 0) & ALL).any() == (capacity < TOKENS)
+    at = found.clip(0)[..., None]
+    for mine, theirs in ((one.expert, EXPERT), (one.gate, GATE)):
+        np.testing.assert_array_equal(mine, np.take_along_axis(theirs, at, axis=2))
+    slots = {(g, int(one.expert[g, t, 0]), int(one.place[g, t, 0])) for g, t in np.argwhere(found >= 0)}
+    assert len(slots) == (found >= 0).sum() and all(place < capacity for *_, place in slots)
+    expected = graded(
+        lambda x, gate, up, down: by_token(x, gate, up, down, np.arange(TOP) == found[..., None])
+    )
+
+    def settled(gate):
+        return Choice(EXPERT, gate, np.repeat(ALL[..., None], TOP, axis=2)).first_within(EXPERTS, capacity)
+
+    for form in (reference, exchanged):
+        mine = graded(lambda x, gate, up, down, f=form: f(x, settled(gate), capacity, up, down, jnp.tanh))
+        for ours, theirs in zip(mine, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())

@@ -36,9 +36,17 @@ def mixed(attention=("none",), **experts):
     return tiny(attention_types=attention, **experts)
 
 
+MODELS = {
+    "places": {"second": "random"},
+    "dropless": {"dropless": True, "capacity_factor": 1.25, "group_size": None, "second": "random"},
+    "tries": {"top_k": 1, "tries": 3, "input_dropout": 0.2, "min_capacity": 1},
+}
+
+
 @cache
-def measured(shape="data:1", layout="", param_layout="", **compute):
-    model = Transformer(mixed(second="random"), layout_of(shape, layout, param_layout), Compute(**compute))
+def measured(shape="data:1", layout="", param_layout="", experts="places", **compute):
+    config = mixed(**MODELS[experts])
+    model = Transformer(config, layout_of(shape, layout, param_layout), Compute(**compute))
     params = model.init(0).params()
     noise = perturbed({n: jax.device_put(p, jax.devices()[0]) for n, p in true_rows(params).items()})
     params = {n: jax.device_put(np.asarray(noise[n]), p.sharding) for n, p in params.items()}
@@ -64,17 +72,49 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_every_layout_gives_the_same_as_one_device(name):
     *layout, remat = LAYOUTS[name]
-    loss_1, means_1, grads_1, _ = measured()
-    loss, means, grads, program = measured(*layout, remat=remat)
+    program = check_same("places", *layout, remat=remat)
+    counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", program)) for kind in COLLECTIVES}
+    assert counts["all-to-all"]
+    if name == "experts where the batch is":  # there and back, and so for gradients
+        assert counts == {"all-to-all": 4, "all-gather": 0}
+
+
+@pytest.mark.parametrize(
+    "experts, layout",
+    [
+        # a part of a row has 12 tokens or 6, and an expert is 16 wide: tokens travel
+        ("dropless", ("x:2, y:2, z:2", "sequence:x+y, experts:y, expert_mlp:z, mlp:z")),
+        ("tries", ("x:2, y:2, z:2", "batch:z, sequence:x, experts:x+y, mlp:y", "embd:z")),
+        # 24 tokens a device: experts come
+        ("dropless", ("x:2, y:4", "batch:y, sequence:x, experts:x", "embd:y")),
+    ],
+)
+def test_rows_in_parts_give_the_same_as_whole_ones(experts, layout):
+    """Dropless experts have no groups that would have to lie within a part."""
+    check_same(experts, *layout, remat="names")
+
+
+def test_what_takes_all_has_rows_in_any_parts():
+    """Evaluation: groups of 6 tokens would not lie within parts of 4, nor does that matter."""
+    found = []
+    for layout in (layout_of("data:1"), layout_of("row:6", "sequence:row")):
+        model = noisy(mixed(group_size=6), layout)
+        sums = jax.jit(lambda p, model=model: model.bind(p).loss(Batch(TOKENS, TARGETS)).sums)(model.params())
+        found.append({name: np.divide(*map(np.asarray, pair)) for name, pair in sums.items()})
+    for name, mean in found[0].items():
+        np.testing.assert_allclose(found[1][name], mean, rtol=1e-5, atol=1e-7, err_msg=name)
+
+
+def check_same(experts, *layout, remat):
+    """That loss, sums and gradients are those of one device; gives the program."""
+    loss_1, means_1, grads_1, _ = measured(experts=experts)
+    loss, means, grads, program = measured(*layout, experts=experts, remat=remat)
     assert abs(loss - loss_1) <= 1e-5 * loss_1
     for key, mean in means.items():
         np.testing.assert_allclose(mean, means_1[key], rtol=1e-5, atol=1e-7, err_msg=key)
     for key, grad in grads.items():
         np.testing.assert_allclose(grad, grads_1[key], atol=1e-5 * np.abs(grads_1[key]).max(), err_msg=key)
-    counts = {kind: len(re.findall(rf" {kind}(?:-start)?\(", program)) for kind in COLLECTIVES}
-    assert counts["all-to-all"]
-    if name == "experts where the batch is":  # there and back, and so for gradients
-        assert counts == {"all-to-all": 4, "all-gather": 0}
+    return program
 
 
 def test_what_is_reported():
@@ -111,7 +151,8 @@ def test_the_second_expert_is_drawn_by_its_share():
     assert (np.asarray(drawn.expert) == [2, 5]).all() and np.asarray(drawn.taken[..., 0]).all()
     assert abs(float(jnp.mean(drawn.taken[..., 1])) - 0.5) < 0.03
     assert np.asarray(choose(logits, second="random")[0].taken).all()  # nothing is drawn without a key
-    assert not np.asarray(choose(logits, second="threshold")[0].taken[..., 1]).any()
+    for rule in ("threshold", "none"):
+        assert not np.asarray(choose(logits, second=rule)[0].taken[..., 1]).any()
     np.testing.assert_allclose(drawn.gate[0, 0], [0.9, 0.1], rtol=1e-5)
 
 
@@ -151,6 +192,8 @@ def test_an_even_spread_has_the_least_balance_loss():
         ({"top_k": 9}, "top_k=9 is more than"),
         ({"top_k": 1, "second": "random"}, "second=random is for model.experts.top_k=2"),
         ({"sampled": True}, "sampled=true is for model.experts.top_k=1"),
+        ({"tries": 2}, "tries=2 is for model.experts.top_k=1"),
+        ({"top_k": 1, "tries": 9}, "tries=9 is more than"),
         ({"activation": "prelu"}, "prelu"),
     ],
 )
@@ -158,6 +201,15 @@ def test_what_does_not_go_together_is_one_line(keys, message):
     with pytest.raises(NeojaxError, match=message) as error:
         mixed(**keys)
     assert "\n" not in str(error.value)
+
+
+def test_an_expert_has_places_by_its_factor_and_at_least_so_many():
+    def places(tokens, **keys):
+        experts = Experts(mixed(**keys), {"embd": 32, "routes": E, "experts": E, "expert_mlp": 16})
+        return experts.capacity(tokens)
+
+    assert [places(tokens) for tokens in (100, 20, 4)] == [20, 4, 1]  # 0.8 * 2 / 8 of them, at least one
+    assert [places(tokens, min_capacity=6) for tokens in (100, 20, 4)] == [20, 6, 4]
 
 
 def test_groups_that_would_span_devices_are_refused():
