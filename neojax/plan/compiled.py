@@ -22,7 +22,7 @@ from neojax.errors import NeojaxError
 from neojax.host_memory import host_memory
 from neojax.layout.mesh import Layout, make_layout
 from neojax.models import Transformer
-from neojax.models.fit import example
+from neojax.models.fit import example, without_effect
 from neojax.plan import buffers
 from neojax.plan.buffers import Memory, Tensor
 from neojax.plan.hlo import Collective, collectives
@@ -87,6 +87,8 @@ def compile_step(config: Config, devices: Sequence[jax.Device] | None, quick: bo
     """
     layout = make_layout(config.mesh, devices)
     model, optimizer = described(config, layout)
+    if idle := without_effect(model)[0]:
+        raise NeojaxError(idle)
     with jax.set_mesh(layout.mesh):  # type: ignore[arg-type]
         step = make_train_step(model, optimizer, config.train)
         batch = abstract_batch(config, layout)

@@ -11,6 +11,7 @@ from neojax.layout.devices import shape_text
 from neojax.layout.mesh import Layout, abstract_layout
 from neojax.models import Transformer
 from neojax.models.compute import Compute
+from neojax.models.fit import without_effect
 from neojax.models.flops import flops_per_token
 from neojax.models.pipeline import check_microbatches, describe
 from neojax.models.selection import not_trained
@@ -73,6 +74,9 @@ def print_model(config: Config, layout: Layout | None = None) -> None:
     mean = held_trained * (config.train.adafactor_momentum > 0)
     state = mean if config.train.optimizer == "adafactor" else adam
     print(f" and {state:,} of {config.train.optimizer} state" if state else "")
+    idle, lines = without_effect(model)
+    for line in filter(None, (idle, *lines)):
+        print(line)
     if schedule := model.schedule(config.train.microbatches):
         print(describe(schedule))
     what = "3 x forward, attention to visible keys only" + (", as if all were trained" if frozen else "")

@@ -18,7 +18,7 @@ from neojax.layout.mesh import Layout, make_layout
 from neojax.layout.processes import alone, join
 from neojax.models import Transformer, pipeline
 from neojax.models.compute import Compute, check_remat, compute_type, turns
-from neojax.models.fit import check_fit
+from neojax.models.fit import check_fit, without_effect
 from neojax.runs import base
 from neojax.runs import run_dir as runs
 from neojax.runs.checkpoint import Checkpoints
@@ -104,6 +104,9 @@ def train(config: Config, stop: Stop | None = None, ask: Asker | None = None) ->
     model, optimizer = agreed(lambda: build(config, layout))
     agreed(lambda: Best(config.train).check(evaluated(config, model, asked)))
     folder = place(config.train.run_dir)
+    idle, lines = without_effect(model)
+    if idle and not agreed(lambda: runs.is_run_dir(folder)):  # one that is there goes on
+        raise NeojaxError(idle)
     tokenizer = feed.tokenizer
     meta = runs.meta(config, tokenizer, feed.eos_token_id, feed.fingerprints)
     check_alike(meta, layout)
@@ -152,7 +155,7 @@ def train(config: Config, stop: Stop | None = None, ask: Asker | None = None) ->
             progress.note(describe(chosen))
         if schedule := model.schedule(config.train.microbatches):
             progress.note(pipeline.describe(schedule))
-        for line in feed.notes:
+        for line in (*filter(None, (idle, *lines)), *feed.notes):
             progress.note(line)
         run = Run(
             config,

@@ -219,6 +219,8 @@ def test_what_is_wrong_is_refused_before_training(settings, data, tmp_path):
     refused(settings(run, "mesh.shape=data:3, model:2"), "mesh.shape", "6", "8")
     refused(settings(run, "mesh.layout=batch:data, heads:modle"), "mesh.layout", "did you mean model")
     refused(settings(run, "mesh.layout=batch:data, haeds:model"), "mesh.layout", "did you mean heads")
+    nothing = "mesh.layout=batch:data, experts:model", "mesh.param_layout=axial_rows:model"
+    refused(settings(run, *nothing), "axis model (2 parts) experts and axial_rows alone", "does not have")
     refused(settings(run, "model.n_head=1"), "parameter blocks.0.attn", "heads", "size 1")
     refused(settings(run, "train.no_decay=[vocb]"), "train.no_decay", "did you mean vocab")
     refused(settings(run, "train.frozen=[wtee]"), "train.frozen", "did you mean wte")
