@@ -130,7 +130,7 @@ def before(x: jax.Array, count: int, axes: tuple[str, ...]) -> jax.Array:
     zeros where the row begins."""
     size = x.shape[1]
     hops = range(-(-count // size), 0, -1)
-    pieces = [_moved(x[:, max(0, hop * size - count) :], axes, hop) for hop in hops]
+    pieces = [moved(x[:, max(0, hop * size - count) :], axes, hop) for hop in hops]
     return jnp.concatenate([x[:, :0], *pieces], axis=1)
 
 
@@ -138,11 +138,11 @@ def after(x: jax.Array, count: int, axes: tuple[str, ...]) -> jax.Array:
     """The `count` tokens after those of a device's part; zeros where the row ends."""
     size = x.shape[1]
     hops = range(1, 1 - -count // size)
-    pieces = [_moved(x[:, : count - (hop - 1) * size], axes, -hop) for hop in hops]
+    pieces = [moved(x[:, : count - (hop - 1) * size], axes, -hop) for hop in hops]
     return jnp.concatenate([x[:, :0], *pieces], axis=1)
 
 
-def _moved(x: jax.Array, axes: tuple[str, ...], hops: int) -> jax.Array:
+def moved(x: jax.Array, axes: tuple[str, ...], hops: int) -> jax.Array:
     """Arrays of every device on the one that comes so many `hops` after it; zeros where none sends."""
     parts = jax.lax.axis_size(axes) if axes else 1
     way = [(i, i + hops) for i in range(parts) if 0 <= i + hops < parts]

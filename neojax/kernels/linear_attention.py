@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from neojax.kernels.blocks import moved, row_axes
 from neojax.kernels.choice import check_linear
 from neojax.kernels.masks import together
 from neojax.layout import each_device, named
@@ -47,44 +48,39 @@ def attention(
     them.
 
     start: int32 [batch], the number of padding tokens at the left of a row. time: that of the first token;
-    state: that before it, where the sequence goes on from earlier tokens, which needs a whole sequence on
-    every device. segments: int32 [batch, sequence], the segment of each token, which sees no token of
-    another; `state` is then of the segment of the first token, and what is returned of that of the last.
-    Without `causal`, exp(k) is normalised by its sum over the whole sequence. Rule: causal attention runs in
-    chunks, in time linear in the sequence, unless the layout splits `sequence` or `memory_length`; then it
-    compares all pairs. Raises `NeojaxError` for segments without `causal`.
+    state: that before it, where the sequence goes on from earlier tokens. segments: int32 [batch, sequence],
+    the segment of each token, which sees no token of another; `state` is then of the segment of the first
+    token, and what is returned of that of the last; tokens of one stand together. Without `causal`, exp(k) is
+    normalised by its sum over the whole sequence. Causal attention runs in chunks, in time linear in the
+    sequence; where rows are split, each device has the state of the parts before its own sent (`_before`).
+    Raises `NeojaxError` for segments without `causal`.
     """
     check_linear(causal, segments is not None)
     dtype = v.dtype
     present = None if start is None else time + jnp.arange(k.shape[1]) >= start[:, None]
     q, k = features(q, k, present, causal)
-    layout = named.current_layout()
     if not causal:
         y, state = everywhere(q, k, v)
-    elif layout.axes("sequence", beside=["heads"]) or layout.axes("memory_length"):
-        y, state = reference(q, k, v, segments)
-    else:
-        keys, values = (
-            named.sharding("batch sequence heads key_dim"),
-            named.sharding("batch sequence heads head_dim"),
+        return y.astype(dtype), state
+    keys, values, rows, *of_state = (
+        named.sharding(dims, beside).spec
+        for dims, beside in (
+            ("batch sequence heads key_dim", ""),
+            ("batch sequence heads head_dim", ""),
+            ("batch sequence", "heads"),
+            ("batch heads key_dim head_dim", ""),
+            ("batch heads key_dim", ""),
         )
-        v = v.astype(jnp.float32)
-        state = state or sums(k[:, :0], v[:, :0])
-        state_specs = tuple(jax.typeof(s).sharding.spec for s in state)
-        if segments is not None:
-            segments = named.lay(segments, "batch sequence", "heads")
-        y, state = each_device.shard_map(
-            partial(_chunks, chunk=min(CHUNK, q.shape[1])),
-            mesh=layout.mesh,
-            in_specs=(
-                keys.spec,
-                keys.spec,
-                values.spec,
-                state_specs,
-                named.sharding("batch sequence", "heads").spec,
-            ),
-            out_specs=(values.spec, state_specs),
-        )(q, k, v, state, segments)
+    )
+    after = tuple(of_state)
+    if segments is not None:
+        segments = named.lay(segments, "batch sequence", "heads")
+    y, state = each_device.shard_map(
+        partial(_part, row_axes()),
+        mesh=named.current_layout().mesh,
+        in_specs=(keys, keys, values, None if state is None else after, rows),
+        out_specs=(values, after),
+    )(q, k, v.astype(jnp.float32), state, segments)
     return y.astype(dtype), state
 
 
@@ -146,43 +142,75 @@ def everywhere(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Sta
     return y, state
 
 
-def reference(
-    q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None = None
+def _part(
+    axes: tuple[str, ...],
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    state: State | None,
+    segments: jax.Array | None,
 ) -> tuple[jax.Array, State]:
-    """By the definition: the whole matrix of scores, masked. Works under every layout."""
-    time = jnp.arange(q.shape[1])
-    seen = time[:, None] >= time
-    if segments is None:
-        state = sums(k, v)
-    else:
-        segments = named.lay(segments, "batch sequence", "heads")
-        last = jnp.max(jnp.where(time == len(time) - 1, segments, 0), axis=1, keepdims=True)
-        state = sums(jnp.where((segments == last)[..., None, None], k, 0.0), v)
-        own = together(segments, named.lay(segments, "batch memory_length"))
-        seen = (seen & own)[:, None]
-    k = named.lay(k, "batch memory_length heads key_dim")
-    weights = named.einsum(
-        "batch sequence heads key_dim, batch memory_length heads key_dim -> batch heads sequence "
-        "memory_length",
-        q,
-        k,
-    )
-    weights = jnp.where(seen, weights, 0.0)
-    y = named.einsum(
-        "batch heads sequence memory_length, batch memory_length heads head_dim -> batch sequence heads "
-        "head_dim",
-        mean(weights, weights.sum(-1, keepdims=True)),
-        named.lay(v, "batch memory_length heads head_dim"),
-    )
-    return y, state
+    """The attention of one device's part of rows that `axes` split, and the state after the whole rows."""
+    last = None if segments is None else segments[:, 0]
+    if state is None:
+        state = _sums(k[:, :0], v[:, :0])
+    if not axes:
+        return _chunks(q, k, v, segments, state, last)
+    y, state = _chunks(q, k, v, segments, *_before(axes, k, v, segments, state, last))
+    is_last = jax.lax.axis_index(axes) == jax.lax.axis_size(axes) - 1
+    return y, jax.tree.map(lambda x: jax.lax.psum(jnp.where(is_last, x, 0.0), axes), state)
+
+
+def _before(
+    axes: tuple[str, ...],
+    k: jax.Array,
+    v: jax.Array,
+    segments: jax.Array | None,
+    state: State,
+    last: jax.Array | None,
+) -> tuple[State, jax.Array | None]:
+    """The state before a device's part, and the segment of the token before it: each sends the sums of its
+    own part on, which are added up in as many hops as the number of parts has binary digits."""
+    newest = None
+    if segments is not None:
+        newest = segments[:, -1]
+        k = jnp.where(jnp.equal(segments, newest[:, None])[..., None, None], k, 0.0)
+    own = _sums(k, v)
+    is_first = jax.lax.axis_index(axes) == 0
+    sent = jax.tree.map(lambda x: moved(x, axes, 1), (own, newest))
+    state, last = jax.tree.map(partial(jnp.where, is_first), (state, last), sent)
+    hops, parts = 1, jax.lax.axis_size(axes)
+    while hops < parts:
+        more, other = jax.tree.map(partial(moved, axes=axes, hops=hops), (state, last))
+        if last is not None:
+            more = _of_segment(last == other, more)
+        state = jax.tree.map(jnp.add, state, more)
+        hops *= 2
+    return state, last
+
+
+def _of_segment(goes_on: jax.Array, state: State) -> State:
+    """`state` where it `goes_on` [batch], else nothing."""
+    return jax.tree.map(lambda x: jnp.where(goes_on[(..., *(None,) * (x.ndim - 1))], x, 0.0), state)
+
+
+def _sums(k: jax.Array, v: jax.Array) -> State:
+    """As `sums`, of one device's tokens."""
+    return jnp.einsum("bkhd,bkhe->bhde", k, v), k.sum(axis=1)
 
 
 def _chunks(
-    q: jax.Array, k: jax.Array, v: jax.Array, state: State, segments: jax.Array | None, chunk: int
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segments: jax.Array | None,
+    state: State,
+    last: jax.Array | None,
 ) -> tuple[jax.Array, State]:
-    """The attention of one device's share: scores within a chunk, the state for what came before it. With
-    segments, the state is of that of the last token before the chunk."""
+    """The attention of one device's tokens: scores within a chunk, the state for what came before it. With
+    segments, `state` is of that of the `last` token before the chunk."""
     batch, length, heads, _ = q.shape
+    chunk = min(CHUNK, length)
     count = -(-length // chunk)
 
     def split(x: jax.Array) -> jax.Array:  # -> [chunks, batch, heads, chunk, features]
@@ -190,30 +218,27 @@ def _chunks(
         return x.reshape(batch, count, chunk, heads, x.shape[-1]).transpose(1, 0, 3, 2, 4)
 
     def body(carry: Any, inputs: Any) -> tuple[Any, jax.Array]:
-        (context, total), last = carry
+        state, last = carry
         q, k, v, own = inputs
         within = jnp.tril(jnp.einsum("bhqd,bhkd->bhqk", q, k))
+        goes_on = state
         if own is not None:
             # Queries of the state's own segment look at it; the next one is of the segment of the chunk's
             # last token.
             newest = own[:, -1]
-            goes_on = (newest == last)[:, None, None]
+            goes_on = _of_segment(newest == last, state)
             within = jnp.where(together(own, own)[:, None], within, 0.0)
             q = jnp.where((own == last[:, None])[:, None, :, None], q, 0.0)
             k = jnp.where((own == newest[:, None])[:, None, :, None], k, 0.0)
+            last = newest
+        context, total = state
         weights = within.sum(axis=-1) + jnp.einsum("bhqd,bhd->bhq", q, total)
         y = mean(within @ v + q @ context, weights[..., None])
-        if own is not None:
-            context, total, last = (
-                jnp.where(goes_on[..., None], context, 0.0),
-                jnp.where(goes_on, total, 0.0),
-                newest,
-            )
+        context, total = goes_on
         return ((context + jnp.einsum("bhkd,bhke->bhde", k, v), total + k.sum(axis=2)), last), y
 
-    first = None if segments is None else segments[:, 0]
     if segments is not None:
         segments = jnp.pad(segments, ((0, 0), (0, count * chunk - length)), mode="edge")
         segments = segments.reshape(batch, count, chunk).swapaxes(0, 1)
-    (state, _), y = jax.lax.scan(body, (state, first), (split(q), split(k), split(v), segments))
+    (state, _), y = jax.lax.scan(body, (state, last), (split(q), split(k), split(v), segments))
     return y.transpose(1, 0, 3, 2, 4).reshape(batch, count * chunk, heads, -1)[:, :length], state
