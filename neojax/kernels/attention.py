@@ -79,7 +79,17 @@ def attention(
             assert window is not None
             y = local(q, k, v, window=window, causal=causal, **rows)
         case "ring":
-            return ring.attention(q, k, v, window=window, causal=causal, **rows)
+            return ring.attention(
+                q,
+                k,
+                v,
+                window=window,
+                causal=causal,
+                branches=branches,
+                memory=memory,
+                dropout=dropout,
+                **rows,
+            )
         case "blocked":
             y = blocked(q, k, v, window=window, branches=branches, **rows)
         case _:

@@ -15,14 +15,14 @@ length where documents stand apart; without a causal mask no window, and no rows
 
 A kernel that is asked for by name and cannot do it is refused. No kernel but XLA's `reference` works where
 the layout splits `memory_length` or `head_dim`, since each needs them whole, and cuDNN does not where it
-splits `sequence`. Within XLA, without dropout and learned keys, and with both of the former whole:
+splits `sequence`. Within XLA, with both of the former whole:
 
 | way | when |
 |-|-|
 | `local` | twice the window, three times if not causal, is shorter than the sequence |
-| `ring` | else, where `sequence` is split, causal or not: keys and values go round the devices |
+| `ring` | else, where `sequence` is split, whatever is asked for: keys and values go round the devices |
 | `blocked` | causal with a longer window or none, and the sequence is longer than 256 |
-| `reference` | all else: the whole matrix of scores |
+| `reference` | all else, dropout and learned keys among it: the whole matrix of scores |
 
 Where `sequence` is split, a device's neighbours send it the keys of a window that stand beside its own.
 Splash gathers the keys and values of global layers, a few heads of one row at a time (`split_splash`). It
@@ -36,7 +36,7 @@ That, and attention that is not causal, it does where it is named; `auto` leaves
 they have not been run yet.
 
 Texts that are scored may share what they begin with (`branches` of `data.batch.Batch`); such rows are XLA's,
-`blocked` where they are long and no `sequence` is split, else `reference`.
+and never `local`.
 
 Decoding one token at a time, and linear attention, have no choice of kernels. Linear attention without a
 causal mask has one sum for the whole row, and is refused where documents stand apart.
@@ -142,28 +142,30 @@ def _reserve(kernel: str, call: Call) -> str:
 
 
 def _xla(call: Call) -> str:
-    if _general_obstacle(call):
+    if _split_obstacle(call):
         return "reference"
-    if call.branches:
-        return "blocked" if call.length > BLOCK and "sequence" not in call.split else "reference"
-    if call.window is not None and (2 if call.causal else 3) * call.window < call.length:
+    is_whole = call.branches or call.memory or call.dropout  # what is asked of all keys at once
+    if not is_whole and call.window is not None and (2 if call.causal else 3) * call.window < call.length:
         return "local"
     if "sequence" in call.split:
         return "ring"
-    if not call.causal:
-        return "reference"
-    return "blocked" if call.length > BLOCK else "reference"
+    is_plain = call.causal and not call.memory and not call.dropout
+    return "blocked" if is_plain and call.length > BLOCK else "reference"
 
 
 def _general_obstacle(call: Call) -> str:
-    """What no kernel but the reference can do, causal or not, if anything."""
+    """What none but XLA's can do, causal or not, if anything."""
     if call.memory:
         return "model.attention.memory_slots adds learned keys"
     if call.dropout:
         return "model.attention.dropout drops single weights"
-    if split := [dim for dim in call.split if dim != "sequence"]:
-        return f"mesh.layout splits {' and '.join(split)}, which blocks need whole"
-    return ""
+    return _split_obstacle(call)
+
+
+def _split_obstacle(call: Call) -> str:
+    """What no kernel but the reference can do, if anything."""
+    split = [dim for dim in call.split if dim != "sequence"]
+    return f"mesh.layout splits {' and '.join(split)}, which blocks need whole" if split else ""
 
 
 def _splash_obstacle(call: Call) -> str:

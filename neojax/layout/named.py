@@ -367,5 +367,10 @@ class Dropout:
 
     def __call__(self, x: jax.Array, dims: str) -> jax.Array:
         sharding = current_layout().sharding(dims.split(), x.shape)
-        keep = jax.random.bits(self.key, x.shape, jnp.uint32, out_sharding=sharding) >= self.rate * 2**32
-        return jnp.where(keep, x / (1 - self.rate), 0).astype(x.dtype)
+        return dropped(x, jax.random.bits(self.key, x.shape, jnp.uint32, out_sharding=sharding), self.rate)
+
+
+def dropped(x: jax.Array, bits: jax.Array, rate: float) -> jax.Array:
+    """x with zeros where `bits`, uint32 of its shape, are among the least, a share `rate` of all there are,
+    and the other elements scaled."""
+    return jnp.where(bits >= rate * 2**32, x / (1 - rate), 0).astype(x.dtype)

@@ -32,7 +32,7 @@ def call(where, **changes) -> Call:
         (TPU, {"branches": True, "segments": True}, "blocked"),
         (HOPPER, {"branches": True, "window": 256}, "blocked"),
         (CPU, {"branches": True, "window": 64, "length": 256}, "reference"),
-        (CPU, {**PARTS, "branches": True}, "reference"),
+        (CPU, {**PARTS, "branches": True, "window": 256}, "ring"),
         (TPU, {**PARTS, "window": 256, "segments": True}, "splash"),
         (TPU, {**PARTS, "length": 1 << 20}, "splash"),
         (TPU, {**PARTS, "length": 1 << 21}, "ring"),
@@ -73,12 +73,14 @@ def test_auto_takes_the_devices_own_kernel_or_falls_back_and_says_why(where, cha
     assert bool(choice.because) == (own is not None and own != kernel)
 
 
-def test_rows_in_parts_go_round_unless_only_the_reference_can():
+@pytest.mark.parametrize("where", [TPU, HOPPER, CPU])
+def test_rows_in_parts_go_round_unless_only_the_reference_can(where):
     def chosen(**changes):
-        return choose("auto", call(CPU, **PARTS, **changes)).kernel
+        return choose("auto", call(where, **{**PARTS, **changes})).kernel
 
     assert chosen(causal=False, window=700) == "ring"
-    assert chosen(dropout=True) == chosen(memory=True, window=256) == "reference"
+    assert chosen(dropout=True) == chosen(memory=True, window=256) == "ring"
+    assert chosen(split=("sequence", "head_dim"), dropout=True) == "reference"
     assert choose("auto", call(CPU, split=("memory_length",))).kernel == "reference"
 
 

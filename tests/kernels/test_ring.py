@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import layout_of
+from jax.extend.random import threefry2x32_p
 
 from neojax.kernels import blocks, ring, split_splash
 from neojax.kernels.attention import attention, reference
+from neojax.kernels.dropout import bits_at
+from neojax.kernels.masks import Branches
 from neojax.layout import named
 
 LENGTH = 48
@@ -82,6 +85,71 @@ def test_splash_on_parts_equals_the_reference(window, is_apart):
         np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max())
 
 
+@cache
+def asked(layout, what, length=LENGTH, causal=True, window=None):
+    """The values and gradients of `attention`, of `what` among memory, dropout, branches and segments, as a
+    jitted program and its operands."""
+    layout, rng = layout_of(*LAYOUTS.get(layout, ("x:1", ""))), np.random.default_rng(1)
+    q, k, v, pull, segments = operands(length, 4, 4 if "memory" in what else 2)
+    learned = rng.normal(size=(2, 3, 4, 8)).astype("f4") if "memory" in what else ()
+    trunk = rng.integers(0, 3, segments.shape).astype(np.int32)
+    rows = (segments, Branches(trunk, np.arange(length, dtype=np.int32) - segments))
+    with named.use_layout(layout):
+        q, k, v, pull = (named.lay(x, "batch sequence heads head_dim") for x in (q, k, v, pull))
+        segments, branches = jax.tree.map(lambda x: named.lay(x, "batch sequence"), rows)
+
+    def total(q, k, v, learned, pull, key):
+        how = {"causal": causal, "window": window}
+        how["memory"] = learned or None
+        how["dropout"] = named.Dropout(0.3, key) if "dropout" in what else None
+        how["segments"] = segments if "segments" in what or "branches" in what else None
+        how["branches"] = branches if "branches" in what else None
+        with named.use_layout(layout):
+            y = attention(q, k, v, **how)
+        return jnp.sum(y * pull), y
+
+    function = jax.jit(jax.value_and_grad(total, (0, 1, 2, 3), has_aux=True))
+    return function, (q, k, v, tuple(learned), pull, jax.random.key(5))
+
+
+@pytest.mark.parametrize(
+    "layout, what, more",
+    [
+        ("eight parts", ("memory", "dropout"), {}),
+        ("three parts and rows", ("dropout", "segments"), {"causal": False}),
+        ("two axes and heads", ("memory", "dropout", "segments"), {}),
+        ("three parts and rows", ("branches",), {"window": 5}),
+    ],
+)
+def test_dropout_learned_keys_and_branches_go_round_too(layout, what, more, monkeypatch):
+    """The same weights are dropped as of the whole matrix on one device; gradients of learned keys are of all
+    parts and rows."""
+    monkeypatch.setattr(ring, "BLOCK", 2)
+    found = []
+    for own in (layout, "one"):
+        function, arrays = asked(own, what, **more)
+        (_, y), grads = function(*arrays)
+        found.append([np.asarray(x) for x in jax.tree.leaves((y, grads))])
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_bits_of_a_block_are_those_of_the_whole_array():
+    """Also where the array has more elements than 32 bits count."""
+    key = jax.random.key(7)
+    whole = jax.random.bits(key, (3, 4, 5, 6), jnp.uint32)
+    block = np.ix_([1, 2], [0, 3], [2, 3, 4], [1, 5])
+    own = jax.jit(bits_at, static_argnums=2)(jax.random.key_data(key), block, (4, 5, 6))
+    np.testing.assert_array_equal(own, np.asarray(whole)[block])
+    place, sizes = (3, 200, 70_000, 90_000), (1 << 8, 1 << 17, 1 << 17)
+    count = sum(x * int(np.prod(sizes[i:], dtype=np.int64)) for i, x in enumerate(place))
+    expected = threefry2x32_p.bind(
+        *jax.random.key_data(key), jnp.uint32(count >> 32), jnp.uint32(count % 2**32)
+    )
+    own = bits_at(jax.random.key_data(key), [jnp.asarray(x) for x in place], sizes)
+    assert own == expected[0] ^ expected[1]
+
+
 def test_pieces_of_odd_parts_stay_in_their_order():
     """Parts that are not of two equal pieces are not balanced, and give the same."""
     ours = measured(attention, layout_of("x:8", "sequence:x"), length=24)
@@ -125,6 +193,16 @@ def test_only_neighbours_are_sent_to_and_no_row_or_score_is_whole(window):
     assert not any(512 in shape for shape in shapes) and largest <= max(part, scores)
 
 
+@pytest.mark.parametrize("what", [("memory",), ("dropout",)])
+def test_no_row_of_scores_is_whole_with_dropout_or_learned_keys(what):
+    function, arrays = asked("eight parts", what, length=512)
+    text = function.lower(*arrays).compile().as_text()
+    shapes = {tuple(map(int, s.split(","))) for s in re.findall(r"(?:f32|u32|pred)\[([\d,]+)\]", text)}
+    assert not any(512 in shape for shape in shapes)
+    assert max(map(np.prod, shapes)) <= max(2 * 64 * 4 * 8, 2 * 4 * 64 * 32)  # a part's queries; its scores
+    assert " all-gather(" not in text and " all-to-all(" not in text
+
+
 def test_a_window_has_its_own_keys_sent_alone():
     """Of the neighbour's 64 keys the last 16, and values, there and back."""
     text, _ = collectives(16)
@@ -135,17 +213,17 @@ def test_a_window_has_its_own_keys_sent_alone():
 def test_all_devices_do_the_same_work_and_half_of_all_pairs(monkeypatch):
     """Of 2 n pieces a device has 2, which look at 2 n + 1 pieces of keys where 4 n would be all."""
     counted = []
-    look = ring._look
+    pair = ring._pair
 
     def counting(own, queries, keys, source, a, b):
         counted.append((a, b))
-        return look(own, queries, keys, source, a, b)
+        return pair(own, queries, keys, source, a, b)
 
-    monkeypatch.setattr(ring, "_look", counting)
+    monkeypatch.setattr(ring, "_pair", counting)
     collectives(None)
     first = [pair for pair in counted if all(isinstance(x, int) for x in pair)][:3]
     assert first == [(0, 0), (1, 0), (1, 1)]
-    assert len(counted) == 3 + 2  # the own part, and one turn of the loop of all others
+    assert len(counted) == 2 * (3 + 2)  # the own part, and one turn of the loop of all others; there and back
 
 
 def test_tokens_beside_come_from_as_many_parts_as_they_lie_in():

@@ -98,6 +98,16 @@ def test_families_with_dropout_and_segments_agree_with_one_device(family):
     assert_same(loss_and_gradients(config, layout_of(*MESH, "embd:data"), compute, batch), expected)
 
 
+@pytest.mark.slow
+def test_split_rows_on_stages_agree_with_one_device():
+    """Keys that go round with dropout and learned keys, and sums that are sent on, within each stage."""
+    config = tiny(attention_types=("global", "linear"), num_mem_kv=2, attn_dropout=0.2)
+    batch = batch_of(config)
+    expected = loss_and_gradients(config, layout_of("data:1"), Compute(), batch)
+    layout = layout_of("stage:2, row:2", "layers:stage, sequence:row, vocab:stage")
+    assert_same(loss_and_gradients(config, layout, Compute(remat="names"), batch), expected)
+
+
 def test_experts_on_stages_agree_with_one_device():
     experts = {"number": 4, "layers": [1, 3, 5, 7], "width": 8, "second": "random", "z_loss": 0.1}
     config = tiny(n_layer=8, **{f"experts.{key}": value for key, value in experts.items()})

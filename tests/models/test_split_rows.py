@@ -31,8 +31,8 @@ MODELS = {
     "axial": lambda: tiny(n_ctx=LENGTH, n_layer=2, axial_pos_emb=[4, 8]),
     "gpt_neox": lambda: model_config(family="gpt_neox", n_head=4, **SIZES),
     "llama": lambda: model_config(family="llama", n_head=4, **{"attention.kv_heads": 2}, **SIZES),
-    "memory, linear": lambda: tiny(
-        n_ctx=LENGTH, n_layer=2, attention_types=("global", "linear"), num_mem_kv=2
+    "memory, dropout, linear": lambda: tiny(
+        n_ctx=LENGTH, n_layer=2, attention_types=("global", "linear"), num_mem_kv=2, attn_dropout=0.2
     ),
     "experts": lambda: tiny(
         n_ctx=LENGTH, n_layer=2, **{"experts.number": 4, "experts.layers": [1], "experts.width": 16}
@@ -77,8 +77,10 @@ def measured(model, is_apart, shape="x:1", layout="", param_layout="", **compute
         value[tuple(map(slice, weights[name].shape))] = weights[name]
         values[name] = jax.device_put(value, spec.sharding)
 
+    key = jax.random.key(1) if config.attention.dropout else None
+
     def loss(params):
-        losses = own.bind(params).loss(batch(is_apart))
+        losses = own.bind(params).loss(batch(is_apart), dropout_key=key)
         return losses.total() / losses.scored
 
     with jax.set_mesh(own.layout.mesh):
@@ -96,7 +98,8 @@ def measured(model, is_apart, shape="x:1", layout="", param_layout="", **compute
         ("llama", False, "model"),
         ("both ways", False, "alone"),
         ("llama", True, "beside products"),
-        ("memory, linear", True, "beside products"),
+        ("memory, dropout, linear", True, "rows and fsdp"),
+        pytest.param("memory, dropout, linear", True, "beside products", marks=pytest.mark.slow),
         ("experts", False, "beside products"),
     ],
 )
