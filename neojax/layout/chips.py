@@ -52,6 +52,12 @@ class Chip:
         return "tpu" if self.axes else "gpu"
 
     @property
+    def side(self) -> int:
+        """The most chips along one axis of a slice: of a square pod its side, of a pod of cubes all its cubes
+        in a row."""
+        return math.isqrt(self.domain) if self.axes == 2 else self.domain // 16
+
+    @property
     def reported(self) -> float:
         """Bytes that one of its devices says that it has."""
         return REPORTED.get(self.name, self.memory / self.cores)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from neojax.errors import NeojaxError, suggest
 from neojax.layout.chips import CHIPS, Chip
+from neojax.layout.slice_names import OTHERS, by_number, parse
 
 FORM = "such as v5e:16x16, 2xv5e:8x8 for two slices joined by a network, or h100:64"
 
@@ -58,38 +59,25 @@ class Machine:
 
 def machine(text: str) -> Machine:
     """The machine that `text` names. Raises `NeojaxError` where there is none such."""
+    gpus = {name: chip for name, chip in CHIPS.items() if not chip.axes}
     parts = re.fullmatch(r"(?:([1-9]\d*)x(?=[a-z0-9-]+:))?([a-z0-9-]+):([1-9]\d*(?:x[1-9]\d*)*)", text)
-    if not parts:
+    counted = re.fullmatch(r"([a-z0-9-]+)-([1-9]\d*)", text)
+    if counted and counted[1] in gpus and text not in gpus:
+        raise NeojaxError(f"topology {text!r}: write {counted[1]}:{counted[2]}")
+    if not parts and not by_number(text):
         raise NeojaxError(f"topology {text!r}: expected a chip and a shape, {FORM}")
-    several, name, sizes = parts.groups()
-    if name not in CHIPS:
-        raise NeojaxError(f"topology {text!r}: no chip is called {name}{suggest(name, list(CHIPS))}")
-    chip, shape = CHIPS[name], tuple(int(n) for n in sizes.split("x"))
-    if not chip.axes and len(shape) == 1 and not several:
-        return Machine(chip, shape)
-    if not chip.axes:
-        total = math.prod(shape) * int(several or 1)
-        raise NeojaxError(f"topology {text!r}: GPUs are given by their number alone; write {name}:{total}")
-    if len(shape) == chip.axes - 1:  # 2x2 of a chip with three axes is 2x2x1
-        shape = (*shape, 1)
-    if len(shape) != chip.axes:
-        near = _near(chip, math.prod(shape))
+    if parts and parts[2] not in CHIPS and parts[2] not in OTHERS:
+        raise NeojaxError(f"topology {text!r}: no chip is called {parts[2]}{suggest(parts[2], list(CHIPS))}")
+    if not parts or parts[2] not in gpus:
+        several, chip, shape = parse(text)
+        return Machine(chip, shape, several)
+    own = tuple(int(n) for n in parts[3].split("x"))
+    if len(own) > 1 or parts[1]:
+        total = math.prod(own) * int(parts[1] or 1)
         raise NeojaxError(
-            f"topology {text!r}: a slice of {name} is a torus of {chip.axes} dimensions; try {name}:{near}"
+            f"topology {text!r}: GPUs are given by their number alone; write {parts[2]}:{total}"
         )
-    if math.prod(shape) > chip.domain:
-        raise NeojaxError(
-            f"topology {text!r}: a slice of {name} has at most {chip.domain} chips; try several slices, "
-            f"{-(-math.prod(shape) // chip.domain)}x{name}:{_near(chip, chip.domain)}"
-        )
-    return Machine(chip, shape, int(several or 1))
-
-
-def _near(chip: Chip, chips: int) -> str:
-    """The shape of a slice of about as many chips that is nearest to a square or cube."""
-    power = max(0, round(math.log2(min(chips, chip.domain))))
-    each = [power // chip.axes + (i < power % chip.axes) for i in reversed(range(chip.axes))]
-    return "x".join(str(2**n) for n in sorted(each, key=lambda n: (n == 0, n)))  # 2x2x1, not 1x2x2
+    return Machine(gpus[parts[2]], own)
 
 
 @dataclass(frozen=True)

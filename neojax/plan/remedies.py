@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from neojax.config import Config, replaced
 from neojax.errors import NeojaxError
 from neojax.layout.mesh import Layout
-from neojax.layout.topology import larger, tpu_devices
+from neojax.layout.slice_names import larger
+from neojax.layout.topology import tpu_devices
 from neojax.plan.compiled import Compiled, compile_step
 
 
