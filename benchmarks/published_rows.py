@@ -13,12 +13,17 @@ AI-Hypercomputer/tpu-recipes, training/trillium, v5p and ironwood. maxtext: AI-H
 and MaxText/configs/v5e and v5p of December 2023, v4 of November 2023, gpu/a3 of April 2024. toolbox:
 NVIDIA/JAX-Toolbox, rosetta's pax README and docs/frameworks/maxtext. nanogpt: karpathy/nanoGPT, issue 110.
 llm.c: karpathy/llm.c, scripts. titan: pytorch/torchtitan, benchmarks/llama3_h100_202412.
+neojax: our own steps, results/h200.json, of shipped configurations (`model` is their file) with the batch and
+recomputation of the row.
 """
 
 import math
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+CONFIGS = Path(__file__).resolve().parents[1] / "meshconfigs"
 
 MODELS = {
     # layers, width, heads, heads of keys, width of a head, of the MLP, vocabulary, gated, tied
@@ -143,6 +148,10 @@ llm.c | 58 | nano-124m | a100:8 | data:8 | zero1 | 64 | 1 | 1024 | none | 0.300 
 llm.c | 60 | nano-1558m | h100:8 | data:8 | zero1 | 16 | 8 | 1024 | none | 2.80 s |
 titan | 61 | llama3-8b | h100:8 | data:8 | fsdp | 2 | 1 | 8192 | names | 6667 t | 500 W
 titan | 61 | llama3-8b | h100:128 | data:128 | fsdp | 2 | 1 | 8192 | names | 6514 t | 500 W
+neojax | 62 | 1.3B | h200:1 | data:1 | data | 16 | 1 | 2048 | none | 0.4994 s | measured here
+neojax | 63 | 125M | h200:1 | data:1 | data | 64 | 1 | 2048 | none | 0.2679 s | measured here
+neojax | 64 | 1.3B | h200:1 | data:1 | data | 16 | 1 | 2048 | names | 0.5923 s | measured here
+neojax | 65 | bert/base | h200:1 | data:1 | data | 256 | 1 | 512 | none | 0.4119 s | measured here; plain attention
 """  # noqa: E501
 MODEL = "heads:model, mlp:model, vocab:model"
 LAYOUTS = {  # layout, param_layout, dcn_shape
@@ -182,8 +191,18 @@ class Row:
 
     def config(self) -> Any:
         """The configuration of neojax that does the same."""
-        from neojax.config import from_dict
+        from neojax.config import from_dict, load
 
+        if self.group == "neojax":
+            used, stored, _ = LAYOUTS[self.layout]
+            mesh = [f"mesh.shape={self.mesh}", f"mesh.layout={used}", f"mesh.param_layout={stored}"]
+            kernel = "xla" if "plain" in self.remark else "auto"
+            train = [f"batch_size={self.rows * self.passes * chips(self.machine)}", f"remat={self.again}"]
+            train += ["precision=bfloat16", f"attention_kernel={kernel}"]
+            return load(
+                CONFIGS / f"{self.model}.yml",
+                [*mesh, *(f"train.{key}" for key in train), f"model.n_ctx={self.length}"],
+            )
         layers, width, heads, keys, head, mlp, vocab, gated, tied = MODELS[self.model]
         used, stored, dcn = LAYOUTS[self.layout]
         sizes = dict(part.split(":") for part in self.mesh.split(", "))

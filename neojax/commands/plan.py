@@ -4,7 +4,7 @@ compiler."""
 import json
 import math
 from argparse import ArgumentParser, Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,23 +14,27 @@ import jax
 from neojax.config import Config
 from neojax.convert import configs
 from neojax.errors import NeojaxError
+from neojax.layout.chips import CHIPS
+from neojax.layout.slice_names import larger
 from neojax.layout.topology import tpu_devices
 from neojax.models.inference import check_weights
 from neojax.output import complain
-from neojax.plan.auto import is_auto, resolved
+from neojax.plan.auto import here, is_auto, resolved
 from neojax.plan.bars import draw_plan
 from neojax.plan.candidates import Found
-from neojax.plan.compiled import Compiled, compile_step
+from neojax.plan.compiled import compile_step
 from neojax.plan.cost import EVERY, of_analysis, print_estimate, print_sweep, sweep
 from neojax.plan.cost_picture import draw_costs
 from neojax.plan.decoding import compile_decoding, of_decoding, print_decoding
 from neojax.plan.estimate import analyse
-from neojax.plan.machine import machine
+from neojax.plan.machine import Machine, machine
+from neojax.plan.modelled import of_model
 from neojax.plan.picture import title_of
 from neojax.plan.picture_file import check_folder, check_picture, save_picture
-from neojax.plan.remedies import more_chips, remedies
-from neojax.plan.report import gb, of_step, print_report, with_remedies
+from neojax.plan.remedies import Trial, Trying, more_chips, ordered, remedies
+from neojax.plan.report import of_step, print_report, with_remedies
 from neojax.plan.search import MINUTES, Ranked, listed, print_search, search, winner_text
+from neojax.plan.trace import layout_of
 from neojax.storage.remote import place
 
 HERE = "here"
@@ -188,18 +192,23 @@ def cost(config: Config, args: Namespace) -> None:
     jax.config.update("jax_platforms", "cpu")  # nothing runs
     config = replace(config, mesh=replace(config.mesh, cpu_devices=0))
     wanted = EVERY if args.topology in (HERE, "all") else tuple(args.topology.split(","))
+    if len(wanted) == 1:
+        report = modelled(config, machine(wanted[0]), args.tokens, args.price_per_chip_hour)
+        if args.picture:
+            save_picture(args.picture, draw_plan(report, title_of(args.config, wanted[0])))
+        if args.json:
+            print(json.dumps(report))
+        else:
+            print_report(report)
+            print_estimate(report["estimate"])
+        return
     rows = list(sweep(config, wanted, args.tokens, args.price_per_chip_hour))
     if args.picture:
-        drawn = draw_costs(rows, title_of(args.config, "what it costs"))
-        save_picture(args.picture, drawn)
+        save_picture(args.picture, draw_costs(rows, Path(args.config).stem))
     if args.json:
-        print(json.dumps(rows[0] if len(rows) == 1 else rows))
-    elif len(rows) > 1:
-        print_sweep(rows, config)
-    elif "hinders" in rows[0]:
-        raise NeojaxError(str(rows[0]["hinders"]))
+        print(json.dumps(rows))
     else:
-        print_alone(rows[0])
+        print_sweep(rows, config)
 
 
 def look(config: Config, args: Namespace) -> None:
@@ -238,34 +247,65 @@ def look(config: Config, args: Namespace) -> None:
     print(f"\nthe best is written to {out}")
 
 
-def print_alone(row: Mapping[str, Any]) -> None:
-    """One machine by the analytic model."""
-    print(
-        f'{row["topology"]}: {row["chips"]} chips, mesh {row["mesh"]}, layout "{row["layout"]}", '
-        f'param_layout "{row["param_layout"]}"; by the analytic model alone, nothing is compiled'
-    )
-    verdict = "fits" if row["fits"] else "does NOT fit"
-    print(f"\nmemory {verdict}: {gb(row['needed'])} of {gb(row['room'])} a device")
-    if row["room_is"]:
-        print(f"  a device has room for {row['room_is']}")
-    print_estimate(row)
-
-
 def planned(
     config: Config, topology: str, devices: Sequence[jax.Device] | None, quick: bool
 ) -> dict[str, object]:
     """The report on the step of `config`; of one that does not fit, with what helps."""
-
-    def small(changed: Config) -> Compiled:
-        return compile_step(changed, devices, quick=True)
-
     one = compile_step(config, devices, quick)
-    report = of_step(config, topology, one)
-    if topology != HERE:
-        report |= {"estimate": of_analysis(analyse(config, topology))}
-    if not one.fits:
-        before, found = remedies(config, one, small)
-        if devices is not None and (more := more_chips(config, topology, before)):
-            found = sorted([*found, more], key=lambda change: change.needed)
-        report = with_remedies(report, before, found)
-    return report
+    own = list(one.layout.mesh.devices.flat)  # type: ignore[union-attr]
+    on = here(own) if topology == HERE else machine(topology)
+    is_known = on.chip.name in CHIPS  # else nothing is known of its speed
+    analysis = analyse(config, on) if is_known else None
+    report = of_step(config, topology, one, analysis)
+    if analysis:
+        report |= {"estimate": of_analysis(analysis)}
+    if one.fits:
+        return report
+
+    def tried(changed: Config, wanted: Machine = on) -> Trial | None:
+        """Compiles with little effort, on another machine than this where `wanted` is one."""
+        there = devices if wanted is on else tpu_devices(str(wanted))
+        found = compile_step(changed, there, quick=True)
+        seconds = analyse(changed, wanted).estimate.seconds if is_known else None
+        return Trial(found.memory.needed, found.fits, seconds) if found.memory else None
+
+    known = Trial(one.memory.needed, one.fits) if one.memory and one.quick else None
+    before = known or tried(config) or Trial(0, False)
+    found = remedies(config, one.layout, before, tried, by_model(on))
+    if devices is not None and (wanted := larger(topology)):
+        more = more_chips(config, wanted, before, lambda own: tried(own, machine(wanted)))
+        found = ordered([*found, *([more] if more else [])])
+    return with_remedies(report, before.needed, found)
+
+
+def by_model(on: Machine) -> Trying:
+    """Tries configurations on a machine by the model alone."""
+
+    def tried(changed: Config) -> Trial:
+        found = analyse(changed, on)
+        return Trial(found.work.memory.total, found.fits, found.estimate.seconds)
+
+    return tried
+
+
+def modelled(config: Config, on: Machine, tokens: float | None, price: float | None) -> dict[str, Any]:
+    """The report on the step of `config` by the analytic model alone; of one that does not fit, with what
+    helps. With `tokens`, the numbers of the run stand in it as in the rows of several machines."""
+    config = resolved(config, on, lambda text: None)
+    analysis = analyse(config, on)
+    row = of_analysis(analysis, tokens, price)
+    report = of_model(analysis) | (row if tokens else {}) | {"room_is": row["room_is"], "estimate": row}
+    if analysis.fits:
+        return report
+    before = by_model(on)(config)
+    assert before is not None
+    found = remedies(config, layout_of(config, on), before, by_model(on), by_model(on))
+    if wanted := twice(on):
+        more = more_chips(config, wanted, before, by_model(machine(wanted)))
+        found = ordered([*found, *([more] if more else [])])
+    return with_remedies(report, before.needed, found)
+
+
+def twice(on: Machine) -> str | None:
+    """The machine with twice the chips; None where there is no usual one."""
+    return larger(str(on)) if on.chip.axes else str(replace(on, shape=(2 * on.chips,)))

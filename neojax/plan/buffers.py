@@ -98,7 +98,7 @@ def read(
     if not (assigned and ranges and program):
         return None
     lines = {m[1]: m[2] for line in _lines(program) if (m := MADE.match(line))}
-    reader = _Reader(lines, tensors, dict(sizes), layers)
+    reader = Reader(lines, tensors, dict(sizes), layers)
     allocations = dict(_allocations(_lines(assigned)))
     order, needed = _times(_lines(ranges))
     backward = _turn(
@@ -220,7 +220,7 @@ def _held(buffers: Sequence[_Buffer]) -> Iterator[tuple[int, int]]:
         yield at, held
 
 
-class _Reader:
+class Reader:
     """Says of a value what it is, from the line that makes it."""
 
     def __init__(
@@ -252,7 +252,10 @@ class _Reader:
 
     def argument(self, name: str) -> tuple[str, str]:
         """(the kind of an argument, what it is)."""
-        path = self.operation(name).replace("\\'", "'")
+        return self.given_as(self.operation(name).replace("\\'", "'"))
+
+    def given_as(self, path: str) -> tuple[str, str]:
+        """(the kind of an argument, what it is) by its path, such as state.trained['wte']."""
         keys = re.findall(r"\['([^']*)'\]", path)
         what = keys[-1] if keys else path.rpartition(".")[2]
         if ".opt_state" in path:
@@ -275,10 +278,10 @@ class _Reader:
         alike = self.like(shape)
         forward = any(FORWARD in p and BACKWARD not in p for p in paths)
         if alike and any(map(self.is_copy, buffer.values)):
-            return "temporaries", f"parameter {_or(alike)}, gathered or in another layout"
+            return "temporaries", f"parameter {named_or(alike)}, gathered or in another layout"
         later = any(BACKWARD in p or FORWARD not in p for p in paths)
         if alike and dtype == "f32" and (later or self.is_table(alike)):
-            return "gradients", f"gradient of {_or(alike)}"
+            return "gradients", f"gradient of {named_or(alike)}"
         what = " ".join(self.named(shape)) or "scalar"
         if forward and backward is not None and buffer.first < backward <= buffer.last:
             return "activations kept", f"kept for the backward pass: {what}"
@@ -344,7 +347,7 @@ class _Reader:
         return named
 
 
-def _or(names: Sequence[str]) -> str:
+def named_or(names: Sequence[str]) -> str:
     """A name, or that it is one of several."""
     return names[0] if len(names) == 1 else f"{names[0]} or one of {len(names) - 1} like it"
 

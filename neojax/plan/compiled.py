@@ -106,7 +106,7 @@ def compiled_of(
     start = time.perf_counter()
     with _folder() as folder, _effort(quick), jax.set_mesh(layout.mesh):  # type: ignore[arg-type]
         text, room = _text(lowered, folder)
-        memory = buffers.read(folder, tensors(model), sizes, _repetitions(model))
+        memory = buffers.read(folder, tensors(model), sizes, repetitions(model))
     seconds = time.perf_counter() - start
     room = room or available(layout)
     fits = bool(text) and (memory is None or room is None or memory.needed <= room)
@@ -221,7 +221,7 @@ def local_sizes(config: Config, layout: Layout) -> list[tuple[str, int]]:
     return [(dim, n // layout.split(dim)) for dim, n in sizes.items()]
 
 
-def _repetitions(model: Transformer) -> tuple[int, ...]:
+def repetitions(model: Transformer) -> tuple[int, ...]:
     """How often the groups of layers repeat that are stacked."""
     dims = model.dims()
     found = {

@@ -12,7 +12,7 @@ from neojax.errors import NeojaxError
 from neojax.layout.chips import ALONE, FRACTIONS, gpu_fraction
 from neojax.layout.devices import shape_text
 from neojax.plan.auto import resolved
-from neojax.plan.estimate import CONSTANTS, Analysis, analyse, duration, likened
+from neojax.plan.estimate import CONSTANTS, ONE, Analysis, analyse, duration, likened
 from neojax.plan.machine import Machine, machine
 from neojax.plan.report import gb
 from neojax.plan.trace import layout_of
@@ -81,7 +81,20 @@ def of_analysis(one: Analysis, tokens: float | None = None, price: float | None 
             for name in used
         },
         "measured_chip": estimate.known,
+        "chip_is": _chip_is(one),
     }
+
+
+def _chip_is(one: Analysis) -> str:
+    """What is known of the steps of a chip, where that is little."""
+    name = one.on.chip.name
+    if one.estimate.known:
+        return ""
+    if name == ONE:
+        return f"of {name} one step is known, on one device: the interval is twice as wide as of others"
+    return (
+        f"no step on {name} is known: it is taken to reach what {likened(name)} does, in twice the interval"
+    )
 
 
 def room_is(on: Machine) -> str:
@@ -125,7 +138,7 @@ def print_estimate(found: Mapping[str, Any]) -> None:
     )
     print(f"constants of the model, and their spread: {constants}")
     if not found["measured_chip"]:
-        print("no published step on this chip is known: it is taken to reach what a like one does")
+        print(found["chip_is"])
 
 
 def _amount(number: float) -> str:

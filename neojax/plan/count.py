@@ -9,7 +9,7 @@ it.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from neojax.config import ModelConfig
 from neojax.models.flops import visible_keys
 from neojax.plan.graph import Graph, Operation
 from neojax.plan.trace import Traced
-from neojax.plan.work import Memory, Product, Transfer, Work
+from neojax.plan.work import Held, Memory, Product, Transfer, Work
 
 REDUCTIONS = (
     "reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "reduce_and", "reduce_or", "argmax", "gather",
@@ -66,15 +66,17 @@ class _Value:
     what: str = ""
     summed: int | None = None
     pad: int = 0
+    aval: Any = None
 
 
 @dataclass
 class _Frame:
-    """The values of a loop's body, or of the whole program, and the bytes that each operation needs
-    within."""
+    """The values of a loop's body, or of the whole program, and the bytes that each operation needs within;
+    inside: of loops, their bodies."""
 
     values: dict[int, _Value] = field(default_factory=dict)
     inner: list[int] = field(default_factory=list)
+    inside: dict[int, "_Frame"] = field(default_factory=dict)
 
 
 class _Walker:
@@ -134,6 +136,7 @@ class _Walker:
                 frame.values[number] = value
             for number, var in zip(one.outs, one.eqn.outvars if one.eqn is not None else ()):
                 frame.values[number].pad = self.pad(var.aval)
+                frame.values[number].aval = one.result or var.aval
         end = len(frame.inner)
         frame.inner.append(0)
         for number in graph.outputs:
@@ -153,6 +156,17 @@ class _Walker:
             held += change[at]
             best = max(best, (held + inner, at))
         return best
+
+    def live(self, frame: _Frame, inside: bool = True) -> Iterator[Held]:
+        """What is in memory when a program holds most, and inside the loop that it is then in."""
+        at = self._fullest(frame)[1]
+        for value in frame.values.values():
+            size = value.bytes + value.pad
+            if not value.virtual and size > 0 and value.made <= at <= max(value.used, value.made):
+                shape = () if value.aval is None else tuple(self.local(value.aval))
+                yield Held(size, shape, str(getattr(value.aval, "dtype", "")), value.what)
+        if inside and at in frame.inside:
+            yield from self.live(frame.inside[at])
 
     def _touch(self, frame: _Frame, number: int, at: int, times: int = 0) -> int:
         """Says that a value, or what it is computed from, is read at an operation. Returns the bytes read."""
@@ -184,7 +198,7 @@ class _Walker:
         name, eqn, ins = one.name, one.eqn, one.ins
         if name == "again":
             value = frame.values[ins[0]]
-            return [_Value(value.bytes, virtual=True, roots=value.roots, what=value.what)]
+            return [_Value(value.bytes, virtual=True, roots=value.roots, what=value.what, aval=value.aval)]
         avals = [v.aval for v in eqn.outvars]
         if one.result is not None:
             return [self._rows(one, frame, at, times, looped)]
@@ -352,10 +366,11 @@ class _Walker:
                     value.used = at - 1
         in_place = name == "cond"  # of two results, one is what it was
         for body in inside:
-            held = self.frame(body.jaxpr, times * repeats, True, in_place)[0]
+            held, own = self.frame(body.jaxpr, times * repeats, True, in_place)
             if name == "scan" and self.again:
                 held = round(AGAIN * held)
-            frame.inner[at] = max(frame.inner[at], held)
+            if held > frame.inner[at]:
+                frame.inner[at], frame.inside[at] = held, own
         if in_place:
             roots = frozenset().union(*(frame.values[n].roots for n in ins))
             return [_Value(self.bytes(v.aval), virtual=True, roots=roots, what=name) for v in eqn.outvars]
@@ -405,13 +420,7 @@ def count(traced: Traced, tiled: bool = True) -> Work:
     jaxpr, _ = dce_jaxpr(traced.program.jaxpr, [True] * len(traced.program.jaxpr.outvars))
     walker = _Walker(sizes, tiled, traced.config.train.remat == "full")
     fullest, frame = walker.frame(jaxpr, 1, False, aliased=True)
-    at = walker._fullest(frame)[1]
-    live = [
-        (v.what, v.bytes + v.pad)
-        for v in frame.values.values()
-        if not v.virtual and v.made <= at <= max(v.used, v.made)
-    ]
-    kept = sum(size for what, size in live if what == "kept")
+    kept = sum(one.bytes for one in walker.live(frame, inside=False) if one.what == "kept")
 
     def held(tree: Any) -> int:
         leaves = jax.tree.leaves(tree)
@@ -429,9 +438,12 @@ def count(traced: Traced, tiled: bool = True) -> Work:
         temporaries=fullest,
         checkpoint=sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state)),
     )
-    largest = sorted(live, key=lambda pair: -pair[1])[:8]
-    if frame.inner[at]:
-        largest.append(("within a loop", frame.inner[at]))
+    given = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path((state, traced.batch)):
+        part = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
+        own = ("state", "batch")[path[0].idx] + jax.tree_util.keystr(path[1:])
+        size = tiles(part) if tiled else math.prod(part)
+        given.append(Held(size * leaf.dtype.itemsize, tuple(part), str(leaf.dtype), own))
     return Work(
         tuple(_seen(one, traced.config.model) for one in walker.products),
         tuple(one for one in walker.transfers if one.times),
@@ -439,5 +451,6 @@ def count(traced: Traced, tiled: bool = True) -> Work:
         walker.operations,
         memory,
         sizes,
-        tuple(largest),
+        tuple(given),
+        tuple(walker.live(frame)),
     )

@@ -1,65 +1,81 @@
-"""What helps where a step does not fit: settings that are changed one by one, and each is compiled."""
+"""What helps where a step does not fit: settings that are changed one by one, and each is tried, by the
+compiler or by the analytic model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from neojax.config import Config, replaced
 from neojax.errors import NeojaxError
 from neojax.layout.mesh import Layout
-from neojax.layout.slice_names import larger
-from neojax.layout.topology import tpu_devices
-from neojax.plan.compiled import Compiled, compile_step
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a step needs: bytes a device, whether they are there; seconds: as estimated, None where nothing
+    is known of the chip."""
+
+    needed: int
+    fits: bool
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change of settings. needed: bytes a device that the step then needs, compiled with little effort;
-    fits: whether they are there."""
+    """A change of settings, and what the step then needs: as of `Trial`."""
 
     change: str
     needed: int
     fits: bool
+    seconds: float | None = None
 
 
-def remedies(
-    config: Config, one: Compiled, compiled: Callable[[Config], Compiled]
-) -> tuple[int, list[Remedy]]:
-    """(bytes a device that `config` needs, compiled with little effort; what each change makes of them, the
-    least first). A change that does not go with the other settings is left out. one: the step that does not
-    fit; `compiled` compiles with little effort."""
-    before = (one if one.quick else compiled(config)).memory
-    needed = before.needed if before else 0
-    tried = [_tried(config, [change], compiled) for change in changes(config, one.layout)]
-    found = sorted((one for one in tried if one and one.needed < needed), key=lambda one: one.needed)
+Trying = Callable[[Config], Trial | None]
+"""Tries a configuration; None where the compiler does not say what it needs. Raises `NeojaxError` where its
+settings do not go together."""
+
+
+def remedies(config: Config, layout: Layout, before: Trial, tried: Trying, guessed: Trying) -> list[Remedy]:
+    """What each change makes of a step that does not fit: those first that make it fit, the soonest first,
+    then those that leave the least too much. A change that does not go with the other settings is left out.
+
+    before: the step as it is, tried in the same way. guessed: tries at less cost, to choose a microbatch.
+    """
+    words = changes(config, layout, guessed)
+    tries = [one for change in words if (one := _tried(config, [change], tried))]
+    found = sorted((one for one in tries if one.needed < before.needed), key=lambda one: one.needed)
     best = {one.change.partition("=")[0]: one.change for one in reversed(found)}  # of each key
-    if len(best) > 1 and not found[0].fits and (together := _tried(config, list(best.values()), compiled)):
-        found.insert(0, together)
-    return needed, found
+    if len(best) > 1 and not any(one.fits for one in found):
+        found += [one] if (one := _tried(config, list(best.values()), tried)) else []
+    return ordered(found)
 
 
-def more_chips(config: Config, topology: str, before: int) -> Remedy | None:
-    """What twice the chips make of a step that needs `before` bytes, where its mesh takes what there is."""
-    if "-1" not in config.mesh.shape or not (wanted := larger(topology)):
+def ordered(found: Sequence[Remedy]) -> list[Remedy]:
+    """The soonest of those that make a step fit first, then the others, the least needed first."""
+    last = float("inf")
+    return sorted(
+        found,
+        key=lambda one: (not one.fits, (one.seconds or last) if one.fits else last, one.needed),
+    )
+
+
+def more_chips(config: Config, wanted: str | None, before: Trial, tried: Trying) -> Remedy | None:
+    """What the topology `wanted` makes of a step, where its mesh takes what there is. tried: there."""
+    if "-1" not in config.mesh.shape or not wanted:
         return None
-    try:
-        one = compile_step(config, tpu_devices(wanted), quick=True)
-    except NeojaxError:  # they do not divide what is split
+    found = _tried(config, [], tried)
+    if found is None or found.needed >= before.needed:
         return None
-    if one.memory is None or one.memory.needed >= before:
-        return None
-    return Remedy(f"--topology {wanted}", one.memory.needed, one.fits)
+    return Remedy(f"--topology {wanted}", found.needed, found.fits, found.seconds)
 
 
-def changes(config: Config, layout: Layout) -> Iterator[str]:
+def changes(config: Config, layout: Layout, guessed: Trying) -> Iterator[str]:
     """Settings that take memory from a step and leave what is learned as it is, but for rounding."""
     train = config.train
     if train.remat != "full":
         yield "train.remat=full"
     if train.remat == "none":
         yield "train.remat=names"
-    rows, parts = train.microbatch or train.batch_size, layout.split("batch")
-    sizes = [n for n in range(parts, rows, parts) if train.batch_size % n == 0 and rows % n == 0]
-    for size in sorted({sizes[-1], sizes[0]}, reverse=True) if sizes else ():
+    for size in _microbatches(config, layout, guessed):
         yield f"train.microbatch={size}"
     whole = [a for a in layout.axes("batch") if a not in _storing(layout) and layout.mesh.shape[a] > 1]
     if whole and "embd" not in layout.used:
@@ -69,6 +85,22 @@ def changes(config: Config, layout: Layout) -> Iterator[str]:
         yield f'mesh.param_layout="{rule}"'
     if train.optimizer != "adafactor" and train.moment_dtype == "float32":
         yield "train.moment_dtype=bfloat16"
+
+
+def _microbatches(config: Config, layout: Layout, guessed: Trying) -> list[int]:
+    """The largest microbatch that is smaller than it is, the largest of those that fit as guessed, and the
+    smallest, once each."""
+    train = config.train
+    rows, parts = train.microbatch or train.batch_size, layout.split("batch")
+    sizes = [n for n in range(parts, rows, parts) if train.batch_size % n == 0 and rows % n == 0]
+    if not sizes:
+        return []
+    low, high = 0, len(sizes)  # those below low fit
+    while low < high:
+        middle = (low + high) // 2
+        found = _tried(config, [f"train.microbatch={sizes[middle]}"], guessed)
+        low, high = (middle + 1, high) if found and found.fits else (low, middle)
+    return sorted({sizes[-1], sizes[max(0, low - 1)], sizes[0]}, reverse=True)
 
 
 def _storing(layout: Layout) -> set[str]:
@@ -87,9 +119,9 @@ def _changed(config: Config, words: list[str]) -> Config:
     return config
 
 
-def _tried(config: Config, words: list[str], compiled: Callable[[Config], Compiled]) -> Remedy | None:
+def _tried(config: Config, words: list[str], tried: Trying) -> Remedy | None:
     try:
-        one = compiled(_changed(config, words))
+        one = tried(_changed(config, words))
     except NeojaxError:  # it does not go with the others
         return None
-    return Remedy(" ".join(words), one.memory.needed, one.fits) if one.memory else None
+    return Remedy(" ".join(words), one.needed, one.fits, one.seconds) if one else None

@@ -15,17 +15,17 @@ from neojax.layout.devices import shape_text
 from neojax.layout.mesh import Layout
 from neojax.models.flops import flops_per_token
 from neojax.plan.compiled import Compiled
+from neojax.plan.estimate import Analysis, duration
 from neojax.plan.remedies import Remedy
 from neojax.plan.slice_view import ranges
 
 
-def of_step(config: Config, topology: str, one: Compiled) -> dict[str, Any]:
-    """Of a compiled step: machine, memory, FLOPs, collectives, hosts. Bytes, unless a name says otherwise."""
-    tokens = config.train.batch_size * config.model.n_ctx
+def of_step(config: Config, topology: str, one: Compiled, analysis: Analysis | None = None) -> dict[str, Any]:
+    """Of a compiled step: machine, memory, FLOPs, collectives, hosts. Bytes, unless a name says otherwise.
+    analysis: of the same step, counted."""
     return {
         **of_program(config, topology, one),
-        "tokens_per_step": tokens,
-        "model_flops_per_device": flops_per_token(config.model) * tokens / one.layout.mesh.size,
+        **flops_of(config, one.layout.mesh.size, analysis),
         "hosts": hosts(config, one.layout),
     }
 
@@ -68,27 +68,42 @@ def hosts(config: Config, layout: Layout) -> list[dict[str, Any]]:
     by_host: dict[int, list[jax.Device]] = {}
     for device in layout.mesh.devices.flat:  # type: ignore[union-attr]
         by_host.setdefault(device.process_index, []).append(device)
-    train = config.train
-    rows = train.microbatch or train.batch_size
-    found = []
-    for host, own in sorted(by_host.items()):
-        held = Share(layout, rows, own).held
-        read = len(held) * (train.batch_size // rows)
-        found.append(
-            {
-                "host": host,
-                "devices": len(own),
-                "rows": ranges(held),
-                "rows_per_step": read,
-                "tokens_per_step": read * config.model.n_ctx,
-            }
-        )
-    return found
+    rows = config.train.microbatch or config.train.batch_size
+    return hosts_of(
+        config,
+        [(host, len(own), list(Share(layout, rows, own).held)) for host, own in sorted(by_host.items())],
+    )
+
+
+def hosts_of(config: Config, held: Sequence[tuple[int, int, Sequence[int]]]) -> list[dict[str, Any]]:
+    """What is said of hosts. held: (number, devices, rows of each microbatch) of each."""
+    parts = config.train.batch_size // (config.train.microbatch or config.train.batch_size)
+    return [
+        {
+            "host": host,
+            "devices": devices,
+            "rows": ranges(rows),
+            "rows_per_step": len(rows) * parts,
+            "tokens_per_step": len(rows) * parts * config.model.n_ctx,
+        }
+        for host, devices, rows in held
+    ]
+
+
+def flops_of(config: Config, devices: int, analysis: Analysis | None) -> dict[str, Any]:
+    """Tokens of a step, and FLOPs of one device: those of the model's mathematics, and all that the products
+    of the program have, recomputed ones too, where they are counted."""
+    tokens = config.train.batch_size * config.model.n_ctx
+    return {
+        "tokens_per_step": tokens,
+        "model_flops_per_device": flops_per_token(config.model) * tokens / devices,
+        "executed_flops_per_device": analysis.work.flops if analysis else None,
+    }
 
 
 def with_remedies(report: dict[str, Any], before: int, found: Sequence[Remedy]) -> dict[str, Any]:
     """A report of a step that does not fit, with what helps. before: bytes that it needs as `found` were
-    compiled."""
+    tried."""
     return {**report, "helps": {"needed_before": before, "changes": [asdict(one) for one in found]}}
 
 
@@ -97,20 +112,24 @@ def print_report(report: Mapping[str, Any]) -> None:
     print_machine(report)
     print_memory(report)
     if "helps" in report:
-        _print_helps(report["helps"])
-    print(f"\nmodel FLOPs of a device and step: {report['model_flops_per_device']:.3e}")
-    if report["fits"]:
+        _print_helps(report["helps"], bool(report["compiled"]))
+    print(f"\nmodel FLOPs of a device and step: {report['model_flops_per_device']:.3e}", end="")
+    executed = report["executed_flops_per_device"]
+    print(f"; of its products, recomputed ones too: {executed:.3e}" if executed else "")
+    if report["fits"] or not report["compiled"]:
         print_collectives(report, "a step")
     _print_hosts(report)
 
 
 def print_machine(report: Mapping[str, Any]) -> None:
     """The line on the machine and the layout."""
-    effort = ", with little effort" if report["compiled"]["quick"] else ""
+    made = "by the analytic model alone, nothing is compiled"
+    if report["compiled"]:
+        effort = ", with little effort" if report["compiled"]["quick"] else ""
+        made = f"compiled in {report['compiled']['seconds']:.0f} s{effort}"
     print(
         f"{report['topology']}: {report['devices']} x {report['device_kind']}, mesh {report['mesh']}, layout "
-        f'"{report["layout"]}", param_layout "{report["param_layout"]}"; compiled in '
-        f"{report['compiled']['seconds']:.0f} s{effort}"
+        f'"{report["layout"]}", param_layout "{report["param_layout"]}"; {made}'
     )
 
 
@@ -126,6 +145,8 @@ def print_memory(report: Mapping[str, Any], of: str = "") -> None:
     if room and not report["fits"]:
         verdict = f"does NOT fit: {gb(needed)} a device, of {gb(room)}: {gb(needed - room)} too much"
     print(f"\n{of}memory {verdict}; when it is fullest:")
+    if report.get("room_is"):
+        print(f"  a device has room for {report['room_is']}")
     kinds = ("parameters", "optimizer", "batch", "gradients", "activations_kept", "temporaries", "unused")
     table = table_of("what", "bytes", right=("bytes",))
     for kind in kinds:
@@ -141,18 +162,19 @@ def print_memory(report: Mapping[str, Any], of: str = "") -> None:
     show(table)
 
 
-def _print_helps(helps: Mapping[str, Any]) -> None:
+def _print_helps(helps: Mapping[str, Any], is_compiled: bool) -> None:
     before = helps["needed_before"]
     if not helps["changes"]:
         print("\nno setting alone helps; take more devices, or split more dimensions over those there are")
         return
-    print(f"\nwhat helps, compiled with little effort ({gb(before)} a device as it is):")
-    table = table_of("change", "a device", "less by", "", right=("a device", "less by"))
+    made = "compiled with little effort" if is_compiled else "by the analytic model"
+    print(f"\nwhat helps, {made} ({gb(before)} a device as it is):")
+    right = ("a device", "less by", "estimated step")
+    table = table_of("change", *right[:2], "", right[2], right=right)
     for one in helps["changes"]:
-        less = gb(before - one["needed"])
-        table.add_row(
-            "  " + one["change"], gb(one["needed"]), less, "fits" if one["fits"] else "still too much"
-        )
+        less, said = gb(before - one["needed"]), "fits" if one["fits"] else "still too much"
+        step = duration(one["seconds"]) if one["seconds"] else ""
+        table.add_row("  " + one["change"], gb(one["needed"]), less, said, step)
     show(table)
 
 
@@ -167,7 +189,7 @@ def print_collectives(report: Mapping[str, Any], of: str) -> None:
         "kind",
         "over",
         "type",
-        "crosses slices",
+        "crosses slices" if report["compiled"] else "over the network",
         "beside computation",
         "runs",
         "bytes",
@@ -177,7 +199,7 @@ def print_collectives(report: Mapping[str, Any], of: str) -> None:
         if row["bytes"] < 1e-4 * rows[0]["bytes"]:
             continue
         crosses, beside = ("yes" if row[name] else "no" for name in ("crosses", "beside"))
-        if row["beside"] and report["compiled"]["quick"]:
+        if row["beside"] and (not report["compiled"] or report["compiled"]["quick"]):
             beside = "may"
         table.add_row(
             "  " + row["kind"], row["axes"], row["types"], crosses, beside, str(row["runs"]), gb(row["bytes"])
@@ -187,6 +209,8 @@ def print_collectives(report: Mapping[str, Any], of: str) -> None:
 
 def _print_hosts(report: Mapping[str, Any]) -> None:
     rows = report["hosts"]
+    if not rows:  # by the model of a slice that nobody has laid out
+        return
     rate = ""
     if "estimate" in report:  # else no time is known
         most = max(row["tokens_per_step"] for row in rows)
@@ -196,7 +220,7 @@ def _print_hosts(report: Mapping[str, Any]) -> None:
         devices, read, tokens = each.pop()
         print(
             f"\n{len(rows)} host(s) of {devices} device(s): each reads {read} rows a step, {tokens:,} tokens"
-            f"{rate} (neojax inspect --topology shows which rows)"
+            f"{rate}" + " (neojax inspect --topology shows which rows)" * bool(report["compiled"])
         )
         return
     print(f"\nhosts, by the rows that each reads{rate.replace('its loader', '; a loader')}:")

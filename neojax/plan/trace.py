@@ -41,11 +41,12 @@ class Elsewhere(Layout):
 
 @dataclass(frozen=True)
 class Traced:
-    """A training step: its program, its layout, and the configuration it is of. `arguments`: the state's
-    leaves come first, then those of the batch."""
+    """A training step: its program, the model, its layout, and the configuration it is of. `arguments`: the
+    state's leaves come first, then those of the batch."""
 
     program: Any
     config: Config
+    model: Transformer
     layout: Layout
     state: Any
     batch: Any
@@ -90,4 +91,4 @@ def trace(config: Config, on: Machine) -> Traced:
         state = abstract_state(model, optimizer)
         step = jax.jit(plain_train_step(model, optimizer, train))
         program = step.trace(state, batch, jax.ShapeDtypeStruct((), jnp.int32)).jaxpr
-    return Traced(program, config, layout, state, batch)
+    return Traced(program, config, model, layout, state, batch)

@@ -60,9 +60,22 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class Held:
+    """An array that one device has in memory: its own part of it. what: of an argument the path of its leaf,
+    such as state.trained['wte']; else the operation that made it, `kept` where a loop keeps it for its way
+    back."""
+
+    bytes: int
+    shape: tuple[int, ...]
+    dtype: str
+    what: str
+
+
+@dataclass(frozen=True)
 class Work:
     """All that one device does in a step. traffic: bytes to and from its memory, those of products apart;
-    operations: kernels that it starts, fused ones counted once. sizes: of the mesh's axes."""
+    operations: kernels that it starts, fused ones counted once. sizes: of the mesh's axes. arguments: the
+    arrays of the state and the batch; held: what is in memory beside them when it is fullest."""
 
     products: tuple[Product, ...]
     transfers: tuple[Transfer, ...]
@@ -70,7 +83,8 @@ class Work:
     operations: int
     memory: Memory
     sizes: Mapping[str, int]
-    largest: tuple[tuple[str, int], ...] = ()
+    arguments: tuple[Held, ...] = ()
+    held: tuple[Held, ...] = ()
 
     @property
     def flops(self) -> float:

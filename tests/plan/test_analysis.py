@@ -10,11 +10,12 @@ import pytest
 from neojax.config import from_dict
 from neojax.errors import NeojaxError
 from neojax.models.flops import flops_per_token
-from neojax.plan.estimate import analyse
+from neojax.plan.estimate import CONSTANTS, SPREAD, analyse
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import compiled_memory
 from model_against_compiler import FAMILIES, LAYOUTS, SMALL, flops
+from published_rows import ROWS
 from side_by_side import RESULTS
 
 MODEL = {"n_layer": 4, "n_embd": 256, "n_ctx": 256, "n_vocab": 1024, "attention": {"heads": 2, "window": 64}}
@@ -116,6 +117,27 @@ def test_a_chip_without_published_steps_has_a_wider_interval(whole):
     unknown = analyse(config(), "b200:8").estimate
     assert not unknown.known
     assert width(unknown) > 1.5 * width(whole.estimate)
+
+
+@pytest.mark.parametrize("number", [62, 63])
+def test_our_own_steps_lie_within_their_interval(number):
+    row = next(row for row in ROWS if row.number == number)
+    found = analyse(row.config(), row.machine).estimate
+    assert found.low < row.seconds < found.high
+    assert found.seconds == pytest.approx(row.seconds, rel=0.1)
+
+
+def test_the_constants_are_those_of_the_benchmark():
+    kept = json.loads((RESULTS / "published_steps.json").read_text())
+    kept = kept.get("results", kept)
+    assert {name: round(one["value"], 3) for name, one in kept["constants"].items()} == {
+        name: one.value for name, one in CONSTANTS.items()
+    }
+    tested = kept["summary"]["tested"]
+    assert tested["median"] <= 0.1 and tested["nine in ten"] <= 0.25
+    own = kept["summary"]["published over predicted, eight in ten of the tested"]
+    low, high = own["gpu"]
+    assert SPREAD["gpu"] == (round(low, 2), round(high, 2))
 
 
 def test_layouts_that_do_not_fit_say_why():

@@ -7,6 +7,7 @@ import pytest
 from neojax.cli import main
 from neojax.commands import plan as command
 from neojax.layout.chips import FRACTIONS
+from neojax.plan.report import gb
 
 TINY = """
 model: {n_layer: 2, n_embd: 64, n_ctx: 128, n_vocab: 256, attention: {heads: 2, window: 32}}
@@ -47,6 +48,57 @@ def test_gpus_are_planned_by_the_model_alone_which_is_said(config, capsys, monke
     assert "0.75 of the 84.9 GB that H100 reports" in text and "XLA_PYTHON_CLIENT_MEM_FRACTION=0.92" in text
     assert "the run, 1,000 steps" in text
     assert "constants of the model, and their spread: products h100" in text
+
+
+def test_a_step_on_gpus_is_told_as_one_that_is_compiled(config, capsys):
+    found = json.loads(plan(capsys, config, "--topology", "h100:16", "--json"))
+    memory = found["memory"]
+    kinds = ("parameters", "optimizer", "batch", "gradients", "activations_kept", "temporaries")
+    assert sum(memory[kind] for kind in kinds) + memory["unused"] == memory["needed"]
+    parameters = 4 * (2 * (4 * 64 * 64 + 2 * 64 * 256) + 256 * 64 + 128 * 64) / 16
+    assert memory["parameters"] == pytest.approx(parameters, rel=0.1)
+    assert memory["optimizer"] == pytest.approx(2 * parameters, rel=0.1)
+    assert memory["most_gradients"] >= memory["parameters"]
+    assert len(memory["largest"]) == 5 and memory["largest"][0]["bytes"] >= memory["largest"][4]["bytes"]
+    moved = {row["kind"]: row for row in found["collectives"] if row["types"] == "bfloat16"}
+    assert moved["all-gather"]["axes"] == "data" and moved["all-gather"]["crosses"]
+    tokens = 64 * 128
+    assert [(host["devices"], host["rows"]) for host in found["hosts"]] == [(8, "0-31"), (8, "32-63")]
+    assert sum(host["tokens_per_step"] for host in found["hosts"]) == tokens == found["tokens_per_step"]
+    again = json.loads(plan(capsys, config, "--topology", "h100:16", "train.remat=full", "--json"))
+    assert again["model_flops_per_device"] == found["model_flops_per_device"]
+    assert again["executed_flops_per_device"] > 1.2 * found["executed_flops_per_device"]
+    text = plan(capsys, config, "--topology", "h100:16")
+    rate = tokens / 2 / found["estimate"]["seconds"]
+    assert f"its loader must give {rate:,.0f} tokens a second" in text
+    assert f"recomputed ones too: {found['executed_flops_per_device']:.3e}" in text
+
+
+@pytest.mark.parametrize("more", [[], ["--tokens", "1e9"]])
+def test_a_step_that_does_not_fit_on_gpus_is_told_what_helps(config, capsys, more):
+    words = [
+        "--topology",
+        "h100:8",
+        "train.batch_size=1048576",
+        "train.remat=none",
+        "mesh.param_layout=",
+        "model.n_layer=8",
+    ]
+    found = json.loads(plan(capsys, config, *words, *more, "--json"))
+    assert not found["fits"] and found["helps"]["needed_before"] == found["memory"]["needed"]
+    helps = {one["change"]: one for one in found["helps"]["changes"]}
+    assert {"train.remat=full", "--topology h100:16", 'mesh.param_layout="embd:data"'} <= set(helps)
+    again = json.loads(plan(capsys, config, *words, "train.remat=full", "--json"))
+    assert helps["train.remat=full"]["needed"] == again["memory"]["needed"]
+    assert helps["train.remat=full"]["seconds"] == again["estimate"]["seconds"]
+    fitting = [one["seconds"] for one in found["helps"]["changes"] if one["fits"]]
+    assert fitting == sorted(fitting)
+    assert [one["fits"] for one in found["helps"]["changes"]] == sorted(
+        (one["fits"] for one in helps.values()), reverse=True
+    )
+    text = plan(capsys, config, *words, *more)
+    much = found["memory"]["needed"] - found["memory"]["available"]
+    assert f"{gb(much)} too much" in text and "what helps, by the analytic model" in text
 
 
 def test_machines_stand_in_one_table_and_picture_with_what_hinders_the_others(config, capsys, tmp_path):
