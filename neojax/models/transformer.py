@@ -298,7 +298,7 @@ class Transformer(nnx.Module):
     ) -> Losses:
         """The losses of a batch, whose arrays are as in `data.batch.Batch` without leading dimensions, and
         what the blocks reported."""
-        flat = self._flat(batch)
+        flat = self.flat(batch)
         hidden, _, sums = self.hidden(flat.tokens, Context.of(flat), dropout_key=dropout_key)
         key = None if dropout_key is None else jax.random.fold_in(dropout_key, HEAD)
         with self.names_in_force():
@@ -318,50 +318,9 @@ class Transformer(nnx.Module):
             return None
         return pipeline.Schedule(self.layout.split("layers"), self.compute.rounds, microbatches)
 
-    def loss_of_microbatches(
-        self,
-        batch: Batch,
-        *,
-        z_loss: float = 0.0,
-        entmax: bool = False,
-        dropout_keys: jax.Array | None = None,
-    ) -> Losses:
-        """The sum of the losses of microbatches, whose arrays are [microbatches, batch, ...], each with its
-        key: in a pipeline, where all of them are under way at once."""
-        chooses = batch.tokens.ndim > 3
-        flat = jax.lax.map(self._flat, batch) if chooses else batch
-        embed = stack = head = dropout_keys
-        if dropout_keys is not None:
-            embed, stack = jnp.moveaxis(jax.vmap(jax.random.split)(dropout_keys), 1, 0)
-            head = jax.vmap(partial(jax.random.fold_in, data=HEAD))(dropout_keys)
-
-        def embedded(batch: Batch, key: jax.Array | None) -> jax.Array:
-            return self.embedding(named.lay(batch.tokens, "batch sequence"), Context.of(batch), key)
-
-        def scored(x: jax.Array, batch: Batch, key: jax.Array | None) -> Losses:
-            hidden, table = self.head.norm_f(x), self.embedding.wte
-            return self.head.loss(hidden, table, batch, z_loss=z_loss, entmax=entmax, dropout_key=key)
-
-        with self.names_in_force():
-            rows = flat._replace(labels=None)
-            if embed is None or not self.embedding.rate:
-                x = embedded(jax.tree.map(pipeline.whole, rows), None)
-                x = pipeline.rows_of(x, len(batch.tokens))
-            else:
-                x = jax.lax.map(lambda each: embedded(*each), (rows, embed))
-            counts = (
-                jax.vmap(lambda each: self.scored(each)["loss"])(flat) if self.config.experts.number else None
-            )
-            x, _, sums = self.stack(x, Context.of(flat), None, stack, counts)
-            if not chooses and (head is None or not self.head.draws):
-                return scored(pipeline.whole(x), jax.tree.map(pipeline.whole, flat), None).plus(sums)
-            # One after another, as each has bits of its own; computed again instead of keeping them all
-            each = jax.lax.map(lambda each: jax.checkpoint(scored)(*each), (x, flat, head))
-            return jax.tree.map(partial(jnp.sum, axis=0), each).plus(sums)
-
     def answered(self, batch: Batch) -> tuple[Sums, jax.Array]:
         """What `loss` reports of a batch, without dropout, and the logits of the first head."""
-        flat = self._flat(batch)
+        flat = self.flat(batch)
         hidden, _, sums = self.hidden(flat.tokens, Context.of(flat))
         choices = flat.tokens.shape[0] // batch.tokens.shape[0]
         with self.names_in_force():
@@ -369,7 +328,7 @@ class Transformer(nnx.Module):
             logits = self.head.outputs(hidden, self.embedding.wte, choices, flat.segments)
         return found.plus(sums).sums, logits[self.config.head.kinds[0]]
 
-    def _flat(self, batch: Batch) -> Batch:
+    def flat(self, batch: Batch) -> Batch:
         """`batch` with its choices one below the other, as rows [batch, sequence]."""
         if batch.tokens.ndim == 2:
             return batch
@@ -454,7 +413,7 @@ def _jitted(graphdef: Any, state: Any, rows: dict[str, jax.Array], only_logits: 
     """The logits of the first head, or all that `Transformer.outputs` gives."""
     model = nnx.merge(graphdef, state)
     batch = Batch(targets=rows["tokens"], **rows)
-    flat = model._flat(batch)
+    flat = model.flat(batch)
     hidden, _, _ = model.hidden(flat.tokens, Context.of(flat))
     choices = flat.tokens.shape[0] // batch.tokens.shape[0]
     with model.names_in_force():

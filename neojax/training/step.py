@@ -14,6 +14,7 @@ from neojax.data.share import Share
 from neojax.errors import NeojaxError
 from neojax.models import Transformer
 from neojax.models.losses import at_least_some
+from neojax.models.pipeline_loss import loss_of_microbatches
 from neojax.training.compiler import compiler_options, deterministic_options
 from neojax.training.mlm import mask_tokens
 from neojax.training.optimizer import Optimizer, taken
@@ -58,7 +59,7 @@ def plain_train_step(
         own, entmax = model.bind({**trained, **frozen}), train.loss == "entmax"
         if index is None:
             keys = jax.vmap(partial(key_of, step))(jnp.arange(len(batch.tokens))) if draws else None
-            losses = own.loss_of_microbatches(batch, z_loss=train.z_loss, entmax=entmax, dropout_keys=keys)
+            losses = loss_of_microbatches(own, batch, z_loss=train.z_loss, entmax=entmax, dropout_keys=keys)
         else:
             key = key_of(step, index) if draws else None
             losses = own.loss(batch, z_loss=train.z_loss, entmax=entmax, dropout_key=key)

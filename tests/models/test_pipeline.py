@@ -14,6 +14,7 @@ from neojax.errors import NeojaxError
 from neojax.models import Transformer
 from neojax.models.compute import Compute
 from neojax.models.pipeline import Schedule, check_microbatches
+from neojax.models.pipeline_loss import loss_of_microbatches
 
 MESH = ("stage:2, data:2, model:2", "batch:data, layers:stage, heads:model, mlp:model, vocab:stage+model")
 DROPS = {"dropout": 0.1, "embedding.dropout": 0.1, "attention.dropout": 0.1}
@@ -57,7 +58,7 @@ def loss_and_gradients(config, layout, compute, batch, microbatches=4):
     def loss(params):
         bound, counts = model.bind(params), model.scored(batch)
         if model.is_pipeline:
-            losses = bound.loss_of_microbatches(batch, dropout_keys=keys)
+            losses = loss_of_microbatches(bound, batch, dropout_keys=keys)
             return losses.total(counts), losses.sums
 
         def one(each):
@@ -133,7 +134,7 @@ def test_only_what_a_stage_made_and_what_the_loss_needs_travels():
     with jax.set_mesh(model.layout.mesh):
         sharding = model.layout.sharding(("microbatches", "batch", "sequence"))
         batch = Batch(*[jax.ShapeDtypeStruct(tokens.shape, tokens.dtype, sharding=sharding)] * 2)
-        grad = jax.grad(lambda p, b: model.bind(p).loss_of_microbatches(b).total())
+        grad = jax.grad(lambda p, b: loss_of_microbatches(model.bind(p), b).total())
         program = jax.jit(grad).lower(model.stored(), batch).compile().as_text()
     assert "all-gather" not in program and "all-to-all" not in program
     sent = re.findall(r"= (\S+) collective-permute\(", program)
