@@ -86,11 +86,12 @@ def compile_step(config: Config, devices: Sequence[jax.Device] | None, quick: bo
     `NeojaxError` where the layout does not fit, or the compiler refuses the program for another reason.
     """
     layout = make_layout(config.mesh, devices)
-    model, optimizer = described(config, layout)
-    if idle := without_effect(model)[0]:
-        raise NeojaxError(idle)
-    with jax.set_mesh(layout.mesh):  # type: ignore[arg-type]
+    with _uncached():  # its compiler is asked for options; of devices that are not here JAX reads no cache
+        model, optimizer = described(config, layout)
+        if idle := without_effect(model)[0]:
+            raise NeojaxError(idle)
         step = make_train_step(model, optimizer, config.train)
+    with jax.set_mesh(layout.mesh):  # type: ignore[arg-type]
         batch = abstract_batch(config, layout)
         lowered = step.lower(  # type: ignore[attr-defined]
             abstract_state(model, optimizer), batch, jax.ShapeDtypeStruct((), jnp.int32)
@@ -137,11 +138,10 @@ def _folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _effort(quick: bool) -> Iterator[None]:
-    """The compiler's effort, and no program from a cache, of which nothing would be written. JAX looks but
-    once whether the cache is on, unless it is reset."""
-    name = next(name for name in EFFORT if hasattr(jax.config, name))
-    changed = {name: EFFORT[name][quick], "jax_enable_compilation_cache": False}
+def _uncached(**more: Any) -> Iterator[None]:
+    """JAX without a cache of programs, and with `more` of its options changed. JAX looks but once whether the
+    cache is on, unless it is reset."""
+    changed = {"jax_enable_compilation_cache": False, **more}
     before = {name: getattr(jax.config, name) for name in changed}
 
     def change(values: Mapping[str, Any]) -> None:
@@ -154,6 +154,12 @@ def _effort(quick: bool) -> Iterator[None]:
         yield
     finally:
         change(before)
+
+
+def _effort(quick: bool) -> contextlib.AbstractContextManager[None]:
+    """The compiler's effort, and no program from a cache, of which nothing would be written."""
+    name = next(name for name in EFFORT if hasattr(jax.config, name))
+    return _uncached(**{name: EFFORT[name][quick]})
 
 
 def available(layout: Layout) -> int | None:

@@ -46,7 +46,9 @@ def here(config):
 
 def plan(capsys, *words):
     assert main(["plan", *words, "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    assert "compilation cache" not in said.err
+    return json.loads(said.out)
 
 
 def test_what_is_said_of_a_step_on_the_devices_here(config, here):
