@@ -22,8 +22,10 @@ if not ON_DEVICE:
 
 import jax  # noqa: E402
 
+from neojax.layout.devices import fake_cpu_devices  # noqa: E402
+
 if not ON_DEVICE:
-    jax.config.update("jax_num_cpu_devices", 8)
+    fake_cpu_devices(8)
 # Shared by xdist workers and by runs: most of the suite's time would be compilation.
 CACHE = os.environ.get("NEOJAX_TEST_CACHE") or str(Path(tempfile.gettempdir()) / "neojax-test-cache")
 jax.config.update("jax_compilation_cache_dir", CACHE)

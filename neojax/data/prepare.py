@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.progress import TransferSpeedColumn as Speed
 
+from neojax.cores import cores
 from neojax.data import chat_template, readers, record_index, tfrecord
 from neojax.data import tokenizer as tokenizers_
 from neojax.data.encode import Encoded, Piece, Settings, already_encoded, decode, split_of, to_bytes
@@ -137,7 +138,7 @@ def prepare(
     with Lock(out):
         counts = begun(out, skipped, force)
         cutting = Cutting(validation, text_key, sentences, paragraphs)
-        run = _Run(files, out / "unfinished", cutting, workers or _cores(), progress, counts)
+        run = _Run(files, out / "unfinished", cutting, workers or cores(), progress, counts)
         made = Tokenizing(tokenizer, train_tokenizer, kind, cased, eod)
         fill(out, run.folder, lambda: run.write(made, [str(i) for i in inputs]))
     return counts
@@ -193,10 +194,6 @@ def fill(out: Path, staging: Path, write: Callable[[], None]) -> None:
         raise NeojaxError(f"--out {out}: {e.strerror or e}: {e.filename or 'while writing'}") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Cutting(NamedTuple):

@@ -1,6 +1,7 @@
 """JAX's devices as a mesh takes them: fake ones on CPU, and real ones in an order that follows their
 links."""
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 
@@ -8,19 +9,42 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils
 
+from neojax.cores import cores
 from neojax.errors import NeojaxError
+
+# The threads in each pool of XLA's CPU client, which reads this variable, else NPROC, when it starts; by
+# itself it takes as many as there are cores, and no fewer than it has devices.
+THREADS = "PJRT_NPROC"
 
 
 def fake_cpu_devices(count: int) -> None:
-    """Asks JAX for `count` fake CPU devices in this process, if any; to be called before JAX is first
-    used."""
+    """Asks JAX for `count` fake CPU devices in this process, if any, with two threads for each; to be called
+    before JAX is first used.
+
+    With one thread for each, XLA of jaxlib 0.10 and 0.11 may stop for ever where Python is more than 32
+    programs ahead of the devices. A device has at most 32 programs in flight; what starts one more waits, on
+    a thread of the pool that runs the programs (`PjRtCpuDevice::max_inflight_computations_semaphore`). The
+    devices of the running program meet in a collective, and the one whose thread is taken does not come: XLA
+    says "... may be stuck", and after a minute "Termination timeout ..." and ends the process. One program
+    with collectives runs at a time and Python starts one at a time, so twice the devices are enough;
+    synchronous dispatch (`jax_cpu_enable_async_dispatch`) is no help. jaxlib 0.12 runs programs in a pool of
+    their own.
+    """
     if not count:
         return
     try:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
-        pass  # the backend has started: `use_cpu_devices` tells whether it is the one that was asked for
+        return  # the backend has started: `use_cpu_devices` tells whether it is the one that was asked for
+    if _threads() < 2 * count:
+        os.environ[THREADS] = str(2 * count)
+
+
+def _threads() -> int:
+    """How many XLA would take for a single device."""
+    given = (os.environ.get(name, "") for name in (THREADS, "NPROC"))
+    return next((int(number) for number in given if number.isdecimal()), cores())
 
 
 def use_cpu_devices(count: int) -> None:

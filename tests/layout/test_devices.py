@@ -1,13 +1,17 @@
 """The order of devices in a mesh that spans slices: the network is crossed along the axes that dcn_shape
-names alone."""
+names alone. Fake devices have threads enough."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 from neojax.errors import NeojaxError
-from neojax.layout.devices import arranged
+from neojax.layout import devices
+from neojax.layout.devices import THREADS, arranged, fake_cpu_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,3 +73,50 @@ def test_slices_that_are_not_what_dcn_shape_says_are_one_line(shape, dcn, words)
     with pytest.raises(NeojaxError) as error:
         arranged(shape, dcn, chips(2))
     assert all(word in str(error.value) for word in words) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "environ, cores, threads",
+    [
+        ({}, 2, "16"),
+        ({}, 64, None),
+        ({"NPROC": "4"}, 64, "16"),
+        ({"NPROC": "32"}, 2, None),
+        ({THREADS: "4", "NPROC": "32"}, 64, "16"),
+        ({THREADS: "32"}, 2, "32"),
+    ],
+)
+def test_fake_devices_have_two_threads_each_or_more(monkeypatch, environ, cores, threads):
+    monkeypatch.setattr(devices.jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(devices, "cores", lambda: cores)
+    for name in (THREADS, "NPROC"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    fake_cpu_devices(8)
+    assert os.environ.get(THREADS) == threads
+
+
+AHEAD = """
+import jax, jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from neojax.layout.devices import use_cpu_devices
+
+use_cpu_devices(8)
+mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+whole = NamedSharding(mesh, P())
+x = jax.device_put(jnp.ones((512, 64)), NamedSharding(mesh, P("data")))
+w = jax.device_put(jnp.eye(64), whole)
+step = jax.jit(lambda w, x: w + 1e-4 * (x.T @ jnp.tanh(x @ w)), out_shardings=whole)
+assert "all-reduce" in step.lower(w, x).compile().as_text()
+for _ in range(1000):
+    w = step(w, x)
+jax.block_until_ready(w)
+"""
+
+
+def test_programs_may_be_far_ahead_of_the_devices():
+    """With a thread a device, jaxlib 0.10 does not come to the end of this: XLA ends the process."""
+    environ = {name: value for name, value in os.environ.items() if name not in (THREADS, "NPROC")}
+    ended = subprocess.run([sys.executable, "-c", AHEAD], env=environ, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
