@@ -92,9 +92,9 @@ def _second(keys: Keys) -> dict[str, Any]:
     if policy not in ("all", "none", "random", "threshold"):
         raise keys.wrong("moe_second_policy_train", "all, none, random or threshold", policy)
     threshold = keys.number("moe_second_threshold_train", 0.2)
-    return (
-        {"second": policy} if policy in ("all", "none") else {"second": policy, "second_threshold": threshold}
-    )
+    if policy in ("random", "threshold") and threshold <= 0:
+        policy = "all"  # every share is above it
+    return {"second": policy} | ({} if policy in ("all", "none") else {"second_threshold": threshold})
 
 
 def _one(keys: Keys, gating: str, out: Conversion) -> dict[str, Any]:

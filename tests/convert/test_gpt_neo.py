@@ -313,6 +313,7 @@ JITTER = {"moe_rand_1_policy_train": "input_jitter", "moe_rand_1_jitter": 0.2}
         ({**RAND_1, "moe_rand_1_jitter": 0.3}, {}, "moe_rand_1_jitter"),
         ({**RAND_1, "moe_rand_1_policy_eval": "sample"}, {}, "policy_eval (nothing is drawn in evaluation)"),
         ({"moe_second_policy_train": "none"}, {"second": "none"}, ""),
+        ({"moe_second_threshold_train": 0}, {"second": "all"}, ""),
         ({"moe_min_expert_capacity": 4}, {"min_capacity": 4, "second": "random"}, ""),
         ({"moe_output_dim": 8}, {"second": "random"}, "moe_output_dim (gpt-neo's was n_embd"),
         ({"moe_capacity_factor_second_level": 1}, {"second": "random"}, "second_level (of experts in two"),
