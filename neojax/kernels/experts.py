@@ -132,10 +132,17 @@ def gathered(
     order = jnp.argsort(expert)
     place = inverse(order[:, None], len(order)).reshape(len(rows), choices)
     counts = jnp.sum(jax.nn.one_hot(expert, len(up), dtype=jnp.int32), axis=0)
-    hidden = jax.lax.ragged_dot(gather_rows(rows, order // choices, place), up, counts)
+    hidden = _by_expert(gather_rows(rows, order // choices, place), up, counts)
     hidden = activation(checkpoint_name(_summed(hidden, held.embd), "mlp_up"))
-    made = jax.lax.ragged_dot(hidden, down, counts)
+    made = _by_expert(hidden, down, counts)
     return _combined(gather_rows(made, place, order[:, None]), choice, x, held.width)
+
+
+def _by_expert(rows: jax.Array, matrices: jax.Array, counts: jax.Array) -> jax.Array:
+    """Each run of rows, `counts` long, times the matrix of its expert. It says how the product lies, on one
+    device, which JAX 0.10 does not find out where stages of a pipeline are a dimension beside it."""
+    whole = None if jax.sharding.get_abstract_mesh().empty else jax.P(None, None)
+    return jax.lax.ragged_dot(rows, matrices, counts, out_sharding=whole)
 
 
 def inverse(index: jax.Array, size: int) -> jax.Array:

@@ -120,6 +120,19 @@ def test_experts_on_stages_agree_with_one_device():
     assert_same(loss_and_gradients(config, layout_of("stage:2, data:2", layout), compute, batch), expected)
 
 
+def test_dropless_experts_of_parts_of_rows_on_stages_agree_with_one_device():
+    """A device has more tokens than an expert is wide, so that experts come to them."""
+    experts = {"number": 4, "layers": [1, 3], "width": 8, "dropless": True, "balance_loss": 0.1}
+    config = tiny(n_layer=4, **{f"experts.{key}": value for key, value in experts.items()})
+    batch = batch_of(config)
+    layout = "batch:data, layers:stage, sequence:row, experts:row, vocab:stage"
+    expected = loss_and_gradients(config, layout_of("data:1"), Compute(), batch)
+    found = loss_and_gradients(
+        config, layout_of("stage:2, data:2, row:2", layout), Compute(remat="full"), batch
+    )
+    assert_same(found, expected)
+
+
 def of_family(name):
     keys = {"n_layer": 4, "n_embd": 32, "n_ctx": 24, "n_vocab": 61, "attention.heads": 4}
     if name == "gpt_neo":
