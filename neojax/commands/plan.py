@@ -19,6 +19,7 @@ from neojax.layout.slice_names import larger
 from neojax.layout.topology import tpu_devices
 from neojax.models.inference import check_weights
 from neojax.output import complain
+from neojax.plan.as_compiled import as_compiled
 from neojax.plan.auto import here, is_auto, resolved
 from neojax.plan.bars import draw_plan
 from neojax.plan.candidates import Found
@@ -258,7 +259,10 @@ def planned(
     analysis = analyse(config, on) if is_known else None
     report = of_step(config, topology, one, analysis)
     if analysis:
-        report |= {"estimate": of_analysis(analysis)}
+        takes = one.fits and on.chip.axes > 0  # else the program has not been read, or not by what is known
+        timed = as_compiled(analysis, one.moved) if takes else analysis
+        by = {"collectives": "compiled" if takes else "model", "seconds_by_model": analysis.estimate.seconds}
+        report |= {"estimate": of_analysis(timed) | by}
     if one.fits:
         return report
 

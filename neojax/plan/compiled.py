@@ -45,8 +45,10 @@ UNIT = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True)
 class Moved:
-    """Collectives of one kind over the same axes: `runs` a step, and their bytes. axes: those of the mesh;
-    crosses: whether they leave a slice, for the network; beside: whether computation runs meanwhile."""
+    """Collectives of one kind over the same axes: `runs` a step, and their bytes, of the whole arrays as a
+    group has them after a gather or before a sum: one chip of each slice is a group between slices. axes:
+    those of the mesh; crosses: whether they leave a slice, for the network; beside: whether computation runs
+    meanwhile."""
 
     kind: str
     axes: str
@@ -247,7 +249,8 @@ def _moved(found: Sequence[Collective], layout: Layout, quick: bool) -> tuple[Mo
         axes = places.network if crosses else places.axes(max(one.groups, key=len))
         beside = one.beside or (quick and one.is_marked and one.times > 1)
         key = kind, axes, "+".join(sorted({dtype for dtype, _ in one.arrays})), crosses, beside
+        parts = places.slices if one.operation == "ALL_GATHER" else 1  # a chip sends its part of the whole
         runs, moved = groups.setdefault(key, [0, 0])
-        groups[key] = [runs + one.times, moved + one.times * one.bytes]
+        groups[key] = [runs + one.times, moved + one.times * one.bytes * parts]
     rows = (Moved(*key, *counts) for key, counts in groups.items())
     return tuple(sorted((row for row in rows if row.axes != "none" and row.runs), key=lambda row: -row.bytes))

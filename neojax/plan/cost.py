@@ -115,10 +115,15 @@ def room_is(on: Machine) -> str:
 def print_estimate(found: Mapping[str, Any]) -> None:
     """What `of_analysis` says, as a person reads it."""
     parts = found["parts"]
+    is_compiled = found.get("collectives") == "compiled"
+    by = "by the model with the collectives as compiled" if is_compiled else "by the model"
     print(
-        f"\ntime of a step, by the model: {duration(found['seconds'])} ({duration(found['low'])} to "
+        f"\ntime of a step, {by}: {duration(found['seconds'])} ({duration(found['low'])} to "
         f"{duration(found['high'])}), bound by {found['bound']}"
     )
+    if is_compiled:
+        own = duration(found["seconds_by_model"])
+        print(f"  with the collectives that the model counts, as its constants were fitted: {own}")
     named = [("products", "products"), ("attention", "attention"), ("memory", "memory")]
     computed = ", ".join(f"{name} {duration(parts[key])}" for name, key in named)
     print(f"  a chip computes: {computed}")

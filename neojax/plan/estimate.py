@@ -197,7 +197,9 @@ def seconds(
     network too, the parts that devices of a slice have of the sum travel between them.
     """
     way = path(on, [part for axis in one.axes for part in taken[axis]])
-    chip, inner = on.chip, way.devices
+    chip = on.chip
+    inner = 1 if one.only == "network" else way.devices
+    outer = 1 if one.only == "links" else way.outer
     is_cut = set(one.cut) >= set(one.axes)
     near = far = 0.0
     if inner > 1:
@@ -206,10 +208,10 @@ def seconds(
         near = one.bytes * (inner - 1) / inner / rate + HOP * math.log2(inner)
         if one.kind == "all-to-all":
             near /= (4 if way.closes else 2) if chip.axes else inner
-        elif one.kind == "sum" and not (is_cut and way.outer == 1):
+        elif one.kind == "sum" and not (is_cut and outer == 1):
             near *= 2
-    if way.outer > 1:
-        far = one.bytes / inner * (way.outer - 1) / way.outer / (chip.network / chip.cores)
+    if outer > 1:
+        far = one.bytes / inner * (outer - 1) / outer / (chip.network / chip.cores)
         if one.kind == "sum" and not is_cut:
             far *= 2
     return near * one.times, far * one.times

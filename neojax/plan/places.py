@@ -14,12 +14,13 @@ class Places:
     partitions of one, and is the same on each.
 
     dims: chips of a slice along each axis of the torus, 1 each where the devices have no coordinates. names,
-    sizes: the axes of the mesh, and how many devices each has within a slice.
+    sizes: the axes of the mesh, and how many devices each has within a slice. slices: how many there are.
     """
 
     def __init__(self, mesh: Mesh):
         devices = [(getattr(d, "slice_index", 0) or 0, d, at) for at, d in np.ndenumerate(mesh.devices)]
         first = min(number for number, _, _ in devices)
+        self.slices = len({number for number, _, _ in devices})
         coords = (tuple(getattr(d, "coords", NOT_ON_A_TORUS)) for _, d, _ in devices)
         self.own = [(c, at) for c, (number, _, at) in zip(coords, devices) if number == first]
         self.dims = [1 + max(c[i] for c, _ in self.own) for i in range(3)]

@@ -2,11 +2,11 @@
 soonest.
 
 The analytic model tells of every candidate whether it fits and how long a step takes; the best few are then
-compiled, which says what they really hold and which collectives nothing hides, and ranked by that.
+compiled, which says what they really hold and which collectives nothing hides. These are ranked by that,
+before all others, which the model ranks: a time with compiled collectives is never held against one without.
 """
 
 import contextlib
-import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +21,12 @@ from neojax.errors import NeojaxError
 from neojax.layout.mesh import fill_shape
 from neojax.layout.names import parse_shape
 from neojax.plan.apart import compile_apart
+from neojax.plan.as_compiled import as_compiled
 from neojax.plan.auto import is_auto
 from neojax.plan.candidates import Candidate, Found, emptied, explore, layouts
-from neojax.plan.compiled import Moved
-from neojax.plan.estimate import Analysis, Estimate, duration, estimate
+from neojax.plan.estimate import Analysis, Estimate, duration
 from neojax.plan.machine import Machine
 from neojax.plan.report import gb
-from neojax.plan.work import Transfer
 
 AS_IT_IS = "as configured"
 GPT_NEO = "gpt-neo's layout"
@@ -38,14 +37,28 @@ LOOKING = 0.6  # of the time, in which candidates are looked at; the rest is the
 
 @dataclass
 class Ranked:
-    """A candidate with what is known of it: seconds and bytes of its compiled step where it is compiled."""
+    """A candidate with what is known of it. analysis: by the model; needed: bytes, and as_compiled: the
+    estimate, by the compiled step where there is one; refused: why it cannot be."""
 
     one: Candidate
     analysis: Analysis
-    estimate: Estimate
     needed: float
-    compiled: bool = False
+    as_compiled: Estimate | None = None
     refused: str = ""
+
+    @property
+    def compiled(self) -> bool:
+        return self.as_compiled is not None
+
+    @property
+    def model(self) -> Estimate:
+        """The estimate by the model's own counts."""
+        return self.analysis.estimate
+
+    @property
+    def estimate(self) -> Estimate:
+        """The estimate by the best that is known."""
+        return self.as_compiled or self.model
 
     @property
     def is_known(self) -> bool:
@@ -166,7 +179,7 @@ def _search(
         show(ranked, found)
         stopped = ""
         try:
-            while sum(e.compiled and not e.refused for e in ranked) < finalists:
+            while sum(e.compiled for e in ranked) < finalists:
                 entry = min((e for e in ranked if not e.is_known), key=lambda e: e.seconds, default=None)
                 if entry is None:
                     break
@@ -200,10 +213,10 @@ def _unrolled(ranked: Sequence[Ranked], config: Config) -> Ranked | None:
     """The best that is compiled, with another number of layers in a turn of their loop: the compiler alone
     can tell what that is worth."""
     best = ordered(ranked)[0]
-    if not best.compiled or best.refused or config.model.n_layer < 2 * UNROLLED:
+    if not best.compiled or config.model.n_layer < 2 * UNROLLED:
         return None
     other = 1 if config.train.unroll not in (None, 1) else UNROLLED
-    return replace(best, one=replace(best.one, unroll=other), compiled=False)
+    return replace(best, one=replace(best.one, unroll=other), as_compiled=None)
 
 
 def _since(begun: float) -> str:
@@ -216,15 +229,17 @@ def _ranked(found: Found, on: Machine) -> list[Ranked]:
     for one, analysis in sorted(found.fitting, key=lambda pair: not pair[0].named):
         sizes = fill_shape(parse_shape(one.mesh.shape), on.devices, "mesh.shape")
         key = tuple(sizes.items()), one.mesh.layout, one.mesh.param_layout, one.remat, one.microbatch
-        known.setdefault(key, Ranked(one, analysis, analysis.estimate, analysis.work.memory.total))
-    return ordered(list(known.values()))
+        known.setdefault(key, Ranked(one, analysis, analysis.work.memory.total))
+    found_once: dict[object, Ranked] = {}
+    for entry in ordered(list(known.values())):  # what has a name stands there once, as it is soonest
+        found_once.setdefault(entry.one.named or id(entry), entry)
+    return list(found_once.values())
 
 
 def ordered(ranked: Sequence[Ranked]) -> list[Ranked]:
-    """The soonest first, and before all others the soonest that is compiled."""
-    found = sorted(ranked, key=lambda entry: entry.seconds)
-    first = next((entry for entry in found if entry.compiled and not entry.refused), None)
-    return found if first is None else [first, *(entry for entry in found if entry is not first)]
+    """The soonest first: of those that are compiled, then of the others by the model; what is refused
+    last."""
+    return sorted(ranked, key=lambda entry: (bool(entry.refused), not entry.compiled, entry.seconds))
 
 
 def _compile(entry: Ranked, config: Config, on: Machine, timeout: float) -> bool:
@@ -238,45 +253,21 @@ def _compile(entry: Ranked, config: Config, on: Machine, timeout: float) -> bool
         return True
     if done is None:
         return False
-    entry.compiled = True
     if done.memory is not None:
         entry.needed = done.memory.needed
-    if not done.fits:
+    if done.fits:
+        entry.as_compiled = as_compiled(entry.analysis, done.moved).estimate
+    else:
         entry.refused = "compiled, it does not fit"
-        return True
-    sizes = entry.analysis.work.sizes
-    moved = tuple(one for row in done.moved if (one := _transfer(row, sizes)))
-    work = replace(entry.analysis.work, transfers=moved)
-    entry.estimate = estimate(work, entry.one.of(config), on)
     return True
 
 
-def _transfer(row: Moved, sizes: object) -> Transfer | None:
-    """A row of a compiled step's collectives as the model takes it; None for what it has no time for."""
-    axes = tuple(re.findall(r"[\w]+", re.sub(r"\(.*?\)| across slices", "", row.axes)))
-    if not axes or any(axis not in sizes for axis in axes):  # type: ignore[operator]
-        return None
-    kinds = {
-        "all-gather": ("gather", False),
-        "all-gather as a sum": ("sum", False),
-        "all-reduce": ("sum", False),
-        "reduce-scatter": ("sum", True),
-        "all-to-all": ("all-to-all", False),
-        "collective-permute": ("permute", False),
-    }
-    if row.kind not in kinds and not row.crosses:
-        return None
-    kind, is_cut = kinds.get(row.kind, ("gather", False))
-    each = row.bytes // max(1, row.runs)
-    return Transfer(kind, axes, each, row.runs, row.types, cut=axes if is_cut else (), alone=not row.beside)
-
-
 def print_search(ranked: Sequence[Ranked], found: Found, *, show: int = 12, short: bool = False) -> None:
-    """The table: the winner, and why each other lost; unless short, what hindered those that are not in
-    it."""
+    """The table: the winner, and why each other lost; unless short, what hindered those that are not in it.
+    The time of a step with the collectives as compiled, where anything is, beside that by the model."""
     best = ranked[0]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    right = ("step", "MFU", "a device")
+    right = (*("as compiled",) * best.compiled, "by the model", "MFU", "a device")
     for title in ("", *right, "mesh", "layout; param_layout", "recomputes", "microbatch", "why not"):
         table.add_column(title, no_wrap=True, justify="right" if title in right else "left")
     for i, entry in enumerate(ranked):
@@ -284,8 +275,9 @@ def print_search(ranked: Sequence[Ranked], found: Found, *, show: int = 12, shor
             continue
         mesh, e = entry.one.mesh, entry.estimate
         table.add_row(
-            " ".join(filter(None, (str(i + 1), "compiled" * entry.compiled, entry.one.named))),
-            duration(e.seconds),
+            " ".join(filter(None, (str(i + 1), entry.one.named))),
+            *(duration(e.seconds) if entry.compiled else "",) * best.compiled,
+            duration(entry.model.seconds),
             f"{e.mfu:.0%}",
             gb(entry.needed),
             mesh.shape,
@@ -329,6 +321,7 @@ def listed(ranked: Sequence[Ranked]) -> list[dict[str, object]]:
             "unroll": entry.one.unroll,
             "named": entry.one.named,
             "seconds": entry.estimate.seconds,
+            "seconds_by_model": entry.model.seconds,
             "mfu": entry.estimate.mfu,
             "needed": entry.needed,
             "compiled": entry.compiled,
@@ -339,10 +332,12 @@ def listed(ranked: Sequence[Ranked]) -> list[dict[str, object]]:
 
 
 def why(entry: Ranked, best: Ranked) -> str:
-    """Why a candidate lost: what it spends most on beyond the winner."""
+    """Why a candidate lost: what it spends most on beyond the winner; of one that is not compiled, by the
+    model's counts of both."""
     if entry.refused:
         return entry.refused
-    mine, theirs = entry.estimate, best.estimate
+    both = entry.compiled and best.compiled
+    mine, theirs = (entry.estimate, best.estimate) if both else (entry.model, best.model)
     parts = {
         "products": mine.products - theirs.products,
         "attention": mine.kernels - theirs.kernels,
@@ -352,14 +347,21 @@ def why(entry: Ranked, best: Ranked) -> str:
         "the network": mine.network - theirs.network,
     }
     name, extra = max(parts.items(), key=lambda pair: pair[1])
+    by = "by the model " if best.compiled and not both else ""
     if mine.seconds < theirs.seconds:
-        return f"by the model {1 - mine.seconds / theirs.seconds:.0%} sooner; not compiled"
-    slower = f"{mine.seconds / theirs.seconds - 1:.0%} slower"
+        return f"{by}{1 - mine.seconds / theirs.seconds:.0%} sooner; not compiled"
+    slower = f"{by}{mine.seconds / theirs.seconds - 1:.0%} slower"
     return f"{slower}: {duration(extra)} more for {name}" if extra > 0 else slower
 
 
 def _waits(one: Estimate) -> float:
     return max(0.0, one.links - one.alone - one.compute)
+
+
+def _beside(best: Ranked) -> str:
+    if not best.compiled:
+        return ""
+    return f" with the collectives as compiled, {duration(best.model.seconds)} with those the model counts"
 
 
 def winner_text(ranked: Sequence[Ranked], found: Found, config: Config, on: Machine) -> str:
@@ -368,8 +370,8 @@ def winner_text(ranked: Sequence[Ranked], found: Found, config: Config, on: Mach
     e = best.estimate
     lines = [
         f"# The best layout found for {on} by `neojax plan --search`.",
-        f"# A step is estimated at {duration(e.seconds)} ({duration(e.low)} to {duration(e.high)}), "
-        f"{e.tokens_per_second:,.0f} tokens/s, {e.mfu:.0%} MFU, bound by {e.bound};",
+        f"# A step is estimated at {duration(e.seconds)} ({duration(e.low)} to {duration(e.high)})"
+        f"{_beside(best)}, {e.tokens_per_second:,.0f} tokens/s, {e.mfu:.0%} MFU, bound by {e.bound};",
         f"# it needs {gb(best.needed)} of {gb(best.analysis.room)} a device"
         f"{', as compiled with little effort' if best.compiled else ', by the analytic model'}.",
         "# Others, and why they lost:",

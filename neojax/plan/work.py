@@ -24,7 +24,8 @@ class Transfer:
     """A collective, `times` a step: a gather, sum, all-to-all or permute over `axes` of the mesh. bytes: of
     the whole array, as a group has it after a gather or before a sum. cut: axes along which each device then
     keeps a part of a sum. looped: it is in a loop. alone: nothing runs beside it, None where that is not
-    known."""
+    known. only: the part of the way that it takes, where it is not the whole: "links", within slices, or
+    "network", between them; bytes of that one are of what one device of each slice has."""
 
     kind: str
     axes: tuple[str, ...]
@@ -34,6 +35,7 @@ class Transfer:
     looped: bool = False
     cut: tuple[str, ...] = ()
     alone: bool | None = None
+    only: str = ""
 
 
 @dataclass(frozen=True)

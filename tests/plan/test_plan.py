@@ -20,6 +20,8 @@ from neojax.models.compute import Compute
 from neojax.models.flops import flops_per_token
 from neojax.models.inference import inference_compute, inference_layout
 from neojax.plan import compiled
+from neojax.plan.as_compiled import as_compiled
+from neojax.plan.estimate import analyse
 from neojax.plan.report import print_report
 from neojax.sampling.decode import Asked, Decoder
 from neojax.sampling.logits import Controls
@@ -130,6 +132,12 @@ def test_a_step_on_tpus_that_are_not_here(config, capsys):
     )
     crossing = [row for row in report["collectives"] if row["crosses"]]
     assert {row["axes"] for row in crossing} == {"slices across slices"}
+    own = configuration.load(config, [*words[3:], *mesh])
+    rows = tuple(compiled.Moved(**row) for row in report["collectives"])
+    known = as_compiled(analyse(own, "2xv5e:2x2"), rows).estimate  # as a search has it
+    estimate = report["estimate"]
+    assert estimate["collectives"] == "compiled" and estimate["seconds"] == known.seconds
+    assert estimate["parts"]["network"] == pytest.approx(analyse(own, "2xv5e:2x2").estimate.network, rel=0.3)
     assert sum(host["rows_per_step"] for host in report["hosts"]) == 16 and len(report["hosts"]) == 2
 
 
