@@ -184,7 +184,8 @@ def print_collectives(report: Mapping[str, Any], of: str) -> None:
     if not rows:
         print("collectives: none")
         return
-    group = "; between slices one chip of each is a group" if any(row["crosses"] for row in rows) else ""
+    split = report["compiled"] and any(row["crosses"] for row in rows)
+    group = "; between slices one chip of each is a group" if split else ""
     print(f"\ncollectives of {of} (bytes of the whole arrays, as a group has them{group}):")
     table = table_of(
         "kind",

@@ -37,8 +37,8 @@ def one(request):
 
 
 def written(one):
-    """The model's own collectives as a compiler writes them, one row for each part of the way: what crosses is
-    that of one chip, and a sum whose parts are kept in one slice alone is gathered there again."""
+    """The model's own collectives as a compiler writes them, one row for each part of the way: what crosses
+    is that of one chip, and a sum whose parts are kept in one slice alone is gathered there again."""
     taken = paths(one.on, dict(one.work.sizes), dcn_of(one.config))
     for t in one.work.transfers:
         way = path(one.on, [part for axis in t.axes for part in taken[axis]])

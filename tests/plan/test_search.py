@@ -143,7 +143,7 @@ def test_compiled_is_held_against_compiled_and_the_model_against_the_model(monke
     slow = Moved("all-gather", "data", "bf16", False, False, 1, 2_000_000_000)
     answers = iter([Answer(None, True, (slow,)), Answer(None, True, (slow, slow))])
     monkeypatch.setattr(searching, "compile_apart", lambda *args: next(answers))
-    ranked, found = searching.search(from_dict(TREE), machine("v5e:1x2"), finalists=2, say=lambda text: None)
+    ranked, _ = searching.search(from_dict(TREE), machine("v5e:1x2"), finalists=2, say=lambda text: None)
     best, second, *others = ranked
     assert best.compiled and second.compiled and not any(entry.compiled for entry in others)
     assert best.estimate.seconds > 0.01 > max(entry.estimate.seconds for entry in others)
