@@ -96,8 +96,10 @@ def halves(rows: Sequence[Row], chip: Callable[[Row], str]) -> dict[str, bool]:
     return {row.name: sorted(set(numbers[chip(row)])).index(row.number) % 2 == 0 for row in rows}
 
 
-def spread(rows: Sequence[dict[str, Any]], start: dict[str, float]) -> dict[str, tuple[float, float]]:
-    """Where nine in ten of `DRAWS` fits to rows drawn with repetition put each constant."""
+def spread(
+    rows: Sequence[dict[str, Any]], start: dict[str, float]
+) -> dict[str, tuple[float | None, float | None]]:
+    """Where nine in ten of `DRAWS` fits to rows drawn with repetition put each constant, if it is fitted."""
     random = np.random.default_rng(0)
     chips = {row["chip"] for row in rows}
     found = []
@@ -106,7 +108,9 @@ def spread(rows: Sequence[dict[str, Any]], start: dict[str, float]) -> dict[str,
         if {row["chip"] for row in drawn} == chips:
             found.append(fitted(drawn, start))
     return {
-        name: tuple(float(q) for q in np.quantile([one[name] for one in found], (0.05, 0.95)))
+        name: (None, None)
+        if name in FIXED
+        else tuple(float(q) for q in np.quantile([one[name] for one in found], (0.05, 0.95)))
         for name in start
     }
 
@@ -145,7 +149,9 @@ def main() -> None:
         constants = fitted(own, constants)
         limits = spread(own, constants)
     for name, value in constants.items():
-        print(f"{name:16} {value:.3f}, nine in ten fits {limits[name][0]:.3f} to {limits[name][1]:.3f}")
+        low, high = limits[name]
+        said = "not fitted" if low is None else f"nine in ten fits {low:.3f} to {high:.3f}"
+        print(f"{name:16} {value:.3f}, {said}")
     rows = []
     for row in ROWS:
         guess = predicted(parts[row.name], constants)

@@ -26,7 +26,7 @@ from neojax.plan.candidates import Found
 from neojax.plan.compiled import compile_step
 from neojax.plan.cost import EVERY, of_analysis, print_estimate, print_sweep, sweep
 from neojax.plan.cost_picture import draw_costs
-from neojax.plan.decoding import compile_decoding, of_decoding, print_decoding
+from neojax.plan.decoding import compile_decoding, count_decoding, of_decoding, print_decoding
 from neojax.plan.estimate import analyse
 from neojax.plan.machine import Machine, machine
 from neojax.plan.modelled import of_model
@@ -186,12 +186,17 @@ def is_modelled(topology: str) -> bool:
 
 def cost(config: Config, args: Namespace) -> None:
     """Prints what a run costs on one machine or several, by the analytic model."""
-    if args.decode:
-        raise NeojaxError(
-            "--decode compiles, and --tokens and GPUs are for the analytic model of training: leave one out"
-        )
+    if args.decode and (args.tokens or args.topology == "all" or "," in args.topology):
+        raise NeojaxError("--decode is of one machine, and --tokens of training: leave one out")
     jax.config.update("jax_platforms", "cpu")  # nothing runs
     config = replace(config, mesh=replace(config.mesh, cpu_devices=0))
+    if args.decode:
+        check_weights(args.weights)
+        report = of_decoding(
+            config, args.topology, count_decoding(config, machine(args.topology), args.weights)
+        )
+        print(json.dumps(report)) if args.json else print_decoding(report)
+        return
     wanted = EVERY if args.topology in (HERE, "all") else tuple(args.topology.split(","))
     if len(wanted) == 1:
         report = modelled(config, machine(wanted[0]), args.tokens, args.price_per_chip_hour)

@@ -48,15 +48,14 @@ def _memory(page: Drawing, y: float, report: Mapping[str, Any]) -> float:
     verdict = "fits" if report["fits"] else f"{gb(needed - room)} too much"
     page.text(LEFT, y, "memory of a device", 14, bold=True)
     page.text(LEFT + 170, y, f"{gb(needed)}" + (f" of {gb(room)}: {verdict}" if room else ""), 12, FAINT)
-    # Where little is used of much, the bar is drawn large; what there is then lies outside.
-    whole = max(needed, room) if room and room < 4 * needed else needed
+    whole = max(needed, room or 0)
     y += 14
     x = LEFT
     for kind, ink in KINDS.items():
         wide = LONG * memory[kind] / whole
         page.rect(x, y, wide, 30, ink)
         x += wide
-    if room and room <= whole:
+    if room:
         at = LEFT + LONG * room / whole
         page.rect(LEFT, y, at - LEFT, 30, line=INK)
         page.line([(at, y - 6), (at, y + 36)], INK, 2)

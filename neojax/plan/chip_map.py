@@ -1,5 +1,6 @@
 """The chips of a mesh as they lie: a place on the page for each, its part along every axis, its host."""
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,8 +59,9 @@ def draw(
     the right and lower ends.
 
     A chip has a stripe for every axis, which is the darker the higher its number along it. A line runs along
-    each axis through the chips that are first along all others; where it is long and leaves its plane, only
-    to the next one.
+    each axis through the chips that are first along all others, above and left of the numbers; it breaks off
+    where the next chip is no neighbour and lies in no row or column with it. Where it is long and leaves its
+    plane, it runs only to the next one.
     """
     all_cells = cells(mesh)
     names = [name for name, n in mesh.shape.items() if n > 1]
@@ -85,27 +87,41 @@ def draw(
         shown = [i for i, name in enumerate(mesh.shape) if name in names]
         stripe = (side - 2) / max(1, len(shown))
         for number, i in enumerate(shown):
-            share = 0.12 + 0.6 * cell.at[i] / max(1, sizes[i] - 1)
+            share = 0.08 + 0.42 * cell.at[i] / max(1, sizes[i] - 1)
             name = list(mesh.shape)[i]
             page.rect(left + 1 + number * stripe, top + 1, stripe, side - 2, mixed(axes[name], share))
         page.rect(left + 1, top + 1, side - 2, side - 2, line=GRID)
         centre[cell.at] = (left + side / 2, top + side / 2)
     _draw_hosts(page, all_cells, corner, side)
-    for name in names:
+    for number, name in enumerate(names):
         i = list(mesh.shape).index(name)
         along = [tuple(n if j == i else 0 for j in range(len(sizes))) for n in range(sizes[i])]
         if len(along) > 8 and len({planes_of[at] for at in along}) > 1:
             along = along[:2]
-        page.line([centre[at] for at in along], axes[name], 2.2 if side > 20 else 1.4, arrow=True)
+        shift = side * (0.44 - 0.07 * number)
+        points = [(centre[at][0] - shift, centre[at][1] - 0.8 * shift) for at in along]
+        for run in [run for run in _runs(points, side) if len(run) > 1]:
+            page.line(run, axes[name], 2.2 if side > 20 else 1.4, arrow=True)
     for cell in all_cells:
         label = ",".join(str(cell.at[i]) for i, name in enumerate(mesh.shape) if name in names) or "0"
-        size = min(11.0, 1.55 * side / max(3, len(label)))
+        size = min(11.0, 1.25 * side / max(3, len(label)))
         if size >= 5:
             px, py = centre[cell.at]
-            page.text(px, py + side * 0.36, label, round(size, 1), INK, "middle")
+            page.text(px + side * 0.06, py + side * 0.36, label, round(size, 1), INK, "middle")
     right = max(left + width * side for left, _ in corner.values())
     bottom = max(top + height * side for _, top in corner.values())
     return right, bottom
+
+
+def _runs(points: Sequence[tuple[float, float]], side: float) -> list[list[tuple[float, float]]]:
+    """A way through points in pieces: a step that is neither short nor along a row or column is no part."""
+    runs = [[points[0]]]
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        wide, high = abs(x1 - x0), abs(y1 - y0)
+        if min(wide, high) > 0.01 * side and max(wide, high) > 1.5 * side:
+            runs.append([])
+        runs[-1].append((x1, y1))
+    return runs
 
 
 def _draw_hosts(

@@ -12,7 +12,7 @@ from neojax.errors import NeojaxError
 from neojax.layout.chips import ALONE, FRACTIONS, gpu_fraction
 from neojax.layout.devices import shape_text
 from neojax.plan.auto import resolved
-from neojax.plan.estimate import CONSTANTS, ONE, Analysis, analyse, duration, likened
+from neojax.plan.estimate import ONE, Analysis, analyse, duration, likened, used
 from neojax.plan.machine import Machine, machine
 from neojax.plan.report import gb
 from neojax.plan.trace import layout_of
@@ -40,8 +40,6 @@ def of_analysis(one: Analysis, tokens: float | None = None, price: float | None 
     days = steps * estimate.seconds / DAY
     hours = 24 * days * one.on.chips
     rate = chip.price if price is None else price
-    like = likened(chip.name)
-    used = [f"products {like}", f"kernels {chip.platform}", "traffic", f"network {chip.platform}"]
     return {
         "topology": str(one.on),
         "chips": one.on.chips,
@@ -77,8 +75,8 @@ def of_analysis(one: Analysis, tokens: float | None = None, price: float | None 
         "dollars": None if rate is None else rate * hours,
         "checkpoint": one.work.memory.checkpoint,
         "constants": {
-            name: {"value": CONSTANTS[name].value, "low": CONSTANTS[name].low, "high": CONSTANTS[name].high}
-            for name in used
+            name: {"value": each.value, "low": each.low, "high": each.high, "meaning": each.meaning}
+            for name, each in used(one).items()
         },
         "measured_chip": estimate.known,
         "chip_is": _chip_is(one),
@@ -138,7 +136,8 @@ def print_estimate(found: Mapping[str, Any]) -> None:
         f"{_money(found)}; a checkpoint takes {gb(found['checkpoint'])}"
     )
     constants = ", ".join(
-        f"{name} {one['value']:.3g} ({one['low']:.3g} to {one['high']:.3g})"
+        f"{name} {one['value']:.3g} "
+        + ("(not fitted)" if one["low"] is None else f"({one['low']:.3g} to {one['high']:.3g})")
         for name, one in found["constants"].items()
     )
     print(f"constants of the model, and their spread: {constants}")

@@ -14,12 +14,12 @@ LEFT, TOP, WIDE, HIGH = 80.0, 80.0, 640.0, 420.0
 def draw_costs(rows: Sequence[Mapping[str, Any]], title: str) -> str:
     """The picture of the rows of `neojax.plan.cost.sweep` on which the step fits, as SVG text."""
     page = Drawing(960)
-    page.text(24, 34, title, 19, bold=True)
+    page.text(24, 34, f"{title}: what a run costs", 19, bold=True)
     done = sorted((row for row in rows if row.get("fits")), key=lambda row: row["chips"])
     if not done:
         page.text(24, 60, "the step fits on none of the machines", 12, FAINT)
         return str(page)
-    page.text(24, 54, f"days of {done[0]['tokens']:.4g} tokens, against chips", 12, FAINT)
+    page.text(24, 54, f"days for {done[0]['tokens']:.4g} tokens (upwards), against chips", 12, FAINT)
     across = _scale([row["chips"] for row in done], 2)
     up = _scale([value for row in done for value in (row["days_low"], row["days_high"])], 10)
 
@@ -53,7 +53,7 @@ def _scale(values: Sequence[float], base: float) -> tuple[float, float]:
     """The powers of `base` below and above all values."""
     low = math.floor(math.log(min(values), base) + 1e-9)
     high = math.ceil(math.log(max(values), base) - 1e-9)
-    return base**low, base ** max(high, low + 1)
+    return (base**low, base**high) if high > low else (base ** (low - 1), base ** (low + 1))
 
 
 def _place(value: float, ends: tuple[float, float]) -> float:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from neojax.config import Config
 from neojax.models import Transformer
 from neojax.models.flops import flops_per_token
-from neojax.plan.count import count
+from neojax.plan.count import AGAIN, count
 from neojax.plan.machine import Machine, machine, path, paths
 from neojax.plan.trace import dcn_of, trace
 from neojax.plan.work import Transfer, Work
@@ -27,11 +27,11 @@ HOP = 1e-6  # seconds that a message takes to the next chip, at least
 @dataclass(frozen=True)
 class Constant:
     """A number that the model takes from measurements; low, high: where nine in ten fits to other choices of
-    the same steps put it."""
+    the same steps put it, None where it is not fitted to steps."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     meaning: str
 
 
@@ -45,7 +45,7 @@ CONSTANTS = {
     "products h100": Constant(0.559, 0.473, 0.693, "as above"),
     "products h200": Constant(0.705, 0.631, 0.814, "as above, of one step on one device"),
     "kernels tpu": Constant(0.675, 0.304, 1, "as above, of kernels of attention"),
-    "kernels gpu": Constant(0.350, 0.35, 0.35, "as above; not fitted"),
+    "kernels gpu": Constant(0.350, None, None, "as above; not fitted"),
     "traffic": Constant(0.671, 0.243, 1.16, "of what is counted as traffic of memory, the part that is seen"),
     "network tpu": Constant(2.763, 1.28, 3.97, "seconds over those of the network's nominal bandwidth"),
     "network gpu": Constant(1.122, 0.00674, 3.41, "as above"),
@@ -61,6 +61,21 @@ ONE = "h200"
 def likened(chip: str) -> str:
     """The chip whose share of the peak is taken for a chip of this name."""
     return LIKE.get(chip, chip if f"products {chip}" in CONSTANTS else "h100")
+
+
+def used(one: "Analysis") -> dict[str, Constant]:
+    """The constants that an estimate, and the memory beside it, have been made with, by name."""
+    chip, time = one.on.chip, one.estimate
+    names = [f"products {likened(chip.name)}"]
+    names += [f"kernels {chip.platform}"] if time.kernels else []
+    names += ["traffic"] if time.traffic else []
+    names += [f"network {chip.platform}"] if time.network else []
+    found = {name: CONSTANTS[name] for name in names}
+    if time.links:
+        found["hop"] = Constant(HOP, None, None, "seconds that a message takes to the next chip, at least")
+    if one.config.train.remat == "full":
+        found["memory again"] = Constant(AGAIN, None, None, "memory of a loop that computes blocks again")
+    return found
 
 
 @dataclass(frozen=True)

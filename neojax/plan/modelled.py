@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from neojax.config import Config
-from neojax.layout.devices import shape_text
 from neojax.layout.mesh import Layout
 from neojax.plan.buffers import KINDS, LARGEST, Reader, named_or
 from neojax.plan.compiled import local_sizes, repetitions, tensors
 from neojax.plan.estimate import Analysis, is_alone
 from neojax.plan.machine import Machine, path, paths
-from neojax.plan.report import flops_of, hosts_of
+from neojax.plan.report import flops_of, hosts_of, of_machine
 from neojax.plan.trace import dcn_of, layout_of
 from neojax.plan.work import Held, Transfer
 
@@ -28,13 +27,7 @@ def of_model(one: Analysis) -> dict[str, Any]:
     config, on = one.config, one.on
     layout = layout_of(config, on)
     return {
-        "topology": str(on),
-        "devices": on.devices,
-        "device_kind": on.chip.kinds[0],
-        "mesh": shape_text(layout.mesh.shape),
-        "layout": config.mesh.layout,
-        "param_layout": config.mesh.param_layout,
-        "compiled": None,
+        **of_machine(config, layout, on),
         "fits": one.fits,
         "memory": memory_of(one),
         "collectives": collectives_of(one),

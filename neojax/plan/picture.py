@@ -18,7 +18,7 @@ from neojax.plan import chip_map
 from neojax.plan.count import count
 from neojax.plan.machine import Machine
 from neojax.plan.report import gb
-from neojax.plan.svg import FAINT, GRID, INK, OTHERS, Drawing, colour, mixed
+from neojax.plan.svg import AXES, FAINT, GRID, INK, Drawing, colour, mixed
 from neojax.plan.trace import dcn_of, layout_of, trace
 
 BAR, HIGH, ROW = 158.0, 11.0, 44.0
@@ -115,14 +115,8 @@ def draw_layout(config: Config, layout: Layout, title: str, flows: Sequence[Flow
 
 
 def axis_colours(layout: Layout) -> dict[str, str]:
-    """For every axis the colour of the first dimension that it splits, or one that no other axis has."""
-    found: dict[str, str] = {}
-    spare = list(OTHERS)
-    for name in layout.mesh.shape:
-        dims = [d for own in (layout.used, layout.stored) for d, axes in own.items() if name in axes]
-        taken = set(found.values())
-        found[name] = next((colour(d) for d in dims if colour(d) not in taken), "") or spare.pop(0)
-    return found
+    """A colour for every axis, which no dimension has."""
+    return {name: AXES[i % len(AXES)] for i, name in enumerate(layout.mesh.shape)}
 
 
 def parameters(model: Transformer) -> list[Group]:

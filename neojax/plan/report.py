@@ -16,6 +16,7 @@ from neojax.layout.mesh import Layout
 from neojax.models.flops import flops_per_token
 from neojax.plan.compiled import Compiled
 from neojax.plan.estimate import Analysis, duration
+from neojax.plan.machine import Machine
 from neojax.plan.remedies import Remedy
 from neojax.plan.slice_view import ranges
 
@@ -44,6 +45,19 @@ def of_program(config: Config, topology: str, one: Compiled) -> dict[str, Any]:
         "fits": one.fits,
         "memory": _memory(one),
         "collectives": [asdict(row) for row in one.moved],
+    }
+
+
+def of_machine(config: Config, layout: Layout, on: Machine) -> dict[str, Any]:
+    """Of a program that nothing compiles: the machine and the layout."""
+    return {
+        "topology": str(on),
+        "devices": on.devices,
+        "device_kind": on.chip.kinds[0],
+        "mesh": shape_text(layout.mesh.shape),
+        "layout": config.mesh.layout,
+        "param_layout": config.mesh.param_layout,
+        "compiled": None,
     }
 
 

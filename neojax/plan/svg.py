@@ -1,4 +1,4 @@
-"""A drawing as SVG text: rectangles, lines and words, and one colour for each dimension."""
+"""A drawing as SVG text: rectangles, lines and words, and one colour for each dimension and each axis."""
 
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
@@ -18,6 +18,7 @@ COLOURS = {
     "layers": "#4a5568",
     "positions": "#3a8fa8",
 }
+AXES = ("#1a1a1a", "#7a4a21", "#62701a", "#7d2248", "#164e63")  # darker than any dimension
 OTHERS = ("#8a6d5a", "#5b7f5b", "#6b6fb0", "#a05a5a", "#508a8a")
 
 

@@ -10,7 +10,7 @@ import pytest
 from neojax.config import from_dict
 from neojax.errors import NeojaxError
 from neojax.models.flops import flops_per_token
-from neojax.plan.estimate import CONSTANTS, SPREAD, analyse
+from neojax.plan.estimate import CONSTANTS, HOP, SPREAD, analyse, used
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import compiled_memory
@@ -138,6 +138,15 @@ def test_the_constants_are_those_of_the_benchmark():
     own = kept["summary"]["published over predicted, eight in ten of the tested"]
     low, high = own["gpu"]
     assert SPREAD["gpu"] == (round(low, 2), round(high, 2))
+
+
+def test_the_constants_that_are_told_are_those_that_count(whole):
+    assert set(used(whole)) == {"products v5e", "kernels tpu", "traffic", "hop"}  # one slice, no network
+    assert used(whole)["hop"].value == HOP and used(whole)["hop"].low is None
+    alone = replace(whole, estimate=replace(whole.estimate, kernels=0.0, links=0.0))
+    assert set(used(alone)) == {"products v5e", "traffic"}
+    many = analyse(config(remat="full"), "h100:64")
+    assert {"products h100", "network gpu", "memory again"} <= set(used(many))
 
 
 def test_layouts_that_do_not_fit_say_why():

@@ -106,7 +106,7 @@ def test_machines_stand_in_one_table_and_picture_with_what_hinders_the_others(co
     words = "--tokens", "1e9", "--topology", "v5e:2x2,h100:8,v5e:16x16", "--picture", str(picture)
     text = plan(capsys, config, *words)
     drawn = picture.read_text()
-    assert ">v5e<" in drawn and ">h100<" in drawn
+    assert ">v5e<" in drawn and ">h100<" in drawn and ">tiny: what a run costs<" in drawn
     table, others = text.split("v5e:16x16: ")
     days = [float(line.split()[3]) for line in table.splitlines() if line.startswith(("v5e", "h100"))]
     assert len(days) == 2 and days == sorted(days)

@@ -115,4 +115,5 @@ def test_devices_at_hand_have_the_room_that_they_say():
     device = SimpleNamespace(
         platform="gpu", device_kind=kind, memory_stats=lambda: {"bytes_limit": 123 * 10**9}
     )
-    assert here([device] * 8).room == 123e9
+    on = here([device] * 8)
+    assert on.room == 123e9 and on.chip is CHIPS["h200"] and on.devices == 8

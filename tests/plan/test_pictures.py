@@ -2,6 +2,7 @@
 and what is drawn is what is told elsewhere."""
 
 import functools
+import itertools
 import math
 import struct
 import sys
@@ -15,6 +16,7 @@ from neojax import config as configuration
 from neojax.cli import main
 from neojax.errors import NeojaxError
 from neojax.layout.mesh import abstract_layout
+from neojax.layout.names import DIMENSIONS
 from neojax.models import Transformer
 from neojax.plan import picture, picture_file
 from neojax.plan.bars import draw_plan
@@ -54,6 +56,50 @@ def test_every_chip_is_drawn_once_with_its_place(shape, sizes):
         for j in range(sizes[1]):
             assert words.count(f"{i},{j}") == 1
     assert len(boxes) > 3 * sizes[0] * sizes[1]  # two stripes and a frame
+
+
+def lines(text):
+    """The lines of a picture: points and colour."""
+    root = ElementTree.fromstring(text)
+    return [
+        ([tuple(map(float, point.split(","))) for point in one.get("points").split()], one.get("stroke"))
+        for one in root.iter(f"{SVG}polyline")
+    ]
+
+
+@pytest.mark.parametrize("shape", ["data:256", "data:16,model:16"])
+def test_lines_along_axes_are_no_long_diagonals_and_pass_by_the_numbers(shape):
+    config, own = layout(
+        f"mesh.shape={shape}",
+        "mesh.layout=batch:data",
+        "mesh.param_layout=",
+        "train.batch_size=256",
+    )
+    text = picture.draw_layout(config, own, "here")
+    axes = set(picture.axis_colours(own).values())
+    along = [points for points, ink in lines(text) if ink in axes]
+    assert along
+    steps = [
+        (abs(x1 - x0), abs(y1 - y0)) for points in along for (x0, y0), (x1, y1) in itertools.pairwise(points)
+    ]
+    assert all(min(step) < 1 for step in steps)
+    root = ElementTree.fromstring(text)
+    numbers = [one for one in root.iter(f"{SVG}text") if one.get("text-anchor") == "middle"]
+    assert len(numbers) == 256
+    for one in numbers:
+        size = float(one.get("font-size"))
+        x, y, half = float(one.get("x")), float(one.get("y")), 0.3 * size * len(one.text)
+        for points in along:
+            for (x0, y0), (x1, y1) in itertools.pairwise(points):
+                outside = max(x0, x1) < x - half or min(x0, x1) > x + half
+                assert outside or max(y0, y1) < y - 0.8 * size or min(y0, y1) > y
+
+
+def test_axes_have_colours_that_no_dimension_has():
+    _, own = layout()
+    found = picture.axis_colours(own)
+    assert len(set(found.values())) == len(found) == 2
+    assert not set(found.values()) & {picture.colour(dim) for dim in DIMENSIONS}
 
 
 def test_a_bar_is_filled_as_far_as_a_device_has_of_the_dimension():
@@ -135,6 +181,20 @@ def test_a_plan_is_drawn_with_its_numbers():
         assert said in text
     wide = [w for w, h, ink in boxes if h == 30 and ink != "none"]
     assert [w / sum(wide) for w in wide] == pytest.approx([(i + 1) / 28 for i in range(7)], abs=1e-3)
+    large = {**report, "memory": {**memory, "available": 280e9}, "fits": True}
+    _, boxes = drawn(draw_plan(large, "a plan"))
+    wide = [w for w, h, ink in boxes if h == 30 and ink != "none"]
+    room = next(w for w, h, ink in boxes if h == 30 and ink == "none")
+    assert sum(wide) == pytest.approx(room / 10, abs=1)  # a tenth of what there is
+
+
+def test_a_plan_of_gpus_is_drawn_as_bars(tmp_path):
+    path = tmp_path / "plan.svg"
+    words = ["--topology", "h200:8", "mesh.shape=data:-1", "mesh.layout=batch:data", "mesh.cpu_devices=0"]
+    assert main(["plan", str(CONFIGS / "demo.yml"), *words, "--picture", str(path)]) == 0
+    said = drawn(path.read_text())[0]
+    assert said[0] == "demo on h200:8"
+    assert {"memory of a device", "time of a step, estimated", "collectives of a step"} <= set(said)
 
 
 def test_a_png_is_the_picture_in_twice_the_pixels_with_its_words(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from helpers import failure, tiny
 
 from neojax import config as configuration
 from neojax.cli import main
+from neojax.commands import plan as command
 from neojax.commands.plan import planned
 from neojax.config import Config, MeshConfig, TrainConfig
 from neojax.layout.chips import CHIPS, GIB, ROOM
@@ -19,9 +20,10 @@ from neojax.models import Transformer
 from neojax.models.compute import Compute
 from neojax.models.flops import flops_per_token
 from neojax.models.inference import inference_compute, inference_layout
-from neojax.plan import compiled
+from neojax.plan import compiled, decoding
 from neojax.plan.as_compiled import as_compiled
 from neojax.plan.estimate import analyse
+from neojax.plan.machine import Machine
 from neojax.plan.report import print_report
 from neojax.sampling.decode import Asked, Decoder
 from neojax.sampling.logits import Controls
@@ -41,9 +43,17 @@ def config(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def here(config):
+def step(config):
+    """The compiled step on the devices at hand."""
+    return compiled.compile_step(configuration.load(config), None, quick=True)
+
+
+@pytest.fixture(scope="module")
+def here(config, step):
     """The report on the devices at hand."""
-    return planned(configuration.load(config), "here", None, True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "compile_step", lambda *_, **__: step)
+        return planned(configuration.load(config), "here", None, True)
 
 
 def plan(capsys, *words):
@@ -80,6 +90,23 @@ def test_what_is_said_of_a_step_on_the_devices_here(config, here):
     assert whole / 2 < gathered < 2 * whole
     assert moved["all-reduce", "model"] > 8 * 2 * (16 / 4) * 64 * 96 * 4  # two sums a layer and pass
     assert not any(row["crosses"] for row in report["collectives"])
+
+
+@pytest.mark.parametrize("chip", ["h100", "v5e"])
+def test_a_step_on_the_devices_here_is_estimated_where_their_chip_is_known(
+    config, step, here, chip, monkeypatch, capsys
+):
+    assert "estimate" not in here  # of CPUs nothing is known
+    sides = (8,) if chip == "h100" else (2, 4)
+    monkeypatch.setattr(command, "compile_step", lambda *_, **__: step)
+    monkeypatch.setattr(command, "here", lambda devices: Machine(CHIPS[chip], sides))
+    report = plan(capsys, config)
+    known = analyse(configuration.load(config), Machine(CHIPS[chip], sides))
+    assert report["estimate"]["parts"]["products"] == known.estimate.products
+    assert report["executed_flops_per_device"] == known.work.flops
+    assert main(["plan", config]) == 0
+    text = capsys.readouterr().out
+    assert "its loader must give" in text and "days (" in text and "(MFU)" in text
 
 
 def test_recomputation_takes_what_is_kept_away(config, here, capsys):
@@ -183,10 +210,39 @@ def test_what_is_said_of_sampling_is_what_the_sampler_holds(config, capsys):
     def held(tree):
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
-    assert report["cache_per_row"] * count == held(rows.caches)
+    assert report["cache_per_row"] * 8 == held(rows.caches)  # a device holds the rows of one part
     assert report["weights_per_device"] == held(decoder._model[1])
     memory = report["memory"]
     assert memory["parameters"] == held(decoder._model[1])
     assert 0 <= memory["batch"] - held(rows) < 1000  # and which rows are done
-    room = memory["available"] - report["weights_per_device"]
-    assert report["most_rows"] * (report["cache_per_row"] + report["beside_cache_per_row"]) <= room
+    room = memory["available"] - report["weights_per_device"] - report["fixed_beside_weights"]
+    each = report["cache_per_row"] + report["beside_cache_per_row"]
+    assert 0.99 * room < report["most_rows"] / 4 * each <= room
+
+
+def test_rows_that_fit_are_told_from_what_more_rows_take(config, monkeypatch):
+    """What is there whatever the rows is none of theirs: compiled for many rows, it is what few tell."""
+    own = configuration.load(config, ["model.n_layer=2", "model.n_vocab=8192"])
+    few, many = (
+        (monkeypatch.setattr(decoding, "ROWS", rows), decoding.compile_decoding(own, None, quick=True))[1]
+        for rows in ((8, 32), (32, 96))
+    )
+    assert few.row == many.row and few.weights == many.weights
+    assert many.row + many.other == pytest.approx(few.row + few.other, rel=0.1)
+    needed = many.weights + many.fixed + 32 * (many.row + many.other)
+    assert few.weights + few.fixed + 32 * (few.row + few.other) == pytest.approx(needed, rel=0.1)
+
+
+def test_a_row_alone_is_bounded_by_the_device_that_holds_it(config, capsys):
+    found = plan(capsys, config, "--decode", "--topology", "h100:8")
+    assert found["compiled"] is None and found["most_rows"] % 4 == 0
+    one, eight = found["bounds"][:2]
+    bandwidth = CHIPS["h100"].bandwidth
+    assert one["tokens_per_second"] == pytest.approx(
+        bandwidth / (found["weights_per_device"] + found["cache_per_row"])
+    )
+    assert eight["tokens_per_second"] == pytest.approx(
+        8 * bandwidth / (found["weights_per_device"] + 2 * found["cache_per_row"])
+    )
+    # Two of four heads' keys and values, bfloat16, of 4 global layers of 64 tokens and 4 local ones of 16.
+    assert found["cache_per_row"] == 2 * 2 * (96 / 2) * 4 * (64 + 16)
