@@ -3,6 +3,7 @@ compiler."""
 
 import json
 import math
+import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,8 +16,9 @@ from neojax.config import Config
 from neojax.convert import configs
 from neojax.errors import NeojaxError
 from neojax.layout.chips import CHIPS
+from neojax.layout.processes import has_tpu
 from neojax.layout.slice_names import larger
-from neojax.layout.topology import tpu_devices
+from neojax.layout.topology import hush, tpu_devices
 from neojax.models.inference import check_weights
 from neojax.output import complain
 from neojax.plan.as_compiled import as_compiled
@@ -142,6 +144,8 @@ def run(args: Namespace) -> None:
     if args.tokens or is_modelled(args.topology):
         cost(config, args)
         return
+    if args.topology == HERE and not has_tpu():
+        hush(os.environ)
     if is_auto(config.mesh):
         on = None if args.topology == HERE else machine(args.topology)
         config = resolved(config, on, complain if args.json else print)

@@ -188,6 +188,9 @@ def local_gpus(processes: int, index: int, gpus: int) -> list[int] | None:
 def _on_tpu(environ: Mapping[str, str]) -> bool:
     """Whether this is a TPU machine that JAX will run on: perhaps one of a pod, which JAX finds out."""
     platforms = environ.get("JAX_PLATFORMS", "")
-    return (not platforms or "tpu" in platforms) and bool(
-        glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
-    )
+    return (not platforms or "tpu" in platforms) and has_tpu()
+
+
+def has_tpu() -> bool:
+    """Whether this machine has a device that may be a TPU."""
+    return bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))

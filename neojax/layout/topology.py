@@ -4,6 +4,7 @@
 import importlib.util
 import math
 import os
+from collections.abc import MutableMapping
 from typing import Any
 
 import jax
@@ -27,6 +28,13 @@ QUIET = {
 NAMES = {"7x": "tpu7x"}  # as libtpu has them, where it has another
 
 
+def hush(environ: MutableMapping[str, str]) -> None:
+    """Keeps libtpu, where it is installed and begins in this process, from asking and from saying things; not
+    for machines with a TPU that is to be used."""
+    for name, value in QUIET.items():
+        environ.setdefault(name, value)
+
+
 def tpu_devices(topology: str) -> list[jax.Device]:
     """The devices of `topology`, such as "v5e:16x16" or "v5p:4x4x4", in JAX's order; "2xv5e:8x8" is two
     slices of v5e:8x8, which a network joins.
@@ -39,8 +47,7 @@ def tpu_devices(topology: str) -> list[jax.Device]:
         raise NeojaxError(
             "compiling for a TPU needs libtpu; install neojax with its extra: pip install '.[tpu]'"
         )
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    hush(os.environ)
     wanted: dict[str, Any] = {"num_slices": several} if several > 1 else {}
     if chip.name == "v4":
         wanted["chip_config_name"] = "megacore"

@@ -143,3 +143,13 @@ def test_what_auto_says_is_not_in_the_object_of_a_plan(config, capsys, monkeypat
     mesh = ["mesh.layout=auto", "mesh.shape=data:-1", "mesh.param_layout="]
     found = json.loads(plan(capsys, config, *mesh, "--json"))
     assert found["layout"].startswith("batch:")
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_libtpu_says_nothing_where_there_is_no_tpu(config, capsys, monkeypatch, is_there):
+    said = []
+    monkeypatch.setattr(command, "planned", lambda *_: {})
+    monkeypatch.setattr(command, "has_tpu", lambda: is_there)
+    monkeypatch.setattr(command, "hush", said.append)
+    plan(capsys, config, "--json")
+    assert len(said) == (not is_there)
