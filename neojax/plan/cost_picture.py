@@ -19,7 +19,7 @@ def draw_costs(rows: Sequence[Mapping[str, Any]], title: str) -> str:
     if not done:
         page.text(24, 60, "the step fits on none of the machines", 12, FAINT)
         return str(page)
-    page.text(24, 54, f"days for {done[0]['tokens']:.4g} tokens (upwards), against chips", 12, FAINT)
+    page.text(24, 54, f"days for {done[0]['tokens']:.4g} tokens, both logarithmic", 12, FAINT)
     across = _scale([row["chips"] for row in done], 2)
     up = _scale([value for row in done for value in (row["days_low"], row["days_high"])], 10)
 
@@ -35,6 +35,8 @@ def draw_costs(rows: Sequence[Mapping[str, Any]], title: str) -> str:
     for power in range(round(math.log10(up[0])), round(math.log10(up[1])) + 1):
         page.line([(LEFT, y(10.0**power)), (LEFT + WIDE, y(10.0**power))], GRID)
         page.text(LEFT - 8, y(10.0**power) + 4, f"{10.0**power:g}", 11, FAINT, anchor="end")
+    page.text(LEFT + WIDE / 2, TOP + HIGH + 38, "chips", 12, anchor="middle")
+    page.text(LEFT - 8, TOP - 10, "days", 12, anchor="end")
     chips: dict[str, list[Mapping[str, Any]]] = {}
     for row in done:
         chips.setdefault(row["topology"].rpartition(":")[0], []).append(row)
