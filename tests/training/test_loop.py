@@ -100,6 +100,11 @@ def test_a_finished_run_says_so_and_changes_nothing(whole_run, settings, capsys)
     assert files_of(whole_run) == before
 
 
+def test_a_run_that_is_there_opens_with_an_axis_of_which_a_new_one_is_refused(whole_run, settings, capsys):
+    train(settings(whole_run, "mesh.layout=batch:data, experts:model"))
+    assert "is finished: 20 of 20 steps" in " ".join("".join(capsys.readouterr()).split())
+
+
 def test_raising_steps_goes_on(run, settings, capsys):
     train(settings(run, "train.steps=22"))
     assert [row["step"] for row in read_metrics(run)] == list(range(1, 23))
