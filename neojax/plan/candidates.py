@@ -3,17 +3,19 @@ analytic model."""
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from neojax.config import Config, MeshConfig
 from neojax.errors import NeojaxError
+from neojax.layout.mesh import fill_shape
+from neojax.layout.names import parse_layout, parse_shape
 from neojax.plan.estimate import Analysis, analyse
 from neojax.plan.machine import Machine
 
-WAYS = (2, 4, 8, 16)  # over which dimensions of a layer are split
+STAGES = 8  # of a pipeline, at most
 STORED = 16  # devices that share parameters, where all that a batch is split over would be too many
-PARTS = (1, 2, 4, 8, 16, 32)  # microbatches of a step
+LONG = 8192  # tokens of a row from which on it is split by itself, too
 REMATS = ("none", "names", "full")
 FAR = 1.25  # a layout so much slower than the best, before anything is computed again, is left alone
 
@@ -74,54 +76,96 @@ class Found:
 
 
 def layouts(config: Config, on: Machine, *, stages: bool = True) -> Iterator[MeshConfig]:
-    """Every layout worth a look: the batch alone, heads, MLP and vocabulary split too, the sequence, experts
-    and, with `stages`, layers; parameters whole, stored over a part of the devices that split the batch, or
-    over all."""
+    """Every layout worth a look: the batch alone, heads, MLP and vocabulary split too, the sequence with them
+    or, of long rows, by itself, experts and, with `stages`, layers; parameters whole, stored over a part of
+    the devices that split the batch, or over all."""
     model = config.model
-    experts = model.experts.number if any(model.expert_layers) else 0
     keep = replace(config.mesh, dcn_shape="")
-    for ways in (1, *WAYS):
-        if on.devices % ways or on.domain % ways:
+    experts = model.experts.number if any(model.expert_layers) else 0
+    for ways in _powers(on.domain):
+        if on.devices % ways:
             continue
-        data = on.devices // ways
-        kinds = {"": ""} if ways == 1 else {}
-        if ways > 1 and not model.attention.heads % ways and not model.mlp_dim % ways:
-            split = "heads:model, mlp:model, vocab:model"
-            kinds |= {"tensor": split}
-            if not model.n_ctx % ways:
-                kinds |= {"sequence": f"{split}, sequence:model"}
-        if ways > 1 and stages and not model.n_layer % ways and ways <= 8:
-            kinds |= {"stages": "layers:stage, vocab:stage"}
-        for kind, more in kinds.items():
-            other = "stage" if kind == "stages" else "model"
-            for batch, stored, sizes, dcn in _stored(data, on):
-                last = list(sizes)[-1]
-                if experts and (stored or experts % sizes[last]):
-                    continue  # an axis splits one dimension of a tensor: embd or experts
-                spread = f", experts:{last}" if experts else ""
-                shape = ", ".join(f"{axis}:{n}" for axis, n in sizes.items())
-                shape += f", {other}:{ways}" if ways > 1 else ""
-                used = f"batch:{batch}" + (f", {more}" if more else "") + spread
-                yield replace(keep, shape=shape, layout=used, param_layout=stored, dcn_shape=dcn)
+        for kind, axis, more in _kinds(config, on, ways, stages):
+            for one in _stored(on.devices // ways, on, experts if kind != "stages" else 0, kind == ""):
+                sizes = one.sizes | ({axis: ways} if ways > 1 else {})
+                stored = [one.stored]
+                if kind == "rows" and one.stored:
+                    stored.append(f"{one.stored}+{axis}")
+                elif kind == "rows":
+                    stored.append(f"embd:{axis}")
+                for rule in stored:
+                    positions = f", positions:{axis}" if kind == "rows" and axis not in rule else ""
+                    positions = positions if model.positions.kind == "learned" else ""
+                    yield replace(
+                        keep,
+                        shape=", ".join(f"{name}:{n}" for name, n in sizes.items()),
+                        layout=f"batch:{one.batch}" + more + positions + one.spread,
+                        param_layout=rule,
+                        dcn_shape=one.dcn,
+                    )
 
 
-def _stored(data: int, on: Machine) -> Iterator[tuple[str, str, dict[str, int], str]]:
-    """(axes of the batch, param_layout, sizes of its axes, dcn_shape): parameters whole, over a part, over
-    all."""
-    if on.slices > 1:
-        if data % on.slices:
-            return
-        sizes = {"slices": on.slices, "data": data // on.slices}
-        dcn = f"slices:{on.slices}"
-        for stored in ("", "embd:data", "embd:slices+data"):
-            yield "slices+data", stored, sizes, dcn
+def _powers(most: int) -> Iterator[int]:
+    """The powers of two up to `most` that divide it."""
+    n = 1
+    while n <= most and not most % n:
+        yield n
+        n *= 2
+
+
+def _kinds(config: Config, on: Machine, ways: int, stages: bool) -> Iterator[tuple[str, str, str]]:
+    """(kind, axis, rules) of what may be split over `ways` devices beside the batch."""
+    model = config.model
+    if ways == 1:
+        yield "", "", ""
         return
-    yield "data", "", {"data": data}, ""
-    if data > 1:
-        yield "data", "embd:data", {"data": data}, ""
-    near = on.domain if on.chip.axes == 0 else STORED
-    if data > near and not data % near:
-        yield "copies+data", "embd:data", {"copies": data // near, "data": near}, ""
+    if not model.attention.heads % ways and not model.mlp_dim % ways:
+        split = ", heads:model, mlp:model, vocab:model"
+        if any(model.expert_layers) and not model.expert_dim % ways:
+            split += ", expert_mlp:model"
+        yield "tensor", "model", split
+        if not model.n_ctx % ways:
+            yield "sequence", "model", f"{split}, sequence:model"
+    is_long = model.n_ctx >= LONG or config.train.batch_size < on.devices
+    if is_long and not model.n_ctx % ways:
+        yield "rows", "row", ", sequence:row"
+    if stages and not model.n_layer % ways and ways <= STAGES:
+        yield "stages", "stage", ", layers:stage, vocab:stage"
+
+
+@dataclass(frozen=True)
+class _Spread:
+    """How the devices of a batch are laid: its axes and their sizes, param_layout, where experts lie."""
+
+    batch: str
+    stored: str
+    sizes: dict[str, int]
+    dcn: str = ""
+    spread: str = ""
+
+
+def _stored(data: int, on: Machine, experts: int, alone: bool) -> Iterator[_Spread]:
+    """Parameters whole, over a part, over all; with experts, also these on an axis of their own, which cannot
+    store what it splits: so FSDP takes the others. alone: nothing else is split."""
+    outer, dcn = ({"slices": on.slices}, f"slices:{on.slices}") if on.slices > 1 else ({}, "")
+    if data % on.slices:
+        return
+    near = data // on.slices
+    batch = "+".join([*outer, "data"])
+    whole = ["", *(["embd:data"] if near > 1 else []), *([f"embd:{batch}"] if outer else [])]
+    if not experts or alone:
+        for stored in whole:
+            yield _Spread(batch, stored, outer | {"data": near}, dcn)
+        few = on.domain if on.chip.axes == 0 else STORED
+        if not outer and data > few and not data % few:
+            yield _Spread("copies+data", "embd:data", {"copies": data // few, "data": few})
+    sizes = [n for n in _powers(near) if n > 1 and not experts % n] if experts else []
+    for n in sizes if alone else sizes[-1:]:
+        left = near // n
+        rules = ["", *(["embd:data"] if left > 1 else []), *([f"embd:{batch}"] if outer else [])]
+        for stored in rules if alone else rules[-1:]:
+            lies = outer | {"data": left, "expert": n}
+            yield _Spread(f"{batch}+expert", stored, lies, dcn, ", experts:expert")
 
 
 def explore(
@@ -140,16 +184,17 @@ def explore(
     found = found or Found()
     for mesh in meshes:
         whole = False  # nothing that computes more is worth a look
+        numbers = _parts(config, mesh, on) if free else [0]
         for remat in REMATS if free else (config.train.remat,):
             if whole:
                 break
             least = 1.0  # parts of a batch below which nothing fits
-            for parts in PARTS if free else (0,):
-                if 1 < parts < least:
+            needs: list[tuple[float, float]] = []  # (the part of a batch, bytes) that did not fit
+            for parts in numbers:
+                is_last = parts == numbers[-1] and not found.fitting  # told of where nothing fits
+                if 1 < parts < least and not is_last:
                     continue
                 rows = config.train.microbatch if not free else _rows(config.train.batch_size, parts)
-                if rows is None:
-                    break
                 one = Candidate(mesh, remat, rows, named)
                 try:
                     analysis = analyse(one.of(config), on)
@@ -158,7 +203,7 @@ def explore(
                     found.hindered.append((one, str(e)))
                     if not watch(one, str(e)):
                         return found
-                    if "microbatch" in str(e) and parts < PARTS[-1] and "stage" in mesh.shape:
+                    if "microbatch" in str(e) and "stage" in mesh.shape:
                         continue  # a pipeline needs several
                     break
                 fits = found.add(one, analysis)
@@ -176,12 +221,34 @@ def explore(
                     break
                 # What a microbatch holds falls at most as its rows do.
                 least = parts * memory.kept / max(1.0, analysis.room - memory.arguments)
+                sums = memory.gradients if parts == 1 else 0  # as several microbatches have them besides
+                needs.append((1 / max(1, parts), memory.total + sums))
+                least = max(least, _fewest(needs, analysis.room))
     return found
 
 
-def _rows(batch: int, parts: int) -> int | None:
-    if batch % parts:
-        return None
+def _parts(config: Config, mesh: MeshConfig, on: Machine) -> list[int]:
+    """Into how many microbatches a step may be cut: powers of two, down to a row for each device."""
+    sizes = fill_shape(parse_shape(mesh.shape), on.devices, "mesh.shape", is_here=False)
+    split = math.prod(sizes[a] for a in parse_layout(mesh.layout, list(sizes), "mesh.layout")["batch"])
+    most = config.train.batch_size // split
+    if config.train.batch_size % split:
+        return [1]  # the analysis says why not
+    return sorted({most, *(n for n in _powers(1 << most.bit_length()) if n <= most and not most % n)})
+
+
+def _fewest(needs: Sequence[tuple[float, float]], room: float) -> float:
+    """The fewest microbatches that may fit, from two numbers of them that do not: the most of several things,
+    each linear in the rows of a microbatch, is above the line through two points beyond them."""
+    if len(needs) < 2:
+        return 1.0
+    (x, more), (y, less) = needs[-2:]
+    slope = (more - less) / (x - y)
+    rest = less - slope * y
+    return slope / (room - rest) if rest < room else math.inf
+
+
+def _rows(batch: int, parts: int) -> int:
     return 0 if parts == 1 else batch // parts
 
 

@@ -168,7 +168,7 @@ def test_compiled_is_held_against_compiled_and_the_model_against_the_model(monke
 )
 def test_an_empty_search_names_the_constraint(batch, model, said, monkeypatch):
     monkeypatch.setattr(candidates, "REMATS", ("full",))
-    monkeypatch.setattr(candidates, "PARTS", (1,))
+    monkeypatch.setattr(candidates, "_parts", lambda *args: [1])
     tree = TREE | {"train": TREE["train"] | {"batch_size": batch}, "model": TREE["model"] | model}
     with pytest.raises(NeojaxError, match=said):
         searching.search(from_dict(tree), machine("h100:4"), finalists=0, say=lambda text: None)
