@@ -3,7 +3,9 @@
 A local layer has the keys of its window that stand before a device's own sent by the devices before it. A
 global layer gathers keys and values of a row, of as many heads at a time as make them no more than half of
 the device's own of all heads, at least one, and forgets them: the backward pass gathers them again, and its
-gradients of them go back as sums.
+gradients of them go back as sums. The queries of these heads come and go with them where causal work is
+balanced. A loop has both what it reads and what it makes until its end, so that there are two, of half of the
+heads each.
 """
 
 import math
@@ -100,9 +102,15 @@ def _all(shape: tuple[int, int], value: bool) -> np.ndarray:
 
 
 def _global(rows: Parts, turns: int, kernel, q, k, v, segments):
-    def by_turn(x: jax.Array) -> jax.Array:  # -> [batch, turns, heads, tokens, head_dim]
+    def by_turn(x: jax.Array, first: int, last: int) -> jax.Array:
+        """The heads of some turns, [batch, turns, heads, tokens, head_dim]."""
         batch, tokens, heads, width = x.shape
-        return x.reshape(batch, tokens, turns, heads // turns, width).transpose(0, 2, 3, 1, 4)
+        begin, end = first * heads // turns, last * heads // turns
+        if width % LANES:  # XLA would widen all heads to 128 lanes before it cuts, and have both
+            own = x.reshape(batch, tokens, heads * width)[..., begin * width : end * width]
+        else:
+            own = x[:, :, begin:end]
+        return own.reshape(batch, tokens, last - first, -1, width).transpose(0, 2, 3, 1, 4)
 
     def balanced(x: jax.Array) -> jax.Array:
         pieces = rows.taken_apart(x)
@@ -113,15 +121,20 @@ def _global(rows: Parts, turns: int, kernel, q, k, v, segments):
 
     @partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names("attention"))
     def turn(q: jax.Array, k: jax.Array, v: jax.Array, ids: pallas.SegmentIds | None) -> jax.Array:
-        return kernel(q, gather(k), gather(v), ids)
+        y = kernel(balanced(q), gather(k), gather(v), ids)
+        return rows.joined(jnp.moveaxis(y.reshape(y.shape[0], rows.halves, -1, y.shape[2]), 1, 0))
 
     def row(own):
         *arrays, ids = own
         return jax.lax.map(lambda arrays: turn(*arrays, ids), tuple(arrays))
 
-    y = jax.lax.map(row, (*map(by_turn, (balanced(q), k, v)), ids))  # [batch, turns, heads, tokens, head_dim]
-    y = y.transpose(0, 3, 1, 2, 4).reshape(q.shape[0], rows.halves, -1, *q.shape[2:])
-    return rows.joined(jnp.moveaxis(y, 1, 0))
+    def half(first: int, last: int) -> jax.Array:
+        y = jax.lax.map(row, (*(by_turn(x, first, last) for x in (q, k, v)), ids))
+        return y.transpose(0, 3, 1, 2, 4).reshape(*q.shape[:2], -1, q.shape[3])
+
+    middle = turns // 2
+    halves = [(0, middle), (middle, turns)] if middle else [(0, turns)]
+    return jnp.concatenate([half(*own) for own in halves], axis=2)
 
 
 def _local(axes: tuple[str, ...], window: int, interpret: bool, q, k, v, segments):

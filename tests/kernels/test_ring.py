@@ -74,9 +74,11 @@ def test_equals_the_reference(layout, window, causal, is_apart, monkeypatch):
         np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max())
 
 
-@pytest.mark.parametrize("window, is_apart", [(None, True), (100, False)])
-def test_splash_on_parts_equals_the_reference(window, is_apart):
-    """A window that reaches into the part before, a global layer with the heads of keys one at a time."""
+@pytest.mark.parametrize("window, is_apart, lanes", [(None, True, 128), (None, False, 8), (100, False, 128)])
+def test_splash_on_parts_equals_the_reference(window, is_apart, lanes, monkeypatch):
+    """A window that reaches into the part before, a global layer with the heads of keys one at a time, narrow
+    heads and such as fill the lanes."""
+    monkeypatch.setattr(split_splash, "LANES", lanes)
     how, length = {"window": window}, 512
     kernel = partial(split_splash.attention, interpret=True, **how)
     ours = measured(kernel, layout_of("x:2, y:2", "batch:x, sequence:y"), length=length, is_apart=is_apart)
