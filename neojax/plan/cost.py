@@ -206,4 +206,8 @@ def print_sweep(rows: Sequence[Mapping[str, Any]], config: Config) -> None:
         if "hinders" in row:
             print(f"{row['topology']}: {row['hinders']}")
         elif not row["fits"]:
-            print(f"{row['topology']}: does not fit, {gb(row['needed'])} a device, of {gb(row['room'])}")
+            needed, room = row["needed"], row["room"]
+            print(
+                f"{row['topology']}: does not fit, {gb(needed)} a device, of {gb(room)}: {gb(needed - room)} "
+                f"too much; --topology {row['topology']} alone says what helps"
+            )

@@ -6,7 +6,9 @@ import pytest
 
 from neojax.cli import main
 from neojax.commands import plan as command
+from neojax.config import load
 from neojax.layout.chips import FRACTIONS
+from neojax.plan.cost import print_sweep
 from neojax.plan.report import gb
 
 TINY = """
@@ -153,3 +155,8 @@ def test_libtpu_says_nothing_where_there_is_no_tpu(config, capsys, monkeypatch, 
     monkeypatch.setattr(command, "hush", said.append)
     plan(capsys, config, "--json")
     assert len(said) == (not is_there)
+
+
+def test_a_machine_of_several_on_which_nothing_fits_says_how_much_is_too_much(config, capsys):
+    print_sweep([{"topology": "h100:8", "fits": False, "needed": 100e9, "room": 60e9}], load(config))
+    assert "h100:8: does not fit, 100 GB a device, of 60 GB: 40 GB too much" in capsys.readouterr().out
