@@ -221,8 +221,8 @@ def explore(
                     break
                 # What a microbatch holds falls at most as its rows do.
                 least = parts * memory.kept / max(1.0, analysis.room - memory.arguments)
-                sums = memory.gradients if parts == 1 else 0  # as several microbatches have them besides
-                needs.append((1 / max(1, parts), memory.total + sums))
+                if parts > 1:  # a step that is not cut has no sums of gradients
+                    needs.append((1 / parts, memory.total))
                 least = max(least, _fewest(needs, analysis.room))
     return found
 

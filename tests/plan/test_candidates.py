@@ -75,18 +75,19 @@ def test_these_layouts_can_be_trained_with_parameters_whole_and_stored(own, want
 
 @pytest.fixture
 def asked(monkeypatch):
-    """An analysis whose step takes 10 bytes, and 2 for each row of a microbatch on a device; the room, and
-    the microbatches that were asked for."""
+    """An analysis whose step takes 2 bytes, 8 more for the sums of microbatches, and 2 for each row of one on
+    a device; the room, and the microbatches that were asked for."""
     asked = SimpleNamespace(room=0.0, microbatches=[])
 
     def analyse(own, on):
         rows = own.train.microbatch or own.train.batch_size
         asked.microbatches.append(rows)
         held = 2 * rows / parse_shape(own.mesh.shape)["data"]
-        memory = SimpleNamespace(total=10 + held, arguments=4, gradients=2, kept=held / 4)
+        sums = 8 if own.train.microbatch else 0
+        memory = SimpleNamespace(total=2 + sums + held, arguments=2, gradients=2, kept=held / 4)
         estimate = SimpleNamespace(seconds=1.0)
         work = SimpleNamespace(memory=memory)
-        return SimpleNamespace(work=work, room=asked.room, estimate=estimate, fits=10 + held <= asked.room)
+        return SimpleNamespace(work=work, room=asked.room, estimate=estimate, fits=memory.total <= asked.room)
 
     monkeypatch.setattr(candidates, "analyse", analyse)
     monkeypatch.setattr(candidates, "REMATS", ("full",))
