@@ -3,6 +3,7 @@ that are not here."""
 
 import json
 import math
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -221,16 +222,20 @@ def test_what_is_said_of_sampling_is_what_the_sampler_holds(config, capsys):
 
 
 def test_rows_that_fit_are_told_from_what_more_rows_take(config, monkeypatch):
-    """What is there whatever the rows is none of theirs: compiled for many rows, it is what few tell."""
-    own = configuration.load(config, ["model.n_layer=2", "model.n_vocab=8192"])
-    few, many = (
-        (monkeypatch.setattr(decoding, "ROWS", rows), decoding.compile_decoding(own, None, quick=True))[1]
-        for rows in ((8, 32), (32, 96))
-    )
-    assert few.row == many.row and few.weights == many.weights
-    assert many.row + many.other == pytest.approx(few.row + few.other, rel=0.1)
-    needed = many.weights + many.fixed + 32 * (many.row + many.other)
-    assert few.weights + few.fixed + 32 * (few.row + few.other) == pytest.approx(needed, rel=0.1)
+    """What is there whatever the rows is none of theirs: in place of the compiler, so many bytes
+    for a row and others for none."""
+    for_none, each, room = 50_000_000, 400_000, 1_000_000_000
+
+    def compiler(lowered, model, layout, sizes, quick):
+        needed = for_none + dict(sizes)["batch"] * each
+        return SimpleNamespace(memory=SimpleNamespace(needed=needed), available=room)
+
+    monkeypatch.setattr(decoding, "compiled_of", compiler)
+    own = configuration.load(config, ["model.n_layer=2"])
+    found = decoding.compile_decoding(own, None)
+    assert found.row + found.other == each
+    assert found.weights + found.fixed == for_none
+    assert found.most_rows == 4 * ((room - for_none) // each)  # the batch has four parts
 
 
 def test_a_row_alone_is_bounded_by_the_device_that_holds_it(config, capsys):
