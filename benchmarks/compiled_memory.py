@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "meshconfigs"
 STORED = ("mesh.shape=data:-1", "mesh.layout=batch:data", "mesh.param_layout=embd:data")
 TENSOR = ("mesh.layout=batch:data, heads:model, mlp:model, vocab:model", "mesh.param_layout=embd:data")
 SEQUENCE = ("mesh.layout=batch:data, heads:model, mlp:model, vocab:model, sequence:model", TENSOR[1])
+ACROSS = ("mesh.shape=slices:2, data:-1", "mesh.dcn_shape=slices:2", "mesh.layout=batch:slices+data")
 FILES: dict[str, tuple[str, str, Sequence[str]]] = {
     "125M, as it is": ("125M", "v5e:4x4", ()),
     "125M, stored, whole blocks again": ("125M", "v5e:4x4", (*STORED, "train.remat=full")),
@@ -50,10 +52,19 @@ FILES: dict[str, tuple[str, str, Sequence[str]]] = {
     "Pythia 160M, as it is": ("pythia/160M", "v5e:4x4", ()),
     "Pythia 1.4B, as it is": ("pythia/1.4B", "v5e:8x8", ()),
     "Llama 3 8B, as it is": ("llama/3-8B", "v5p:4x4x4", ()),
+    "Llama 2 7B, as it is": ("llama/2-7B", "v5e:8x16", ()),
+    "TinyLlama 1.1B, stored": ("llama/TinyLlama-1.1B", "v5e:4x8", STORED),
     "BERT base, as it is": ("bert/base", "v5e:4x4", ()),
+    "BERT large, as it is": ("bert/large", "v5e:4x4", ()),
+    "ALBERT base, as it is": ("albert/base", "v5e:4x4", ()),
+    "experts, as it is": ("moe", "v5e:4x8", ()),
+    "2 slices, 125M, stored in each": ("125M", "2xv5e:4x4", (*ACROSS, "mesh.param_layout=embd:data")),
+    "2 slices, 350M, stored over both": (
+        "350M", "2xv5e:4x4", (*ACROSS, "mesh.param_layout=embd:slices+data"),
+    ),
 }  # fmt: skip
 KEPT = (
-"v5e-256 125M data parallel", "v5e-256 125M one axis", "v5e-256 125M stored over x of x+y",
+    "v5e-256 125M data parallel", "v5e-256 125M one axis", "v5e-256 125M stored over x of x+y",
     "v5p-128 125M one axis", "v5e-256 350M data parallel", "v5e-256 350M one axis",
     "v6e-256 350M data parallel", "v5p-128 350M one axis", "v5e-256 1.3B one axis",
     "v5e-256 1.3B stored over x of x+y", "v5e-256 1.3B tensor 2", "v5e-256 1.3B tensor 4",
@@ -91,20 +102,25 @@ def measure(name: str) -> dict[str, Any]:
         "unused": one.memory.unused,
     }
     own |= {"kept": one.memory.kept, "available": one.available, "fits": one.fits}
-    return own | {"kinds": one.memory.kinds, "largest": [(b.bytes, b.holds) for b in one.memory.largest]}
+    own |= {"kinds": one.memory.kinds, "largest": [(b.bytes, b.holds) for b in one.memory.largest]}
+    return own | {"collectives": [asdict(row) for row in one.moved], "seconds": round(one.seconds)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="*", default=(), help="rows whose names hold these words")
+    parser.add_argument(
+        "--only", nargs="*", default=(), help="rows by name, or by words that their names hold"
+    )
     parser.add_argument("--again", action="store_true", help="compile rows that are there already")
     parser.add_argument("--table", action="store_true", help="rows that are there beside the model's counts")
     args = parser.parse_args()
     os.environ["JAX_PLATFORMS"] = "cpu"
     path = RESULTS / "compiled_memory.json"
     kept = json.loads(path.read_text()) if path.exists() else {"results": {}}
+    exact = {name for name in args.only if name in (*FILES, *KEPT)}
     for name in (*FILES, *KEPT):
-        if not all(word in name for word in args.only) or args.table:
+        chosen = name in exact if exact else all(word in name for word in args.only)
+        if not chosen or args.table:
             continue
         if name in kept["results"] and not args.again:
             continue

@@ -16,6 +16,7 @@ import math
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from side_by_side import RESULTS, save
 
 DOT = re.compile(r"%?([\w.\-]+) = \w+\[([\d,]*)\]\S* dot\(%?([\w.\-]+), .*?lhs_contracting_dims=\{([\d,]*)\}")
 MADE = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = \w+\[([\d,]*)\]")
+COLLECTIVES = ("gathers", "sums", "all-to-alls", "permutes", "transfers")
 SMALL = {"n_layer": 4, "n_embd": 64, "n_ctx": 64, "n_vocab": 512}
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention": {"heads": 4, "window": 16}},
@@ -78,28 +80,72 @@ def memory_rows(only: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def collective_rows(only: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Every step of which the collectives are kept, with what the model counts of them."""
-    from neojax.plan.count import count
-    from neojax.plan.machine import machine
-    from neojax.plan.trace import trace
+    """Every step of which the collectives are kept, with what the model counts of them, by kind."""
+    import compiled_memory
+
+    from neojax.plan.estimate import analyse
 
     kept = json.loads((RESULTS / "communication.json").read_text())["results"]
-    for name, row in kept.items():
-        options = row["options"]
-        if "failed" in row or options["joined"] or not all(word in name for word in only):
+    steps = {
+        name: (tpu_config(row["options"]), row["options"]["topology"], row["collectives"])
+        for name, row in kept.items()
+        if "failed" not in row and not row["options"]["joined"]
+    }
+    kept = json.loads((RESULTS / "compiled_memory.json").read_text())["results"]
+    steps |= {
+        name: (*compiled_memory.case(name), row["collectives"])
+        for name, row in kept.items()
+        if name not in steps and "collectives" in row
+    }
+    for name, (config, topology, collectives) in steps.items():
+        if not all(word in name for word in only):
             continue
-        work = count(trace(tpu_config(options), machine(options["topology"])))
+        counted = by_kind(analyse(config, topology))
+        compiled: Counter[str] = Counter()
+        for one in collectives:
+            compiled[kind_of(one["kind"])] += one["bytes"]
         found: dict[str, Any] = {"case": name}
-        for kind in ("gather", "sum"):
-            counted = sum(one.bytes * one.times for one in work.transfers if one.kind == kind)
-            compiled = sum(
-                one["bytes"]
-                for one in row["collectives"]
-                if ("gather" in one["kind"]) == (kind == "gather") and "transfer" not in one["kind"]
-            )
-            if max(counted, compiled) > 1e8:
-                found[f"{kind}s"] = (counted, compiled)
+        for kind in COLLECTIVES:
+            least = 1e7 if kind == "transfers" else 1e8
+            if max(counted[kind], compiled[kind]) > least:
+                found[kind] = (counted[kind], compiled[kind])
         yield found
+
+
+def kind_of(name: str) -> str:
+    """A kind of collective as the compiler calls it, and as the rows here do."""
+    if name.startswith("transfer") or "between slices" in name:
+        return "transfers"
+    if "gather" in name:
+        return "gathers"
+    return "all-to-alls" if name == "all-to-all" else "permutes" if "permute" in name else "sums"
+
+
+def by_kind(one: Any) -> Counter[str]:
+    """Bytes of a step's collectives as the compiler makes them of the model's.
+
+    A sum over slices is one in every slice, of which each chip sends its part to the others, and a gather in
+    the slice; without that where each chip keeps a part of what a product gives as it is. Of a gather over
+    slices each chip sends what it has.
+    """
+    from neojax.plan.machine import path, paths
+    from neojax.plan.trace import dcn_of
+
+    taken = paths(one.on, dict(one.work.sizes), dcn_of(one.config))
+    found: Counter[str] = Counter()
+    for each in one.work.transfers:
+        way = path(one.on, [part for axis in each.axes for part in taken[axis]])
+        size, is_sum = each.bytes * each.times, each.kind == "sum"
+        if each.kind == "all-to-all":  # the compiler counts what a chip has of it
+            size //= way.devices * way.outer
+        if way.devices > 1:
+            found[{"gather": "gathers", "sum": "sums"}.get(each.kind, f"{each.kind}s")] += size
+        if way.outer > 1:
+            found["transfers"] += size / way.devices / (1 if is_sum else way.outer)
+            is_kept = set(each.cut) >= set(each.axes) and not each.turned
+            if is_sum and way.devices > 1 and not is_kept:
+                found["gathers"] += size
+    return found
 
 
 def cpu_rows(only: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -183,9 +229,13 @@ def product_flops(hlo: str) -> float:
 def summary(rows: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Of every kind of count: how many there are, and how far off."""
     found = {}
-    for what in ("memory", "gathers", "sums", "flops"):
-        for which in ("", ", one slice"):
-            own = [row[what] for name, row in rows.items() if what in row and not (which and " x " in name)]
+    for what in ("memory", *COLLECTIVES, "flops"):
+        for which in ("", ", one slice", ", two slices"):
+            own = [
+                row[what]
+                for name, row in rows.items()
+                if what in row and (not which or ("2 " in name[:2]) == ("two" in which))
+            ]
             miss = np.abs(np.array(own))
             if own and (not which or what != "flops"):
                 found[what + which] = {
@@ -199,7 +249,7 @@ def summary(rows: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, floa
 
 
 PARTS = {"memory": memory_rows, "collectives": collective_rows, "flops": cpu_rows}
-KINDS = {"memory": ("memory",), "collectives": ("gathers", "sums"), "flops": ("flops",)}
+KINDS = {"memory": ("memory",), "collectives": COLLECTIVES, "flops": ("flops",)}
 
 
 def main() -> None:

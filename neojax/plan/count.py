@@ -8,9 +8,8 @@ it.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -18,7 +17,18 @@ from jax.interpreters.partial_eval import dce_jaxpr
 
 from neojax.config import ModelConfig
 from neojax.models.flops import visible_keys
+from neojax.plan.fusion import (
+    FLAT,
+    LANES,
+    is_piece,
+    is_rounded,
+    laid_for_kernels,
+    runs_with,
+    tiles,
+    widened,
+)
 from neojax.plan.graph import Graph, Operation
+from neojax.plan.lives import Frame, Value
 from neojax.plan.trace import Traced
 from neojax.plan.work import Held, Memory, Product, Transfer, Work
 
@@ -38,57 +48,19 @@ OPAQUE = (
     "dot_general", "pallas_call", "scatter", "scatter-add", "sort", "top_k", "conv_general_dilated", "cumsum",
     "ragged_dot",
 )  # fmt: skip
-# What a sum may pass through on its way to being cut or joined.
-FLAT = (
-    "reshape", "convert_element_type", "transpose", "squeeze", "broadcast_in_dim", "pad", "mul", "div", "add",
-    "add_any", "slice",
-)  # fmt: skip
-
-
-# From compiled steps, see benchmarks/results/README.md: what a loop over layers holds, over what the lives of
-# its values tell, where whole blocks are computed again; and which part of the arrays of heads is padded.
-AGAIN = 1.12
-PADDED = 0.5
-LANES, SUBLANES = 128, 8  # of the registers of a TPU: arrays are padded to them
-
-
-@dataclass
-class _Value:
-    """An array of a frame: `virtual` while nothing needs it stored; `roots` are then the stored ones that it
-    is computed from. summed: the number of the transfer that it is the sum of, while it may yet be cut. pad:
-    bytes that it takes beside its own, less than none where it lies in another's place."""
-
-    bytes: int
-    made: int = 0
-    used: int = -1
-    virtual: bool = False
-    roots: frozenset[int] = frozenset()
-    what: str = ""
-    summed: int | None = None
-    pad: int = 0
-    aval: Any = None
-
-
-@dataclass
-class _Frame:
-    """The values of a loop's body, or of the whole program, and the bytes that each operation needs within;
-    inside: of loops, their bodies."""
-
-    values: dict[int, _Value] = field(default_factory=dict)
-    inner: list[int] = field(default_factory=list)
-    inside: dict[int, "_Frame"] = field(default_factory=dict)
+# From compiled steps, see benchmarks/results/README.md: what a loop holds in which something is computed
+# again, over what the lives of its values tell in the order in which it is written.
+AGAIN = 1.15
 
 
 class _Walker:
-    def __init__(self, sizes: dict[str, int], tiled: bool, again: bool):
+    def __init__(self, sizes: dict[str, int], tiled: bool):
         self.sizes = sizes
         self.tiled = tiled
-        self.again = again
         self.products: list[Product] = []
         self.transfers: list[Transfer] = []
         self.traffic = 0.0
         self.operations = 0
-        self.readers: Counter[int] = Counter()
 
     def parts(self, axes: Iterable[str]) -> int:
         return math.prod(self.sizes[a] for a in axes)
@@ -110,57 +82,46 @@ class _Walker:
         return math.prod(self.local(aval)) * aval.dtype.itemsize
 
     def pad(self, aval: Any) -> int:
-        """What an array of heads takes on a TPU beside its own bytes. Kernels of attention ask for lanes in
-        full; for others the length may lie there."""
-        shape = self.local(aval) if self.tiled and len(getattr(aval, "shape", ())) > 3 else [LANES]
-        if not LANES // 4 <= shape[-1] < LANES:
-            return 0
-        return round(PADDED * self.bytes(aval) * (LANES / shape[-1] - 1))
+        """What an array of heads takes on a TPU beside its own bytes where a kernel of attention reads or
+        makes it: those ask for lanes in full. Elsewhere another dimension lies there."""
+        shape = self.local(aval) if self.tiled and len(getattr(aval, "shape", ())) > 2 else [LANES]
+        return round(self.bytes(aval) * (LANES / shape[-1] - 1)) if 1 < shape[-1] < LANES else 0
 
-    def frame(self, jaxpr: Any, times: int, looped: bool, aliased: bool = False) -> tuple[int, _Frame]:
+    def frame(self, jaxpr: Any, times: int, looped: bool, aliased: bool = False) -> tuple[int, Frame]:
         """(the most bytes held beside the inputs, the frame) of a program that a step runs `times` times.
         aliased: the outputs take the inputs' memory."""
-        graph, frame = Graph(jaxpr), _Frame()
-        outer, self.readers = self.readers, graph.readers
+        graph = Graph(jaxpr)
+        frame = Frame(graph)
+        as_kernels = laid_for_kernels(graph) if self.tiled else frozenset()
         for number in graph.inputs:
-            frame.values[number] = _Value(0, roots=frozenset((number,)))
+            frame.values[number] = Value(0, roots=frozenset((number,)))
         for at, one in enumerate(graph.operations):
-            frame.inner.append(0)
             for number in one.ins:
                 if number not in frame.values:  # a literal, or a constant within a call
-                    frame.values[number] = _Value(0, at, virtual=True)
+                    frame.values[number] = Value(0, at, virtual=True)
             for number, value in zip(one.outs, self._operation(one, frame, at, times, looped)):
                 if not value.virtual:
                     value.roots = frozenset((number,))
-                value.made = at
+                value.made = max(at, value.made, *(frame.ready(n) for n in one.ins), 0)
                 frame.values[number] = value
+            is_kernel = one.name == "pallas_call"
             for number, var in zip(one.outs, one.eqn.outvars if one.eqn is not None else ()):
-                frame.values[number].pad = self.pad(var.aval)
+                if is_kernel or number in as_kernels:
+                    frame.values[number].pad = self.pad(var.aval)
                 frame.values[number].aval = one.result or var.aval
-        end = len(frame.inner)
-        frame.inner.append(0)
+            for number, var in zip(one.ins, one.eqn.invars if is_kernel else ()):
+                if frame.values[number].bytes:
+                    frame.values[number].pad = self.pad(var.aval)
+        end = len(graph.operations)
         for number in graph.outputs:
             if number in frame.values:
                 (self._touch if aliased else self._store)(frame, number, end, times)
-        self.readers = outer
-        return self._fullest(frame)[0], frame
+        return frame.fullest()[0], frame
 
-    def _fullest(self, frame: _Frame) -> tuple[int, int]:
-        change = [0] * (len(frame.inner) + 1)
-        for value in frame.values.values():
-            if not value.virtual and value.bytes:
-                change[value.made] += value.bytes + value.pad
-                change[max(value.used, value.made) + 1] -= value.bytes + value.pad
-        held, best = 0, (0, 0)
-        for at, inner in enumerate(frame.inner):
-            held += change[at]
-            best = max(best, (held + inner, at))
-        return best
-
-    def live(self, frame: _Frame, inside: bool = True) -> Iterator[Held]:
+    def live(self, frame: Frame, inside: bool = True) -> Iterator[Held]:
         """What is in memory when a program holds most, and inside the loop that it is then in."""
-        at = self._fullest(frame)[1]
-        for value in frame.values.values():
+        at = frame.fullest()[1]
+        for value in frame.each():
             size = value.bytes + value.pad
             if not value.virtual and size > 0 and value.made <= at <= max(value.used, value.made):
                 shape = () if value.aval is None else tuple(self.local(value.aval))
@@ -168,7 +129,7 @@ class _Walker:
         if inside and at in frame.inside:
             yield from self.live(frame.inside[at])
 
-    def _touch(self, frame: _Frame, number: int, at: int, times: int = 0) -> int:
+    def _touch(self, frame: Frame, number: int, at: int, times: int = 0) -> int:
         """Says that a value, or what it is computed from, is read at an operation. Returns the bytes read."""
         read = 0
         for root in frame.values[number].roots:
@@ -177,28 +138,37 @@ class _Walker:
             read += value.bytes
         return read
 
-    def _store(self, frame: _Frame, number: int, at: int, times: int) -> None:
+    def _store(self, frame: Frame, number: int, at: int, times: int) -> None:
         """Says that a value is read as a whole, so that it is stored."""
         value = frame.values[number]
         if value.virtual and value.bytes:
-            if not value.roots:  # zeros, written where what begins with them will be
+            late = any(root.made > at and root.pad < 0 for root in frame.roots(number))
+            if late or not value.roots:  # written where what it is added to, or begins with, will be
                 value.pad = -value.bytes
-            for root in value.roots:
-                frame.values[root].used = max(frame.values[root].used, value.made)
-                self.traffic += times * frame.values[root].bytes
+            for root in frame.roots(number):
+                root.used = max(root.used, value.made)
+                frame.inner[value.made] += root.widened
+                root.widened = 0
+                if value.wide and value.bytes == root.bytes:  # the same, turned
+                    value.pad = max(value.pad, root.pad)
+            self._written(frame, number, times)
             value.virtual, value.roots = False, frozenset((number,))
-            self.traffic += times * value.bytes
-            self.operations += times
         self._touch(frame, number, at)
 
-    def _operation(
-        self, one: Operation, frame: _Frame, at: int, times: int, looped: bool
-    ) -> Sequence[_Value]:
+    def _written(self, frame: Frame, number: int, times: int) -> None:
+        """Says that a value is computed from what is stored, once."""
+        value = frame.values[number]
+        if value.virtual and value.bytes and not value.is_counted:
+            self.traffic += times * (value.bytes + sum(root.bytes for root in frame.roots(number)))
+            self.operations += times
+            value.is_counted = True
+
+    def _operation(self, one: Operation, frame: Frame, at: int, times: int, looped: bool) -> Sequence[Value]:
         """Accounts for an operation, and gives its results."""
         name, eqn, ins = one.name, one.eqn, one.ins
         if name == "again":
             value = frame.values[ins[0]]
-            return [_Value(value.bytes, virtual=True, roots=value.roots, what=value.what, aval=value.aval)]
+            return [Value(value.bytes, virtual=True, roots=value.roots, what=value.what, aval=value.aval)]
         avals = [v.aval for v in eqn.outvars]
         if one.result is not None:
             return [self._rows(one, frame, at, times, looped)]
@@ -207,23 +177,38 @@ class _Walker:
         if name in REDUCTIONS:
             self.operations += times
             self.traffic += times * sum(self._touch(frame, number, at) for number in ins)
-            results = [_Value(self.bytes(a), what=name) for a in avals]
+            results = [Value(self.bytes(a), what=name) for a in avals]
             dims = eqn.params.get("axes", ()) if name != "gather" else ()
             split = self.spec(eqn.invars[0].aval)
             axes = tuple(a for d in dims for a in split[d])
             results[0].summed = self._transfer("sum", axes, self.bytes(avals[0]), times, avals[0], looped)
             return results
         if name in SUMS or name in COLLECTIVES or name in OPAQUE or name in ("scan", "while", "cond"):
+            is_product = self.tiled and name == "dot_general"
+            late = runs_with(frame, one, at, SUMS) if is_product and not looped else at
             for number in ins:
-                self._store(frame, number, at, times)
+                if is_product and is_rounded(frame, number):
+                    self._written(frame, number, times)
+                    self._touch(frame, number, late)
+                else:
+                    self._store(frame, number, late, times)
         if name in ("scan", "while", "cond"):
             return self._loop(eqn, name, ins, frame, at, times)
         if name in SUMS:
             axes = tuple(a for a in eqn.params.get("axes", eqn.params.get("axis_name")) if isinstance(a, str))
             summed = [self._transfer("sum", axes, self.bytes(a), times, a, looped) for a in avals]
-            return [_Value(self.bytes(a), what=name, summed=kept) for a, kept in zip(avals, summed)]
+            results = [Value(self.bytes(a), what=name, summed=kept) for a, kept in zip(avals, summed)]
+            for value, number in zip(results, ins):
+                before = frame.values[number]
+                value.pad = -value.bytes if before.made > at and before.pad < 0 else 0
+            return results
         if name == "dot_general":
-            return [self._product(eqn, times, looped)]
+            made = self._product(eqn, times, looped)
+            if self.tiled:
+                made.widened = widened(frame.graph, one, self.bytes)
+            if late > at:  # written where what it is added to lies
+                made.made, made.pad = late, -made.bytes
+            return [made]
         if name in COLLECTIVES or name in OPAQUE:
             self._collective(eqn, name, times, looped)
             if name == "pallas_call":
@@ -232,20 +217,32 @@ class _Walker:
             self.traffic += times * (
                 sum(frame.values[n].bytes for n in set(ins)) + sum(map(self.bytes, avals))
             )
-            return [_Value(self.bytes(a), what=name) for a in avals]
+            return [Value(self.bytes(a), what=name) for a in avals]
         roots = frozenset().union(*(frame.values[n].roots for n in ins)) if ins else frozenset()
-        results = [_Value(self.bytes(a), virtual=True, roots=roots, what=name) for a in avals]
+        results = [
+            Value(self.bytes(a), virtual=True, roots=roots, what=name, wide=self.pad(a)) for a in avals
+        ]
+        of = [frame.values[n] for n in roots]
+        if name == "slice" and all(v.what == "pallas_call" and v.bytes > results[0].bytes for v in of):
+            self.traffic += times * self._touch(frame, ins[0], at)
+            results[0].virtual = False  # the lanes that a kernel has filled with one number
+        if name == "mul" and any(is_piece(frame, n) for n in ins):  # of heads that are rotated
+            for number in ins:
+                self._touch(frame, number, at)
+            results[0].virtual, results[0].pad = False, results[0].wide
         pending = [kept for n in ins if (kept := frame.values[n].summed) is not None]
-        if any(self.readers[n] > 1 for n in ins if frame.values[n].summed is not None):
+        if any(frame.graph.readers[n] > 1 for n in ins if frame.values[n].summed is not None):
             pending = []
         if name in ("add", "add_any"):
             joined = self._joined(*pending) if len(pending) == 2 else None
             pending = [] if joined is None else [joined]
         if name in FLAT and pending:
             results[0].summed = pending[0]
+            if name == "reshape":
+                self.transfers[pending[0]] = replace(self.transfers[pending[0]], turned=True)
         return results
 
-    def _rows(self, one: Operation, frame: _Frame, at: int, times: int, looped: bool) -> _Value:
+    def _rows(self, one: Operation, frame: Frame, at: int, times: int, looped: bool) -> Value:
         """Rows of a table that are looked up."""
         size = self.bytes(one.result)
         self.operations += times
@@ -256,7 +253,7 @@ class _Walker:
             was, now = (self.spec(v.aval) for v in (one.whole.invars[0], one.whole.outvars[0]))
             split = [a for x, y in zip(was[:1], now[:1]) for a in x if a not in y]
             self._transfer("sum", split, size, times, one.result, looped)
-        return _Value(size, what="gather")
+        return Value(size, what="gather")
 
     def _collective(self, eqn: Any, name: str, times: int, looped: bool) -> None:
         """A collective that is written as such."""
@@ -288,7 +285,7 @@ class _Walker:
         self.transfers[second] = replace(b, times=0)
         return first
 
-    def _reshard(self, eqn: Any, number: int, frame: _Frame, at: int, times: int, looped: bool) -> _Value:
+    def _reshard(self, eqn: Any, number: int, frame: Frame, at: int, times: int, looped: bool) -> Value:
         before, after = eqn.invars[0].aval, eqn.outvars[0].aval
         was, now = self.spec(before), self.spec(after)
         lost = [a for x, y in zip(was, now) for a in x if a not in y]
@@ -296,7 +293,7 @@ class _Walker:
         value = frame.values[number]
         if not lost:
             cut = None if value.summed is None else self._cut(value.summed, won)
-            return _Value(self.bytes(after), virtual=True, roots=value.roots, what="reshard", summed=cut)
+            return Value(self.bytes(after), virtual=True, roots=value.roots, what="reshard", summed=cut)
         self._store(frame, number, at, times)
         size = self.bytes(after)
         moved = tuple(a for a in lost if a in won)
@@ -304,7 +301,7 @@ class _Walker:
         self._transfer("all-to-all", moved, self.parts(moved) * size, times, after, looped)
         self.operations += times
         self.traffic += times * (self.bytes(before) + size)
-        return _Value(size, what="gather")
+        return Value(size, what="gather")
 
     def _cut(self, at: int, axes: Sequence[str]) -> int | None:
         """Says that each device keeps a part along `axes` of what it has summed."""
@@ -313,16 +310,20 @@ class _Walker:
         self.transfers[at] = replace(one, cut=tuple(sorted({*one.cut, *inside})))
         return at
 
-    def _product(self, eqn: Any, times: int, looped: bool) -> _Value:
+    def _product(self, eqn: Any, times: int, looped: bool) -> Value:
         (left_sum, right_sum), (left_batch, right_batch) = eqn.params["dimension_numbers"]
         left, right = (v.aval for v in eqn.invars[:2])
         out = eqn.outvars[0].aval
-        a, b, c = self.local(left), self.local(right), self.local(out)
+        (a, split_left), (b, _), c = (
+            self._met(eqn, times, looped),
+            self._met(eqn, times, looped, 1),
+            self.local(out),
+        )
         k = math.prod(a[d] for d in left_sum)
         batch = math.prod(a[d] for d in left_batch)
         m = math.prod(n for d, n in enumerate(a) if d not in (*left_sum, *left_batch))
         n = math.prod(s for d, s in enumerate(b) if d not in (*right_sum, *right_batch))
-        axes = [x for d in left_sum for x in self.spec(left)[d]]
+        axes = [x for d in left_sum for x in split_left[d]]
         split = {x for own in self.spec(out) for x in own}
         scattered = [
             x for x in axes if x in split
@@ -335,7 +336,27 @@ class _Walker:
         summed = self._transfer("sum", axes, size * self.parts(scattered), times, out, looped)
         if summed is not None and scattered:
             self._cut(summed, scattered)
-        return _Value(size, what="product", summed=summed)
+        return Value(size, what="product", summed=summed)
+
+    def _met(
+        self, eqn: Any, times: int, looped: bool, side: int = 0
+    ) -> tuple[list[int], list[tuple[str, ...]]]:
+        """(the shape of one device's part, the axes that split it) of an operand of a product, once it is
+        gathered over the axes that split the other operand or the result otherwise."""
+        summed, batched = eqn.params["dimension_numbers"]
+        aval, other, out = eqn.invars[side].aval, eqn.invars[1 - side].aval, eqn.outvars[0].aval
+        own, its, result = self.spec(aval), self.spec(other), self.spec(out)
+        ranks = [len(v.aval.shape) - len(summed[i]) - len(batched[i]) for i, v in enumerate(eqn.invars[:2])]
+        free = [d for d in range(len(own)) if d not in (*summed[side], *batched[side])]
+        start = len(batched[0]) + (ranks[0] if side else 0)
+        like = {d: its[e] for d, e in zip(summed[side], summed[1 - side])}
+        like |= {d: result[at] for at, d in enumerate(batched[side])}
+        like |= {d: result[start + at] for at, d in enumerate(free)}
+        lost = [x for d, split in enumerate(own) for x in split if x not in like[d]]
+        kept = [tuple(x for x in split if x not in lost) for split in own]
+        size = self.bytes(aval) * self.parts(lost)
+        self._transfer("gather", lost, size, times, aval, looped)
+        return [n // self.parts(split) for n, split in zip(aval.shape, kept)], kept
 
     def _kernel(self, eqn: Any, times: int) -> None:
         """A kernel of attention: two products forward, which are made again backward with two more each for
@@ -349,8 +370,8 @@ class _Walker:
         self.products.append(Product(math.prod(q[:-2]), q[-2], q[-2], q[-1], times, 0, name, float(products)))
 
     def _loop(
-        self, eqn: Any, name: str, ins: Sequence[int], frame: _Frame, at: int, times: int
-    ) -> list[_Value]:
+        self, eqn: Any, name: str, ins: Sequence[int], frame: Frame, at: int, times: int
+    ) -> list[Value]:
         constants, carried = _carry(eqn) if name == "scan" else (0, 0)
         if name == "scan":
             inside, repeats = [eqn.params["jaxpr"]], eqn.params["length"]
@@ -362,22 +383,27 @@ class _Walker:
         if name == "scan":
             for number in ins[constants:][:carried]:
                 value = frame.values[number]
-                if self.readers[number] == 1:  # what is carried takes its place
+                if frame.graph.readers[number] == 1:  # what is carried takes its place
                     value.used = at - 1
         in_place = name == "cond"  # of two results, one is what it was
         for body in inside:
             held, own = self.frame(body.jaxpr, times * repeats, True, in_place)
-            if name == "scan" and self.again:
+            if name == "scan" and own.is_again():
                 held = round(AGAIN * held)
             if held > frame.inner[at]:
                 frame.inner[at], frame.inside[at] = held, own
         if in_place:
             roots = frozenset().union(*(frame.values[n].roots for n in ins))
-            return [_Value(self.bytes(v.aval), virtual=True, roots=roots, what=name) for v in eqn.outvars]
-        return [
-            _Value(self.bytes(v.aval), what="carried" if i < carried else "kept")
-            for i, v in enumerate(eqn.outvars)
-        ]
+            return [Value(self.bytes(v.aval), virtual=True, roots=roots, what=name) for v in eqn.outvars]
+        if name == "while":
+            return [Value(self.bytes(v.aval), what="carried") for v in eqn.outvars]
+        kept: dict[int, Value] = {}  # the same twice is kept once
+        for var, number in zip(eqn.outvars[carried:], own.graph.outputs[carried:]):
+            pad = own.values[number].pad if number in own.values else 0
+            value = Value(self.bytes(var.aval), what="kept", pad=max(0, pad) * repeats)
+            kept.setdefault(number, value)
+        held_on = [Value(self.bytes(v.aval), what="carried") for v in eqn.outvars[:carried]]
+        return held_on + [kept[number] for number in own.graph.outputs[carried:]]
 
 
 def _carry(scan: Any) -> tuple[int, int]:
@@ -400,25 +426,11 @@ def _seen(one: Product, model: ModelConfig) -> Product:
     return replace(one, flops=one.flops * 2.0 * one.batch * one.m * one.k * seen)
 
 
-def tiles(shape: Sequence[int]) -> int:
-    """The elements that an array takes on a TPU, whose registers its two last dimensions are padded to: the
-    fewest of all orders of its dimensions."""
-    if len(shape) < 2:
-        return math.prod(shape)
-
-    def padded(minor: int, second: int) -> float:
-        lanes, rows = -(-shape[minor] // LANES) * LANES, -(-shape[second] // SUBLANES) * SUBLANES
-        return math.prod(shape) / shape[minor] / shape[second] * lanes * rows
-
-    pairs = [(i, j) for i in range(len(shape)) for j in range(len(shape)) if i != j]
-    return round(min(padded(*pair) for pair in pairs)) if math.prod(shape) else 0
-
-
 def count(traced: Traced, tiled: bool = True) -> Work:
     """What one device does and holds in the step of `traced`; tiled: it is a TPU."""
     sizes = dict(traced.layout.mesh.shape)
     jaxpr, _ = dce_jaxpr(traced.program.jaxpr, [True] * len(traced.program.jaxpr.outvars))
-    walker = _Walker(sizes, tiled, traced.config.train.remat == "full")
+    walker = _Walker(sizes, tiled)
     fullest, frame = walker.frame(jaxpr, 1, False, aliased=True)
     kept = sum(one.bytes for one in walker.live(frame, inside=False) if one.what == "kept")
 

@@ -73,8 +73,9 @@ def used(one: "Analysis") -> dict[str, Constant]:
     found = {name: CONSTANTS[name] for name in names}
     if time.links:
         found["hop"] = Constant(HOP, None, None, "seconds that a message takes to the next chip, at least")
-    if one.config.train.remat == "full":
-        found["memory again"] = Constant(AGAIN, None, None, "memory of a loop that computes blocks again")
+    if one.config.train.remat != "none":
+        told = "memory of a loop that computes something again, over what is counted"
+        found["memory again"] = Constant(AGAIN, None, None, told)
     return found
 
 

@@ -42,6 +42,11 @@ class Graph:
                 needed.update(one.ins)
                 kept.append(one)
         self.operations = kept[::-1]
+        self.places = {id(one): at for at, one in enumerate(self.operations)}
+        self.reading: dict[int, list[Operation]] = {}  # the operations that read a value
+        for one in self.operations:
+            for n in set(one.ins):
+                self.reading.setdefault(n, []).append(one)
 
     def _look_up(self) -> None:
         """A look-up of rows is written as one of all tokens in a whole table, of which each device then keeps

@@ -23,9 +23,10 @@ class Product:
 class Transfer:
     """A collective, `times` a step: a gather, sum, all-to-all or permute over `axes` of the mesh. bytes: of
     the whole array, as a group has it after a gather or before a sum. cut: axes along which each device then
-    keeps a part of a sum. looped: it is in a loop. alone: nothing runs beside it, None where that is not
-    known. only: the part of the way that it takes, where it is not the whole: "links", within slices, or
-    "network", between them; bytes of that one are of what one device of each slice has."""
+    keeps a part of a sum; turned: which is reshaped before. looped: it is in a loop. alone: nothing runs
+    beside it, None where that is not known. only: the part of the way that it takes, where it is not the
+    whole: "links", within slices, or "network", between them; bytes of that one are of what one device of
+    each slice has."""
 
     kind: str
     axes: tuple[str, ...]
@@ -36,6 +37,7 @@ class Transfer:
     cut: tuple[str, ...] = ()
     alone: bool | None = None
     only: str = ""
+    turned: bool = False
 
 
 @dataclass(frozen=True)

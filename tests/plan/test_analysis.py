@@ -2,9 +2,11 @@
 
 import json
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 
 from neojax.config import from_dict
@@ -14,10 +16,11 @@ from neojax.plan.estimate import CONSTANTS, HOP, SPREAD, analyse, used
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import compiled_memory
-from model_against_compiler import FAMILIES, LAYOUTS, SMALL, flops
+from model_against_compiler import FAMILIES, LAYOUTS, SMALL, by_kind, flops, kind_of
 from published_rows import ROWS
 from side_by_side import RESULTS
 
+JAX_OF_RESULTS = jax.__version_info__ < (0, 11)
 MODEL = {"n_layer": 4, "n_embd": 256, "n_ctx": 256, "n_vocab": 1024, "attention": {"heads": 2, "window": 64}}
 
 
@@ -167,11 +170,51 @@ def test_experts_send_tokens_to_each_other():
     assert replace(found.estimate, links=0).compute > 0
 
 
-@pytest.mark.parametrize(
-    "name", ["125M, stored, nothing again", "1.3B, 32 rows", "v5e-256 1.3B one axis", "2.7B, tensor 4"]
-)
-def test_memory_is_what_the_compiler_assigned(name):
+CASES = (  # of every kind: what is computed again, families, chips, slices, tensors split, microbatches
+    "125M, stored, nothing again", "350M, whole blocks again", "1.3B, 32 rows", "2.7B, tensor 4", "1.3B, v4",
+    "v5e-256 125M data parallel", "125M, tensor 2 and sequence", "2 slices, 350M, stored over both",
+    "Pythia 160M, as it is", "TinyLlama 1.1B, stored", "ALBERT base, as it is", "experts, as it is",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_memory_and_collectives_are_what_the_compiler_made_and_as_far_off_as_is_told(name):
+    """`benchmarks/model_against_compiler.py --part memory collectives` writes anew what is told."""
     kept = json.loads((RESULTS / "compiled_memory.json").read_text())["results"][name]
-    memory = analyse(*compiled_memory.case(name)).work.memory
+    told = json.loads((RESULTS / "model_against_compiler.json").read_text())["results"]["rows"]
+    found = analyse(*compiled_memory.case(name))
+    memory = found.work.memory
     assert memory.arguments == pytest.approx(kept["arguments"], rel=0.02)
-    assert memory.total == pytest.approx(kept["needed"], rel=0.1)
+    off = memory.total / kept["needed"] - 1
+    assert abs(off) <= 0.1
+    # JAX 0.12 traces the same step a little differently.
+    assert off == pytest.approx(told[f"{name}: memory"]["memory"], abs=0.002 if JAX_OF_RESULTS else 0.03)
+    if name in told and JAX_OF_RESULTS:
+        counted, compiled = by_kind(found), Counter()
+        for one in kept["collectives"]:
+            compiled[kind_of(one["kind"])] += one["bytes"]
+        for kind, share in told[name].items():
+            assert counted[kind] / compiled[kind] - 1 == pytest.approx(share, abs=0.002), kind
+
+
+def test_what_is_told_of_the_model_is_as_near_as_is_asked():
+    """30 cases at least, memory within 10 % and by half of them within 5 %."""
+    summary = json.loads((RESULTS / "model_against_compiler.json").read_text())["results"]["summary"]
+    memory = summary["memory"]
+    assert memory["cases"] >= 30 and memory["median"] <= 0.05 and memory["within 10 %"] == 1
+    for kind in ("gathers, one slice", "sums, one slice", "gathers, two slices", "sums, two slices"):
+        assert summary[kind]["median"] <= 0.01 and summary[kind]["within 10 %"] > 0.9
+    assert summary["flops"]["cases"] >= 30 and summary["flops"]["median"] <= 0.02
+
+
+def test_what_a_product_is_given_in_parts_that_it_cannot_take_is_gathered():
+    """Activations split by their length on the axis that splits heads and MLP: the backward products of both
+    take them whole."""
+    layout = "batch:data, heads:model, mlp:model, vocab:model"
+    split = analyse(config("data:4, model:2", f"{layout}, sequence:model"), "v5e:2x4")
+    plain = analyse(config("data:4, model:2", layout), "v5e:2x4")
+    tokens = 64 // 4 * 256
+    wide = [one for one in transfers(split, "gather") if one.bytes == tokens * 256 * 2 and one.looped]
+    # Of a layer: forward two; backward of both the results' gradients, for the input's and for the matrix's.
+    assert sum(one.times for one in wide) >= 4 * (2 + 4)
+    assert split.work.flops == pytest.approx(plain.work.flops, rel=0.01)
