@@ -361,7 +361,8 @@ def _waits(one: Estimate) -> float:
 def _beside(best: Ranked) -> str:
     if not best.compiled:
         return ""
-    return f" with the collectives as compiled, {duration(best.model.seconds)} with those the model counts"
+    own = duration(best.model.seconds)
+    return f" with the collectives as compiled\n# ({own} with those that the model counts)"
 
 
 def winner_text(ranked: Sequence[Ranked], found: Found, config: Config, on: Machine) -> str:
