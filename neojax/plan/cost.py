@@ -131,7 +131,7 @@ def print_estimate(found: Mapping[str, Any]) -> None:
     )
     print(f"  {found['tokens_per_second']:,.0f} tokens/s, {found['mfu']:.1%} of the peak (MFU)")
     print(
-        f"the run, {found['steps']:,.0f} steps, {found['tokens']:.4g} tokens: {found['days']:.3g} days "
+        f"the run, {_steps(found['steps'])}, {found['tokens']:.4g} tokens: {found['days']:.3g} days "
         f"({found['days_low']:.3g} to {found['days_high']:.3g}), {_amount(found['chip_hours'])} chip-hours"
         f"{_money(found)}; a checkpoint takes {gb(found['checkpoint'])}"
     )
@@ -143,6 +143,10 @@ def print_estimate(found: Mapping[str, Any]) -> None:
     print(f"constants of the model, and their spread: {constants}")
     if not found["measured_chip"]:
         print(found["chip_is"])
+
+
+def _steps(number: float) -> str:
+    return f"{number:,.0f} step{'' if number == 1 else 's'}"
 
 
 def _amount(number: float) -> str:
@@ -176,7 +180,7 @@ def print_sweep(rows: Sequence[Mapping[str, Any]], config: Config) -> None:
     if done:
         first = done[0]
         print(
-            f"{first['steps']:,.0f} steps of {config.train.batch_size} x {config.model.n_ctx} tokens, "
+            f"{_steps(first['steps'])} of {config.train.batch_size} x {config.model.n_ctx} tokens, "
             f"{first['tokens']:.4g} in all; a checkpoint takes {gb(first['checkpoint'])}\n"
         )
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -85,7 +85,13 @@ def collectives(hlo: str) -> list[Collective]:
                 continue
             own = replace(_read(line, match, name, partitions), times=times[name])
             if own.kind == "all-reduce":
-                own = replace(own, is_gather=_fills(line, makes, bodies))
+                fills = _fills(line, makes, bodies)
+                own = replace(own, is_gather=bool(fills) and fills[0])
+                if len(fills) == len(own.arrays) and len({*fills}) > 1 and not name.startswith(FUSED):
+                    # One sum of several arrays, some of which are gathers: as two.
+                    rest = tuple(a for a, is_filled in zip(own.arrays, fills) if is_filled != fills[0])
+                    whole.append(replace(own, arrays=rest, is_gather=not fills[0]))
+                    own = replace(own, arrays=tuple(a for a, f in zip(own.arrays, fills) if f == fills[0]))
             channel = re.search(r"channel_id=(\d+)", line)
             # Both halves of a sum that crosses slices have the number of the whole, so the kind belongs to
             # the key.
@@ -128,13 +134,24 @@ def _read(line: str, match: re.Match, computation: str, partitions: int) -> Coll
     )
 
 
-def _fills(line: str, makes: dict[str, str], bodies: dict[str, list[str]]) -> bool:
-    """Whether the first operand of a sum is a part written into zeros."""
-    operand = re.search(r" all-reduce(?:-start)?\(%([\w.\-]+)", line)
-    made = makes.get(operand[1], "") if operand else ""
-    if called := re.search(r" fusion\(.*calls=%([\w.\-]+)", made):
-        made = next((own for own in bodies[called[1]] if own.lstrip().startswith("ROOT")), "")
-    return " dynamic-update-slice(" in made
+def _fills(line: str, makes: dict[str, str], bodies: dict[str, list[str]]) -> list[bool]:
+    """Of every operand of a sum whether it is a part written into zeros."""
+    operands = re.search(r" all-reduce(?:-start)?\(([^)]*)\)", line)
+    names = re.findall(r"%([\w.\-]+)", operands[1]) if operands else []
+
+    def root(made: str) -> str:
+        called = re.search(r" fusion\(.*calls=%([\w.\-]+)", made)
+        lines = bodies[called[1]] if called else [made]
+        return next((own for own in lines if own.lstrip().startswith("ROOT")), made)
+
+    def fills(name: str) -> bool:
+        made = makes.get(name, "")
+        if part := re.search(r" get-tuple-element\(%([\w.\-]+)\), index=(\d+)", made):
+            each = re.findall(r"%([\w.\-]+)", root(makes.get(part[1], "")).partition(" tuple(")[2])
+            made = makes.get(each[int(part[2])], "") if int(part[2]) < len(each) else ""
+        return " dynamic-update-slice(" in root(made)
+
+    return [fills(name) for name in names]
 
 
 def _rings(line: str) -> int:
