@@ -173,10 +173,12 @@ class Choices(Rows):
         count = sum(len(tokens) for row in self.rows for tokens, _ in row)
         return {"documents": len(self), "tokens": count, "crc32c": f"{crc:08x}"}
 
-    def batch(self, chosen: Sequence[int], rows: Sequence[int] | np.ndarray | None = None) -> Batch:
+    def batch(
+        self, chosen: Sequence[int], rows: Sequence[int] | np.ndarray | None = None, multiple: int = 1
+    ) -> Batch:
         most = max((self.lengths[i] for i in chosen if i >= 0), default=1)
         count = len(chosen) if rows is None else len(rows)
-        shape = (count, self.width, rounded(int(most), self.most))
+        shape = (count, self.width, rounded(int(most), self.most, multiple))
         tokens = np.full(shape, self._frame.pad, np.int32)
         segments, types = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         labels = np.full(count, NOT_SCORED, np.int32)

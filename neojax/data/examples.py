@@ -1,7 +1,8 @@
 """Examples: rows of tokens of different lengths with what is to be said of them, and batches of these.
 
-A batch is as long as its longest row, rounded up to a power of two, so that few programs are compiled. Which
-rows it has is a function of (seed, step): every epoch goes over all of them in an order of its own.
+A batch is as long as its longest row, rounded up to a power of two, so that few programs are compiled, and to
+a multiple of the parts that the layout splits rows into. Which rows it has is a function of (seed, step):
+every epoch goes over all of them in an order of its own.
 """
 
 from abc import ABC, abstractmethod
@@ -98,19 +99,26 @@ class Rows(ABC):
         return len(self.lengths)
 
     @abstractmethod
-    def batch(self, chosen: Sequence[int], rows: Sequence[int] | np.ndarray | None = None) -> Batch:
+    def batch(
+        self, chosen: Sequence[int], rows: Sequence[int] | np.ndarray | None = None, multiple: int = 1
+    ) -> Batch:
         """The rows `chosen` as a batch, all of them or the `rows` among them; one that is -1 is a row of
-        padding, of which nothing is scored."""
+        padding, of which nothing is scored. Their length is a multiple of `multiple`."""
 
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """What tells them from other data, as `data.fingerprint` has it."""
 
     def train_batches(
-        self, batch_size: int, seed: int, start_step: int, rows: Sequence[int] | np.ndarray
+        self,
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        rows: Sequence[int] | np.ndarray,
+        multiple: int = 1,
     ) -> Iterator[Batch]:
         """The batches of a run from `start_step` on, without end: of each of `batch_size` examples the
-        `rows`."""
+        `rows`, see `batch`."""
         epoch, order = -1, np.zeros(0, np.int64)
         step = start_step
         while True:
@@ -120,7 +128,7 @@ class Rows(ABC):
                     epoch = place // len(self)
                     order = np.random.default_rng((seed, epoch)).permutation(len(self))
                 chosen.append(int(order[place % len(self)]))
-            yield self.batch(chosen, rows)
+            yield self.batch(chosen, rows, multiple)
             step += 1
 
     def held_out(self, batch_size: int) -> Iterator[list[int]]:
@@ -153,9 +161,11 @@ class Examples(Rows):
                 crc = google_crc32c.extend(crc, np.ascontiguousarray(part).tobytes())
         return {"documents": len(self), "tokens": int(self.lengths.sum()), "crc32c": f"{crc:08x}"}
 
-    def batch(self, chosen: Sequence[int], rows: Sequence[int] | np.ndarray | None = None) -> Batch:
+    def batch(
+        self, chosen: Sequence[int], rows: Sequence[int] | np.ndarray | None = None, multiple: int = 1
+    ) -> Batch:
         most = max((self.lengths[i] for i in chosen if i >= 0), default=1)
-        shape = (len(chosen) if rows is None else len(rows), rounded(int(most), self.most))
+        shape = (len(chosen) if rows is None else len(rows), rounded(int(most), self.most, multiple))
         tokens = np.full(shape, self._frame.pad, np.int32)
         segments, types = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         targets = np.full(shape, NOT_SCORED, np.int32)
@@ -178,6 +188,8 @@ class Examples(Rows):
         return Batch(tokens, targets, segments=segments, token_types=kinds, labels=labels)
 
 
-def rounded(length: int, most: int) -> int:
-    """A length of rows, rounded up to a power of two of at most `most`."""
-    return min(most, max(SHORTEST, 1 << (length - 1).bit_length()))
+def rounded(length: int, most: int, multiple: int = 1) -> int:
+    """A length of rows, rounded up to a power of two of at most `most`, and then to a multiple of
+    `multiple`."""
+    length = min(most, max(SHORTEST, 1 << (length - 1).bit_length()))
+    return -(-length // multiple) * multiple

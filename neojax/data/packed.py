@@ -57,9 +57,11 @@ class Packed(Rows):
             "crc32c": f"{crc:08x}",
         }
 
-    def batch(self, chosen: Sequence[int], rows: Sequence[int] | np.ndarray | None = None) -> Batch:
+    def batch(
+        self, chosen: Sequence[int], rows: Sequence[int] | np.ndarray | None = None, multiple: int = 1
+    ) -> Batch:
         rows = range(len(chosen)) if rows is None else rows
-        shape = len(rows), self._most
+        shape = len(rows), -(-self._most // multiple) * multiple
         tokens, segments, positions = (np.zeros(shape, np.int32) for _ in range(3))
         targets = np.full(shape, NOT_SCORED, np.int32)
         for row, place in enumerate(rows):

@@ -1,6 +1,5 @@
 """The log-probability of every token of texts, many in a row and without whole logits."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -130,7 +129,7 @@ def _missing(context: Sequence[int], tokens: Sequence[int], n_ctx: int) -> bool:
 def _run(model: Transformer, windows: Sequence[Window]) -> list[tuple[np.ndarray, np.ndarray]]:
     layout, config = model.layout, model.config
     graphdef_and_state = model.halves()
-    even = math.lcm(layout.split("sequence"), layout.split("memory_length"))
+    even = layout.row_multiple
     shares = (  # linear attention keeps one sum, and rows that are split go round without trees
         "linear" not in config.attention_layers
         and model.compute.attention_kernel in ("auto", "xla")

@@ -66,6 +66,11 @@ class Layout:
         """The number of parts that `dim` is split into."""
         return self.split_over(self.axes(dim, stored=stored))
 
+    @property
+    def row_multiple(self) -> int:
+        """What the length of rows is a multiple of, so that their parts are of one length."""
+        return math.lcm(self.split("sequence"), self.split("memory_length"))
+
     def split_over(self, axes: Sequence[str]) -> int:
         """The number of parts that `axes` split a dimension into."""
         return math.prod(self.mesh.shape[a] for a in axes)

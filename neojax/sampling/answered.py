@@ -18,7 +18,7 @@ def answers(model: Transformer, rows: Rows) -> list[np.ndarray]:
     parts = model.layout.split("batch")
     found: list[Any] = [None] * len(rows)
     for chosen in _batches(rows.lengths * rows.width, parts):
-        batch = rows.batch(chosen)
+        batch = rows.batch(chosen, multiple=model.layout.row_multiple)
         logits = model.layout.fetch(
             model(batch.tokens, segments=batch.segments, token_types=batch.token_types)
         )

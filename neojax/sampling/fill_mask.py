@@ -1,6 +1,5 @@
 """The likeliest tokens in the place of masks: what a model that was trained on masked tokens is asked."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -142,7 +141,7 @@ def _run(model: Transformer, rows: Sequence[_Row], mask: int) -> list[np.ndarray
     """The logarithms of the probabilities of all tokens, float32 [masks, n_vocab], for each of `rows`."""
     layout, n_ctx = model.layout, model.config.n_ctx
     parts = layout.split("batch")
-    even = math.lcm(layout.split("sequence"), layout.split("memory_length"))
+    even = layout.row_multiple
     # Linear attention sums over the whole row, which therefore has no padding.
     is_padded = "linear" not in model.config.attention_layers
     graphdef, state = model.halves()

@@ -131,7 +131,8 @@ class LabelledFeed:
     def batches(self, step: int, share: Share) -> Iterator[Batch]:
         train = self.config.train
         size = train.batch_size
-        return self._train.train_batches(size, train.seed, step, share.of_batch(size))
+        multiple = share.layout.row_multiple
+        return self._train.train_batches(size, train.seed, step, share.of_batch(size), multiple)
 
     def evaluations(self, model: Transformer) -> dict[str, Evaluation]:
         step = make_answer_step(model, self.config.train)
@@ -152,7 +153,7 @@ class LabelledFeed:
                     few = islice(examples.held_out(share.microbatch), self.config.train.eval_batches or None)
                     for chosen in few:
                         order.append(chosen)
-                        yield examples.batch(chosen, share.held)
+                        yield examples.batch(chosen, share.held, share.layout.row_multiple)
 
                 means, _ = evaluate(answer, params, until(batches()), share)
                 found.pop(-1, None)
@@ -211,8 +212,9 @@ class AnswerFeed:
         self.notes.append(_epochs(self.config, len(self._train)))
 
     def batches(self, step: int, share: Share) -> Iterator[Batch]:
-        size = self.config.train.batch_size
-        return self._train.train_batches(size, self.config.train.seed, step, share.of_batch(size))
+        train = self.config.train
+        size, multiple = train.batch_size, share.layout.row_multiple
+        return self._train.train_batches(size, train.seed, step, share.of_batch(size), multiple)
 
     def evaluations(self, model: Transformer) -> dict[str, Evaluation]:
         step = make_eval_step(model, self.config.train)
@@ -220,7 +222,8 @@ class AnswerFeed:
         def of(rows: Packed) -> Evaluation:
             def run(params: Any, share: Share, until: Until) -> dict[str, float]:
                 few = islice(rows.held_out(share.microbatch), self.config.train.eval_batches or None)
-                batches = (rows.batch(chosen, share.held) for chosen in few)
+                multiple = share.layout.row_multiple
+                batches = (rows.batch(chosen, share.held, multiple) for chosen in few)
                 return evaluate(step, params, until(batches), share)[0]
 
             return run

@@ -142,6 +142,7 @@ def test_every_choice_is_a_row_of_tokens_behind_what_stands_before(tmp_path):
         len(ids["sat on a mat"]) + 1
     )
     assert not batch.segments[1, 2].any() and not batch.segments[2].any()
+    assert read.batch([1, 0, -1], multiple=3).tokens.shape == (3, 3, 18)
     half = read.batch([1, 0, -1], [1])
     np.testing.assert_array_equal(half.tokens, batch.tokens[1:2])
     assert (

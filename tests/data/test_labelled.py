@@ -143,6 +143,7 @@ def test_rows_are_framed_and_batches_are_as_long_as_their_longest_row():
     assert batch.token_types[0, :9].tolist() == [0] * 5 + [1] * 3 + [0]
     assert batch.segments.sum(axis=1).tolist() == [8, 0] and batch.labels.tolist() == [0, -1]
     assert own.batch([0, 1]).tokens.shape == (2, 32) and own.batch([2]).tokens.shape == (1, 40)
+    assert own.batch([2], multiple=3).tokens.shape == (1, 42)
     assert np.isnan(examples([3], np.float32).batch([0, -1]).labels[1])
     # A process that has the second row alone makes it as long as the whole batch is.
     assert own.batch([2, 0], [1]).tokens.shape == (1, 40)

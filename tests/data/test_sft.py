@@ -179,6 +179,9 @@ def test_packed_sequences_stand_apart_and_begin_at_0(tmp_path):
     assert batch.targets[short].tolist() == [NOT_SCORED, 12, 13] + [NOT_SCORED] * 4
     assert batch.segments[middle].tolist() == [1] * 5 + [0] * 2
     assert (batch.targets[3] == NOT_SCORED).all() and not batch.segments[3].any()
+    longer = rows.batch([*range(3), -1], multiple=3)  # as a layout that splits rows into three wants them
+    assert longer.tokens.shape == (4, 9) and not longer.segments[:, 7:].any()
+    assert (longer.targets[:, 7:] == NOT_SCORED).all()
     wide = Packed("a", TokenStore(tmp_path / "a"), TokenStore(tmp_path / "a_scored"), 8).batch([0, 1])
     both = next(i for i in range(2) if wide.segments[i].max() == 2)
     assert wide.tokens[both].tolist() == [20, 21, 22, 23, 24, 10, 11, 12]

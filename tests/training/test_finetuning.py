@@ -12,6 +12,8 @@ from neojax.convert import configs
 from neojax.data import tokenizer as tokenizers
 from neojax.data.labelled import read_rows
 from neojax.errors import NeojaxError
+from neojax.sampling.answered import answers
+from neojax.sampling.predict import examples_of
 from neojax.training.best import Best
 from neojax.training.loop import train
 from neojax.training.measures import MEASURES
@@ -67,6 +69,28 @@ def run(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "bert"
     train(config_of(data, folder))
     return folder
+
+
+def test_rows_of_any_length_are_split_over_devices(data, tmp_path):
+    """At most 30 tokens, over 4 devices: rows are filled up to what divides, and padding changes nothing."""
+    split = {"shape": "data:2, row:4", "layout": "batch:data, sequence:row"}
+    logged, said = [], []
+    for name, mesh in (("whole", MESH), ("split", split)):
+        short = ("data.max_tokens=30", "train.epochs=0", "train.steps=2", "train.warmup_steps=0")
+        train(config_of(data, tmp_path / name, *short, "train.log_every=1", mesh=mesh))
+        logged.append(
+            [
+                row[key]
+                for row in read_metrics(tmp_path / name)
+                for key in ("loss", "grad_norm", "validation_loss")
+                if key in row
+            ]
+        )
+        model = neojax.load(tmp_path / name, mesh=configuration.MeshConfig(**mesh))
+        texts = [(row["text"],) for row in rows(5, 3)]
+        said.append(answers(model, examples_of(model, texts, 30)))
+    np.testing.assert_allclose(*logged, rtol=1e-4)
+    np.testing.assert_allclose(*said, atol=1e-3)
 
 
 def test_a_bert_learns_labels_and_keeps_their_names(data, run):
