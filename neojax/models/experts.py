@@ -5,17 +5,18 @@ https://arxiv.org/abs/2006.16668; Switch Transformer, https://arxiv.org/abs/2101
 https://arxiv.org/abs/2202.08906.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from neojax.config import ModelConfig
+from neojax.config import ExpertsConfig, ModelConfig
 from neojax.errors import NeojaxError
 from neojax.kernels import experts as kernel
 from neojax.kernels.experts import Choice, Held
 from neojax.layout import each_device, named
+from neojax.layout.mesh import Layout
 from neojax.layout.named import Dropout, Normal, Param, einsum
 from neojax.layout.product import standing_for
 from neojax.layout.row_lookup import vary
@@ -25,6 +26,31 @@ from neojax.models.losses import Sums, at_least_some
 
 UP, DOWN = "experts embd expert_mlp", "experts expert_mlp embd"
 LOSSES = "balance_loss", "router_z_loss"
+
+
+def groups_of(experts: ExpertsConfig, length: int, parts: int) -> int:
+    """The groups that a row of `length` tokens is cut into where room is bounded. Raises `NeojaxError` where
+    they are not whole in each of `parts` of it."""
+    count = -(-length // (experts.group_size or length))
+    while length % count:
+        count += 1
+    if count % parts:
+        raise NeojaxError(
+            f"mesh.layout splits sequence into {parts} parts, but experts have room for groups of "
+            f"{length // count} tokens, {count} in a row of {length}; give "
+            f"model.experts.group_size={length // parts}"
+        )
+    return count
+
+
+def check_groups(config: ModelConfig, layout: Layout, lengths: Iterable[int]) -> None:
+    """Raises `NeojaxError` where rows of one of `lengths` cannot be trained on, since a group of tokens that
+    share the room of experts would lie on several devices."""
+    if not config.experts.number or config.experts.dropless:
+        return
+    parts = layout.split_over(layout.axes("sequence", beside=["expert_mlp"]))
+    for length in sorted(lengths):
+        groups_of(config.experts, length, parts)
 
 
 class Experts(nnx.Module):
@@ -55,7 +81,7 @@ class Experts(nnx.Module):
         of_rows = layout.axes("sequence", beside=["expert_mlp"])
         split, parts = layout.axes("batch") + of_rows, layout.split_over(of_rows)
         bounded = key is not None and not e.dropless
-        groups, across = (self.groups(x.shape[1], parts), ()) if bounded else (parts, of_rows)
+        groups, across = (groups_of(e, x.shape[1], parts), ()) if bounded else (parts, of_rows)
         tokens = x.shape[1] // groups
         room = self.capacity(tokens) if bounded else tokens
         on_device = x.shape[0] * x.shape[1] // (layout.split("batch") * parts)
@@ -107,19 +133,6 @@ class Experts(nnx.Module):
         trains = e.balance_loss * balance + e.z_loss * z
         y = named.lay(y, "batch sequence embd")
         return y, {**sums, "mean_objective": (trains, jnp.ones_like(trains))}
-
-    def groups(self, length: int, parts: int) -> int:
-        """The groups that a row of `length` tokens is cut into where room is bounded. Raises `NeojaxError`
-        where they are not whole in each of `parts` of it."""
-        count = -(-length // (self.config.group_size or length))
-        while length % count:
-            count += 1
-        if count % parts:
-            raise NeojaxError(
-                f"mesh.layout splits sequence into {parts} parts, but experts have room for groups of "
-                f"{length // count} tokens, {count} in a row; give model.experts.group_size={length // parts}"
-            )
-        return count
 
     def capacity(self, tokens: int) -> int:
         """The places that a group of so many tokens has in each expert."""

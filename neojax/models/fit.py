@@ -9,6 +9,7 @@ from neojax.data.batch import Batch
 from neojax.data.share import BATCH_DIMS
 from neojax.layout.names import DIMENSIONS
 from neojax.models import Transformer
+from neojax.models.experts import check_groups
 from neojax.models.pipeline import check_microbatches
 
 
@@ -21,6 +22,7 @@ def check_fit(model: Transformer, train: TrainConfig) -> None:
     check_microbatches(train, model.layout)
     shape = (train.microbatch or train.batch_size, model.config.n_ctx)
     model.layout.spec(BATCH_DIMS, (1, *shape), what=f"a microbatch of {shape[0]} sequences")
+    check_groups(model.config, model.layout, [model.config.n_ctx])
     reported(model, *shape)
 
 

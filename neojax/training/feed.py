@@ -14,6 +14,7 @@ from neojax.config.tasks import TASKS
 from neojax.data import tokenizer as tokenizers
 from neojax.data.batch import Batch
 from neojax.data.chat_template import find as find_template
+from neojax.data.examples import rounded
 from neojax.data.fingerprint import fingerprint
 from neojax.data.loader import check_ids, train_batches, validation_batches
 from neojax.data.packed import Packed, packed
@@ -49,6 +50,9 @@ class Feed(Protocol):
     tokens_a_step: float
     chat_template: str | None
 
+    def lengths(self, multiple: int) -> set[int]:
+        """Those that the rows of its batches may have, each a multiple of `multiple`."""
+
     def batches(self, step: int, share: Share) -> Iterator[Batch]:
         """Those of the run from `step` on: of each the rows of this process."""
 
@@ -73,6 +77,9 @@ class TextFeed:
             split: {s.path: fingerprint(source) for s, source in zip(getattr(config.data, split), opened)}
             for split, opened in (("train", sources), ("validation", held_out))
         }
+
+    def lengths(self, multiple: int) -> set[int]:
+        return {self.config.model.n_ctx}
 
     def batches(self, step: int, share: Share) -> Iterator[Batch]:
         config, size = self.config, self.config.train.batch_size
@@ -127,6 +134,12 @@ class LabelledFeed:
         }
         self.config = with_steps(config, len(self._train))
         self.notes = [*rows.notes, _epochs(self.config, len(self._train))]
+
+    def lengths(self, multiple: int) -> set[int]:
+        # A batch has at least half as many rows of one epoch as it has rows, and is as long as the longest.
+        fewest = -(-self.config.train.batch_size // 2)
+        longest = np.unique(np.sort(self._train.lengths)[min(fewest, len(self._train)) - 1 :])
+        return {rounded(int(length), self._train.most, multiple) for length in longest}
 
     def batches(self, step: int, share: Share) -> Iterator[Batch]:
         train = self.config.train
@@ -210,6 +223,9 @@ class AnswerFeed:
             for note in _packing(name, own)
         ]
         self.notes.append(_epochs(self.config, len(self._train)))
+
+    def lengths(self, multiple: int) -> set[int]:
+        return {-(-int(length) // multiple) * multiple for length in self._train.lengths[:1]}
 
     def batches(self, step: int, share: Share) -> Iterator[Batch]:
         train = self.config.train

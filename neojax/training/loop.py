@@ -18,6 +18,7 @@ from neojax.layout.mesh import Layout, make_layout
 from neojax.layout.processes import alone, join
 from neojax.models import Transformer, pipeline
 from neojax.models.compute import Compute, check_remat, compute_type, turns
+from neojax.models.experts import check_groups
 from neojax.models.fit import check_fit, without_effect
 from neojax.runs import base
 from neojax.runs import run_dir as runs
@@ -102,6 +103,7 @@ def train(config: Config, stop: Stop | None = None, ask: Asker | None = None) ->
     asked = agreed(partial(asked_of, ask, config, feed.tokenizer, feed.eos_token_id))
     layout = make_layout(config.mesh)
     model, optimizer = agreed(lambda: build(config, layout))
+    agreed(lambda: check_groups(config.model, layout, feed.lengths(layout.row_multiple)))
     agreed(lambda: Best(config.train).check(evaluated(config, model, asked)))
     folder = place(config.train.run_dir)
     idle, lines = without_effect(model)

@@ -11,7 +11,7 @@ import pytest
 from helpers import layout_of, noisy, perturbed, random_tokens, tiny, true_rows
 
 import neojax
-from neojax.config import LoraConfig, MeshConfig
+from neojax.config import LoraConfig, MeshConfig, TrainConfig
 from neojax.data.batch import Batch
 from neojax.errors import NeojaxError
 from neojax.layout.mesh import make_layout
@@ -19,7 +19,8 @@ from neojax.layout.topology import tpu_devices
 from neojax.models import Transformer
 from neojax.models.adapters import Adapters
 from neojax.models.compute import Compute
-from neojax.models.experts import Experts
+from neojax.models.experts import Experts, check_groups, groups_of
+from neojax.models.fit import check_fit
 
 TOKENS = random_tokens()
 TARGETS = np.where(random_tokens(seed=1) % 5 == 0, -1, random_tokens(seed=2))
@@ -213,11 +214,16 @@ def test_an_expert_has_places_by_its_factor_and_at_least_so_many():
 
 
 def test_groups_that_would_span_devices_are_refused():
-    keys = {"embd": 32, "routes": E, "experts": E, "expert_mlp": 16}
-    experts = Experts(mixed(group_size=24), keys)
-    assert [experts.groups(length, parts) for length, parts in ((24, 1), (48, 2), (25, 1))] == [1, 2, 5]
+    config = mixed(group_size=24)
+    cases = ((24, 1), (48, 2), (25, 1))
+    assert [groups_of(config.experts, length, parts) for length, parts in cases] == [1, 2, 5]
+    split = layout_of("x:2", "sequence:x")
     with pytest.raises(NeojaxError, match=r"into 2 parts.* give model\.experts\.group_size=12"):
-        experts.groups(24, 2)
+        check_groups(config, split, [48, 24])
+    check_groups(config, split, [48])
+    check_groups(mixed(group_size=None, dropless=True), split, [24])
+    with pytest.raises(NeojaxError, match="into 2 parts"):  # before a run begins, and for `neojax inspect`
+        check_fit(Transformer(mixed(group_size=None), split), TrainConfig())
 
 
 def test_low_rank_additions_are_not_for_experts():

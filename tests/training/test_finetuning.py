@@ -93,6 +93,14 @@ def test_rows_of_any_length_are_split_over_devices(data, tmp_path):
     np.testing.assert_allclose(*said, atol=1e-3)
 
 
+def test_rows_too_short_for_the_groups_of_experts_are_refused_before_a_run_begins(data, tmp_path):
+    split = {"shape": "data:2, row:4", "layout": "batch:data, sequence:row"}
+    experts = {"family": "gpt_neo", "n_layer": 2, "experts": {"number": 4, "group_size": 8}}
+    with pytest.raises(NeojaxError, match=r"2 in a row of 16; give model\.experts\.group_size=4"):
+        train(config_of(data, tmp_path / "run", mesh=split, **experts))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_bert_learns_labels_and_keeps_their_names(data, run):
     config = configuration.of_run(run)
     assert config.train.steps == 80 and config.train.warmup_steps == 8  # 8 epochs of 10 steps
