@@ -16,9 +16,10 @@ from dataclasses import dataclass, replace
 from neojax.config import Config
 from neojax.models import Transformer
 from neojax.models.flops import flops_per_token
-from neojax.plan.count import AGAIN, count
+from neojax.plan.count import count
 from neojax.plan.machine import Machine, machine, path, paths
 from neojax.plan.trace import dcn_of, trace
+from neojax.plan.walk import AGAIN
 from neojax.plan.work import Transfer, Work
 
 HOP = 1e-6  # seconds that a message takes to the next chip, at least
