@@ -11,9 +11,9 @@ from neojax.layout.devices import shape_text
 from neojax.layout.mesh import Layout, abstract_layout
 from neojax.models import Transformer
 from neojax.models.compute import Compute
-from neojax.models.fit import without_effect
+from neojax.models.fit import check_fit, without_effect
 from neojax.models.flops import flops_per_token
-from neojax.models.pipeline import check_microbatches, describe
+from neojax.models.pipeline import describe
 from neojax.models.selection import not_trained
 
 MOMENT_BYTES = {"float32": 4, "bfloat16": 2}
@@ -23,13 +23,14 @@ def print_model(config: Config, layout: Layout | None = None) -> None:
     """Every parameter: dimension names, shape, layout, bytes per device; then totals and model FLOPs.
 
     layout: default that of the configuration, over devices that need not be here. Raises `NeojaxError` where
-    the model cannot be laid out so, or `train.frozen` or `train.lora` does not fit it.
+    the model, a microbatch or what is computed cannot be laid out so, or `train.frozen` or `train.lora` does
+    not fit it.
     """
     compute = Compute(remat=config.train.remat, rounds=config.train.pipeline_rounds)
     model = Transformer(config.model, layout or abstract_layout(config.mesh), compute, config.train.lora)
-    check_microbatches(config.train, model.layout)
     layout = model.layout  # in which kv_heads are split as heads
     dims, stored = model.dims(), model.stored()
+    check_fit(model, config.train)
     frozen = not_trained(config.train, dims)
     lora = config.train.lora
     table = Table(box=None, pad_edge=False, header_style="bold")

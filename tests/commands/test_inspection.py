@@ -161,6 +161,21 @@ def test_layout_and_bytes_of_a_device(capsys):
     assert f"and {held:,} of adafactor state" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "layout, changes, batch_size, told",
+    [
+        ("batch:x, sequence:y", {"n_ctx": 30}, 8, "sequence over y .* does not divide its size 30"),
+        ("batch:x", {}, 7, "batch over x .* does not divide its size 7"),
+        ("batch:x, sequence:y", {"experts.number": 4}, 8, r"give model\.experts\.group_size=6"),
+        ("batch:x, vocab:x", {}, 8, "splits both batch and vocab over axis x"),
+    ],
+)
+def test_what_training_would_refuse_is_an_error(layout, changes, batch_size, told):
+    config = Config(tiny(**changes), MeshConfig("x:2, y:4", layout), train=TrainConfig(batch_size=batch_size))
+    with pytest.raises(NeojaxError, match=told):
+        print_model(config)
+
+
 def test_frozen_parameters_are_counted_without_optimizer_state(capsys):
     mesh = MeshConfig("data:4, model:2", "batch:data, heads:model, vocab:model", "embd:data")
     print_model(Config(model=tiny(), mesh=mesh, train=TrainConfig(frozen=("vocab",))))

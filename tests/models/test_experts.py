@@ -222,7 +222,7 @@ def test_groups_that_would_span_devices_are_refused():
         check_groups(config, split, [48, 24])
     check_groups(config, split, [48])
     check_groups(mixed(group_size=None, dropless=True), split, [24])
-    with pytest.raises(NeojaxError, match="into 2 parts"):  # before a run begins, and for `neojax inspect`
+    with pytest.raises(NeojaxError, match="into 2 parts"):  # before a run begins
         check_fit(Transformer(mixed(group_size=None), split), TrainConfig())
 
 
