@@ -120,21 +120,23 @@ def run(args: Namespace) -> None:
     streaming = not (args.json or args.no_stream) and len(prompts) * args.num_samples == 1
     if streaming:
         print(prompts[0], end="", flush=True)
-    with ending_at_once():
-        samples = generate(
-            model,
-            prompts,
-            sampling=sampling,
-            num_samples=args.num_samples,
-            stream=(lambda _, piece: print(piece, end="", flush=True)) if streaming else None,
-            return_samples=True,
-        )
-    if streaming:
-        print()
-    elif args.json:
+    try:
+        with ending_at_once():
+            samples = generate(
+                model,
+                prompts,
+                sampling=sampling,
+                num_samples=args.num_samples,
+                stream=(lambda _, piece: print(piece, end="", flush=True)) if streaming else None,
+                return_samples=True,
+            )
+    finally:  # an error has a line of its own, too
+        if streaming:
+            print(flush=True)
+    if args.json:
         for sample in samples:
             print(as_json(sample), flush=True)
-    else:
+    elif not streaming:
         for i, sample in enumerate(samples):
             if len(samples) > 1:
                 print(f"{'' if i == 0 else chr(10)}--- {i + 1} of {len(samples)}")

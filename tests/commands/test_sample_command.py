@@ -13,8 +13,10 @@ from helpers import failure, perturbed, tiny, written_run
 
 import neojax
 from neojax.cli import main
+from neojax.commands import sample as command
 from neojax.config import Config, MeshConfig
 from neojax.data.tokenizer import train
+from neojax.errors import NeojaxError
 from neojax.models import Transformer
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -70,6 +72,15 @@ def test_streamed_text_is_the_text_printed_at_once(run, capsys):
     streamed = sample(capsys, *arguments)
     assert streamed == sample(capsys, *arguments, "--no-stream")
     assert streamed.startswith("the cat") and streamed.endswith("\n")
+
+
+def test_an_error_behind_streamed_text_has_a_line_of_its_own(run, capsys, monkeypatch):
+    def ends(*args, **keys):
+        raise NeojaxError("too long")
+
+    monkeypatch.setattr(command, "generate", ends)
+    assert main(["sample", run, "--prompt", "the cat"]) == 2
+    assert capsys.readouterr() == ("the cat\n", "error: too long\n")
 
 
 def test_samples_of_several_prompts_are_told_apart(run, capsys):
