@@ -93,7 +93,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--finalists",
-        type=int,
+        type=count,
         metavar="N",
         help=f"with --search: so many are compiled (default: {FINALISTS})",
     )
@@ -133,6 +133,8 @@ def run(args: Namespace) -> None:
         raise NeojaxError("--out, --finalists and --minutes are of --search; give it too, or leave them out")
     if args.picture and args.decode:
         raise NeojaxError("--picture draws a training step; leave it out with --decode")
+    if args.price_per_chip_hour and (args.decode or args.search):
+        raise NeojaxError("--price-per-chip-hour is of a run; leave it out with --decode and --search")
     path = place(args.config)
     if path.is_dir():
         config = configs.of_folder(path, args.overrides)
@@ -159,7 +161,7 @@ def run(args: Namespace) -> None:
         found = compile_decoding(config, devices, args.weights, args.quick)
         report = of_decoding(config, args.topology, found)
     else:
-        report = planned(config, args.topology, devices, args.quick)
+        report = planned(config, args.topology, devices, args.quick, args.price_per_chip_hour)
     if args.picture:
         save_picture(args.picture, draw_plan(report, title_of(args.config, args.topology)))
     if args.json:
@@ -170,12 +172,22 @@ def run(args: Namespace) -> None:
         print_report(report)
         if "estimate" in report:
             print_estimate(report["estimate"])
+    if args.price_per_chip_hour and "estimate" not in report:
+        complain(f"no speed is known of {report['device_kind']}, so that --price-per-chip-hour tells nothing")
 
 
 def positive(text: str) -> float:
     """A number above 0, as arguments give it."""
     number = float(text)
     if not 0 < number < math.inf:
+        raise ValueError(text)
+    return number
+
+
+def count(text: str) -> int:
+    """A whole number, 0 or more, as arguments give it."""
+    number = int(text)
+    if number < 0:
         raise ValueError(text)
     return number
 
@@ -196,14 +208,16 @@ def cost(config: Config, args: Namespace) -> None:
     config = replace(config, mesh=replace(config.mesh, cpu_devices=0))
     if args.decode:
         check_weights(args.weights)
-        report = of_decoding(
-            config, args.topology, count_decoding(config, machine(args.topology), args.weights)
-        )
+        on = machine(args.topology)
+        config = resolved(config, on, complain if args.json else print)
+        report = of_decoding(config, args.topology, count_decoding(config, on, args.weights))
         print(json.dumps(report)) if args.json else print_decoding(report)
         return
     wanted = EVERY if args.topology in (HERE, "all") else tuple(args.topology.split(","))
     if len(wanted) == 1:
-        report = modelled(config, machine(wanted[0]), args.tokens, args.price_per_chip_hour)
+        on = machine(wanted[0])
+        config = resolved(config, on, complain if args.json else print)
+        report = modelled(config, on, args.tokens, args.price_per_chip_hour)
         if args.picture:
             save_picture(args.picture, draw_plan(report, title_of(args.config, wanted[0])))
         if args.json:
@@ -258,9 +272,14 @@ def look(config: Config, args: Namespace) -> None:
 
 
 def planned(
-    config: Config, topology: str, devices: Sequence[jax.Device] | None, quick: bool
+    config: Config,
+    topology: str,
+    devices: Sequence[jax.Device] | None,
+    quick: bool,
+    price: float | None = None,
 ) -> dict[str, object]:
-    """The report on the step of `config`; of one that does not fit, with what helps."""
+    """The report on the step of `config`; of one that does not fit, with what helps. price: as of
+    `of_analysis`."""
     one = compile_step(config, devices, quick)
     own = list(one.layout.mesh.devices.flat)  # type: ignore[union-attr]
     on = here(own) if topology == HERE else machine(topology)
@@ -271,7 +290,7 @@ def planned(
         takes = one.fits and on.chip.axes > 0  # else the program has not been read, or not by what is known
         timed = as_compiled(analysis, one.moved) if takes else analysis
         by = {"collectives": "compiled" if takes else "model", "seconds_by_model": analysis.estimate.seconds}
-        report |= {"estimate": of_analysis(timed) | by}
+        report |= {"estimate": of_analysis(timed, price=price) | by}
     if one.fits:
         return report
 
@@ -304,7 +323,6 @@ def by_model(on: Machine) -> Trying:
 def modelled(config: Config, on: Machine, tokens: float | None, price: float | None) -> dict[str, Any]:
     """The report on the step of `config` by the analytic model alone; of one that does not fit, with what
     helps. With `tokens`, the numbers of the run stand in it as in the rows of several machines."""
-    config = resolved(config, on, lambda text: None)
     analysis = analyse(config, on)
     row = of_analysis(analysis, tokens, price)
     report = of_model(analysis) | (row if tokens else {}) | {"room_is": row["room_is"], "estimate": row}

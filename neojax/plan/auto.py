@@ -79,9 +79,10 @@ def resolved(config: Config, on: Machine | None = None, say: Callable[[str], Non
         more = f"; next is {second.told}, {other.estimate.seconds / estimate.seconds - 1:.0%} slower"
     lost = f"; {found.constraints['memory']} do not fit" if found.constraints["memory"] else ""
     stored = f", param_layout {one.mesh.param_layout!r}" if one.mesh.param_layout else ""
+    of = "1 layout that fits" if len(found.fitting) == 1 else f"{len(found.fitting)} layouts that fit"
     say(
         f"mesh.layout=auto: mesh {one.mesh.shape}, layout {one.mesh.layout!r}{stored}: of "
-        f"{len(found.fitting)} layouts that fit {on} the soonest by the model, "
+        f"{of} {on} the soonest by the model, "
         f"{duration(estimate.seconds)} a step, {gb(analysis.work.memory.total)} of {gb(analysis.room)} a "
         f"device{more}{lost}"
     )

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from helpers import failure
 
 from neojax.cli import main
 from neojax.commands import plan as command
@@ -153,3 +154,31 @@ def test_libtpu_says_nothing_where_there_is_no_tpu(config, capsys, monkeypatch, 
 def test_a_machine_of_several_on_which_nothing_fits_says_how_much_is_too_much(config, capsys):
     print_sweep([{"topology": "h100:8", "fits": False, "needed": 100e9, "room": 60e9}], load(config))
     assert "h100:8: does not fit, 100 GB a device, of 60 GB: 40 GB too much" in capsys.readouterr().out
+
+
+def test_what_a_short_run_costs_is_not_nothing(config, capsys):
+    machines = "h100:8,v5e:2x2"
+    words = ("--tokens", "1e6", "--topology", machines)
+    rows = json.loads(plan(capsys, config, *words, "--json"))
+    text = plan(capsys, config, *words)
+    assert all(f"{row['chip_hours']:.3g}" in text and f"{row['dollars']:.3g}" in text for row in rows)
+
+
+def test_auto_tells_its_layout_of_gpus_too(config, capsys):
+    auto = ("mesh.layout=auto", "mesh.shape=data:-1", "mesh.param_layout=", "--topology", "h100:2")
+    assert "mesh.layout=auto: mesh data:2" in plan(capsys, config, *auto)
+    assert main(["plan", config, *auto, "--decode", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["mesh"] == "data:2" and "mesh.layout=auto" in said.err
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("--decode", "--price-per-chip-hour", "3"), "--price-per-chip-hour is of a run"),
+        (("--search", "--price-per-chip-hour", "3"), "--price-per-chip-hour is of a run"),
+        (("--search", "--finalists", "-1"), "--finalists"),
+    ],
+)
+def test_options_that_would_do_nothing_are_errors(words, said, config, capsys):
+    assert said in failure(capsys, "plan", config, "--topology", "h100:8", *words)

@@ -105,6 +105,8 @@ def test_a_step_on_the_devices_here_is_estimated_where_their_chip_is_known(
     known = analyse(configuration.load(config), Machine(CHIPS[chip], sides))
     assert report["estimate"]["parts"]["products"] == known.estimate.products
     assert report["executed_flops_per_device"] == known.work.flops
+    own = plan(capsys, config, "--price-per-chip-hour", "123")["estimate"]
+    assert own["dollars"] == pytest.approx(123 * own["chip_hours"]) and not own["price_is_listed"]
     assert main(["plan", config]) == 0
     text = capsys.readouterr().out
     assert "its loader must give" in text and "days (" in text and "(MFU)" in text
