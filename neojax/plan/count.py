@@ -23,11 +23,14 @@ from neojax.plan.work import Held, Memory, Product, Work
 
 
 def _seen(one: Product, model: ModelConfig) -> Product:
-    """A kernel's product with the FLOPs of the keys that are seen, by all layers of attention together."""
+    """A kernel's product with the FLOPs of the keys that are seen, by all layers of attention together; where
+    rows are split, by those of its kind: global ones have the keys of whole rows, local ones those near."""
     if not one.kernel:
         return one
     kinds = [kind for kind in model.attention_layers if kind not in ("none", "linear")]
     window, length = model.attention.window, model.n_ctx
+    if one.m != one.n:
+        kinds = ["local" if one.n < length else "global"]
     seen = sum(visible_keys(kind, length, window, model.causal) for kind in kinds) / len(kinds)
     return replace(one, flops=one.flops * 2.0 * one.batch * one.m * one.k * seen)
 

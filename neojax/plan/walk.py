@@ -5,6 +5,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax.numpy as jnp
+
 from neojax.plan.fusion import (
     FLAT,
     is_piece,
@@ -324,12 +326,15 @@ class Walker(Parts):
         """A kernel of attention: two products forward, which are made again backward with two more each for
         queries and for keys and values."""
         name = str(eqn.params.get("name") or eqn.params.get("name_and_src_info") or "")
-        wide = [v.aval.shape for v in eqn.invars if len(v.aval.shape) >= 3 and v.aval.shape[-1] >= 16]
-        if not wide:
+        arrays = [v.aval for v in eqn.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
+        wide = [one.shape for one in arrays if len(one.shape) >= 3 and one.shape[-1] >= 16]
+        if len(wide) < 2:
             return
-        q = max(wide, key=math.prod)
+        q, keys = wide[:2]
         products = 2 if "fwd" in name else 5 if "dkv" in name else 3
-        self.products.append(Product(math.prod(q[:-2]), q[-2], q[-2], q[-1], times, 0, name, float(products)))
+        self.products.append(
+            Product(math.prod(q[:-2]), q[-2], keys[-2], q[-1], times, 0, name, float(products))
+        )
 
     def _loop(
         self, eqn: Any, name: str, ins: Sequence[int], frame: Frame, at: int, times: int

@@ -218,3 +218,16 @@ def test_what_a_product_is_given_in_parts_that_it_cannot_take_is_gathered():
     # Of a layer: forward two; backward of both the results' gradients, for the input's and for the matrix's.
     assert sum(one.times for one in wide) >= 4 * (2 + 4)
     assert split.work.flops == pytest.approx(plain.work.flops, rel=0.01)
+
+
+def test_devices_that_split_rows_share_their_attention():
+    model = {"n_layer": 2, "n_embd": 128, "n_ctx": 1024, "n_vocab": 256}
+    model |= {"attention": {"heads": 2, "types": ["global", "local"], "window": 128}}
+
+    def kernels(side, layout):
+        tree = {"model": model, "mesh": {"shape": f"row:{side}", "layout": layout}}
+        config = from_dict(tree | {"train": {"batch_size": 1, "remat": "names", "precision": "bfloat16"}})
+        work = analyse(config, "v5e:1x1" if side == 1 else "v5e:2x2").work
+        return sum(p.flops * p.times for p in work.products if p.kernel)
+
+    assert 4 * kernels(4, "sequence:row") == pytest.approx(kernels(1, "batch:row"), rel=0.15)
