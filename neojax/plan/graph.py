@@ -7,6 +7,7 @@ from typing import Any
 
 INLINED = (
     "jit", "pjit", "remat2", "checkpoint", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call",
+    "eval_jaxpr",
 )  # fmt: skip
 SAME = ("stop_gradient", "name", "copy", "pvary", "reduce_precision", "optimization_barrier")
 
