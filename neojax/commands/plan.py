@@ -164,6 +164,13 @@ def run(args: Namespace) -> None:
         report = planned(config, args.topology, devices, args.quick, args.price_per_chip_hour)
     if args.picture:
         save_picture(args.picture, draw_plan(report, title_of(args.config, args.topology)))
+    tell(report, args)
+    if args.price_per_chip_hour and "estimate" not in report:
+        complain(f"no speed is known of {report['device_kind']}, so that --price-per-chip-hour tells nothing")
+
+
+def tell(report: dict[str, Any], args: Namespace) -> None:
+    """Prints a plan as the arguments want it."""
     if args.json:
         print(json.dumps(report))
     elif args.decode:
@@ -172,8 +179,6 @@ def run(args: Namespace) -> None:
         print_report(report)
         if "estimate" in report:
             print_estimate(report["estimate"])
-    if args.price_per_chip_hour and "estimate" not in report:
-        complain(f"no speed is known of {report['device_kind']}, so that --price-per-chip-hour tells nothing")
 
 
 def positive(text: str) -> float:
@@ -211,7 +216,7 @@ def cost(config: Config, args: Namespace) -> None:
         on = machine(args.topology)
         config = resolved(config, on, complain if args.json else print)
         report = of_decoding(config, args.topology, count_decoding(config, on, args.weights))
-        print(json.dumps(report)) if args.json else print_decoding(report)
+        tell(report, args)
         return
     wanted = EVERY if args.topology in (HERE, "all") else tuple(args.topology.split(","))
     if len(wanted) == 1:
@@ -220,11 +225,7 @@ def cost(config: Config, args: Namespace) -> None:
         report = modelled(config, on, args.tokens, args.price_per_chip_hour)
         if args.picture:
             save_picture(args.picture, draw_plan(report, title_of(args.config, wanted[0])))
-        if args.json:
-            print(json.dumps(report))
-        else:
-            print_report(report)
-            print_estimate(report["estimate"])
+        tell(report, args)
         return
     rows = list(sweep(config, wanted, args.tokens, args.price_per_chip_hour))
     if args.picture:

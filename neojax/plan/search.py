@@ -140,6 +140,15 @@ def _search(
     def left(share: float = 1.0) -> float:
         return share * 60 * minutes - (time.monotonic() - begun)
 
+    def compiled(entry: Ranked, called: str) -> bool:
+        """Asks the compiler about a candidate, and says so and what it said; whether there was time."""
+        say(f"compiling with little effort: {called}")
+        if not _compile(entry, config, on, left()):
+            return False
+        outcome = entry.refused or f"{duration(entry.seconds)} a step"
+        say(f"{outcome}, {gb(entry.needed)} a device; {_since(begun)}")
+        return True
+
     def is_time(one: Candidate, said: str) -> bool:
         nonlocal stopped
         if pressed:
@@ -183,18 +192,12 @@ def _search(
                 entry = min((e for e in ranked if not e.is_known), key=lambda e: e.seconds, default=None)
                 if entry is None:
                     break
-                say(f"compiling with little effort: {entry.one.told}")
-                if not _compile(entry, config, on, left()):
+                if not compiled(entry, entry.one.told):
                     stopped = f"{minutes:g} minutes are over"
                     break
-                outcome = entry.refused or f"{duration(entry.seconds)} a step"
-                say(f"{outcome}, {gb(entry.needed)} a device; {_since(begun)}")
             if (entry := _unrolled(ranked, config)) and not stopped:
-                say(f"compiling with little effort: the best of them, unroll {entry.one.unroll}")
-                if _compile(entry, config, on, left()):
+                if compiled(entry, f"the best of them, unroll {entry.one.unroll}"):
                     ranked.append(entry)
-                    outcome = entry.refused or f"{duration(entry.seconds)} a step"
-                    say(f"{outcome}, {gb(entry.needed)} a device; {_since(begun)}")
                 else:
                     say(f"{minutes:g} minutes are over before the compiler had an answer")
         except KeyboardInterrupt:
